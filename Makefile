@@ -1,0 +1,67 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Root needs no sudo; a developer's account does.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help system venv check test unit demo lab-down bench format constraints
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
+
+system: ## install the Debian packages that are missing (debian-packages.txt)
+	@wanted=$$(sed -E 's/[[:space:]]*#.*//' debian-packages.txt); \
+	have=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $$wanted 2>/dev/null | sed -n 's/^installed //p' || true); \
+	missing=$$(comm -23 <(tr -s ' ' '\n' <<<"$$wanted" | sed '/^$$/d' | sort -u) <(sort -u <<<"$$have") | xargs); \
+	if [ -n "$$missing" ]; then \
+	  echo "Installing Debian packages: $$missing"; \
+	  $(SUDO) apt-get update; \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
+	else echo "Debian packages: all there"; fi
+
+venv: $(STAMP) ## make or refresh the virtual environment
+
+# --system-site-packages: guestfs and nbd come from the distribution; constraints.txt pins all the rest.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Virtual environment $(VENV): installing what constraints.txt pins"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: venv ## ruff, mypy, import contracts (seconds)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: system venv check ## everything, as CI runs it
+	$(BIN)/pytest -ra --durations=15
+
+unit: venv ## only the quick floor: no server, no VM
+	$(BIN)/pytest -q tests/unit
+
+demo: system venv ## a lab with a real VM, two nights, a disaster, a recovery
+	$(BIN)/python -m tests.lab.demo
+
+lab-down: venv ## end the lab and the UI, leave nothing behind
+	$(BIN)/python -m tests.lab.lab down
+
+bench: system venv ## what GBS costs beside bare rsync and rsnapshot
+	$(BIN)/python -m tests.bench
+
+format: venv ## let ruff format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: ## resolve pyproject.toml anew into constraints.txt
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	$(PYTHON) -m venv "$$tmp"; \
+	"$$tmp/bin/pip" install -e '.[dev]'; \
+	{ sed '/^[^#]/,$$d' constraints.txt; "$$tmp/bin/pip" freeze --exclude-editable; } >"$$tmp/new"; \
+	cp "$$tmp/new" constraints.txt

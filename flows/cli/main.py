@@ -1,0 +1,54 @@
+"""`gbs`: back up, watch, verify and recover. Subcommands are imported when called, because Prefect takes seconds."""
+
+import importlib
+from typing import Any
+
+import click
+
+from flows.cli import terminal
+
+COMMANDS = {
+    "check": ("flows.cli.check", "Try every connection, tool, mount and free space; one line per finding."),
+    "run": ("flows.cli.run", "Run a stage, or the whole night, now."),
+    "status": ("flows.cli.show", "What is protected, how well, and since when."),
+    "list": ("flows.cli.show", "Images and restore points."),
+    "recover": ("flows.cli.recover", "Bring back what was lost."),
+    "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),
+    "inventory": ("flows.cli.inventory", "Validate and show the inventory."),
+    "apply": ("flows.cli.apply", "Make Prefect's blocks from the inventory."),
+    "deploy": ("flows.cli.apply", "Make the work pool and the deployments on the Prefect server."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command: Any = getattr(importlib.import_module(module), f"{cmd_name}_command")
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gbs")
+def gbs() -> None:
+    """Back up KVM hosts, VMs and the systems around them, and bring them back.
+
+    What is protected stands in the inventory (GBS_INVENTORY, else /etc/gbs/inventory.yaml). Start with
+    `gbs inventory validate`, `gbs apply` and `gbs check`; then `gbs run nightly` and `gbs status`.
+
+    Exit codes: 0 done, 1 failed, 2 usage or inventory error, 3 done with warnings or partly, 10 nothing to recover
+    from, 11 locked by another run, 130 cancelled.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    terminal.run(gbs)

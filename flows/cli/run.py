@@ -1,0 +1,64 @@
+"""`gbs run`: the stages, started by hand."""
+
+import click
+
+from flows.cli import terminal
+from tasks.errors import ClientsFailed
+from tasks.model.names import human_age, human_bytes
+from tasks.model.outcome import StageResult, exit_code
+
+STAGES = {
+    "nightly": "Every stage for every client: prepare, overnight, images that are due, permanent.",
+    "prepare": "Stage 0: facts and database dumps on the clients.",
+    "overnight": "Stage 1: pull the clients' files, and take the images that are due.",
+    "permanent": "Stage 2: from the overnight copies to restore points.",
+}
+COLUMNS = ("client", "stage", "outcome", "took", "moved", "produced", "reason")
+
+
+@click.group("run")
+def run_command() -> None:
+    """Run a stage, or the whole night, now.
+
+    \b
+    gbs run nightly                  everything in the inventory
+    gbs run overnight --client web1  one client, one stage
+    """
+
+
+def _show(stage: str, results: list[StageResult], as_json: bool) -> None:
+    body = [
+        (
+            *(result.client, result.stage, result.outcome.value, human_age(result.duration_s)),
+            *(
+                human_bytes(result.bytes_moved) if result.bytes_moved else "",
+                result.produced,
+                "; ".join(result.reasons),
+            ),
+        )
+        for result in results
+    ]
+    terminal.rows(stage, COLUMNS, body, as_json)
+
+
+def _command(stage: str, text: str) -> click.Command:
+    @click.command(stage, help=text)
+    @click.option("--client", "clients", multiple=True, help="Only this client or KVM host; may be given again.")
+    @terminal.json_option
+    def command(clients: tuple[str, ...], as_json: bool) -> int:
+        import importlib
+
+        flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
+        try:
+            results: list[StageResult] = flow(list(clients) or None)
+        except ClientsFailed as exc:
+            _show(stage, exc.args[3], as_json)
+            raise
+        _show(stage, results, as_json)
+        return exit_code(results)
+
+    return command
+
+
+for _stage, _text in STAGES.items():
+    run_command.add_command(_command(_stage, _text))

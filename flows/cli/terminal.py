@@ -1,0 +1,96 @@
+"""What every command shares: clear errors, exit codes, progress lines, tables or JSON."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, ClassVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from tasks.errors import GbsError
+
+CANCELLED = 130
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+PREFECT_DEFAULTS = {
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,flows,blocks",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "DO_NOT_TRACK": "1",
+}
+"""Our log lines go to the UI; on the terminal our own handler shows them, and Prefect's stays quiet."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of a table.")
+
+
+class _Lines(logging.Handler):
+    """Progress on standard error: the time, and what happens."""
+
+    STYLES: ClassVar = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        err.print(f"[dim]{clock}[/dim] ", end="")
+        err.print(record.getMessage(), style=self.STYLES.get(record.levelno), markup=False)
+
+
+def show_progress() -> None:
+    """Send the log lines of flows and tasks to the terminal; call before anything imports Prefect."""
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    handler = _Lines(logging.INFO)
+    for name in ("tasks", "flows", "blocks"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+
+
+def run(command: click.Command) -> None:
+    """Run a command and exit: with the code of its error, or what it returns."""
+    show_progress()
+    try:
+        code = command(standalone_mode=False)
+    except click.exceptions.Abort:
+        err.print("cancelled")
+        code = CANCELLED
+    except KeyboardInterrupt:
+        err.print("cancelled")
+        code = CANCELLED
+    except click.ClickException as exc:
+        exc.show()
+        code = 2
+    except GbsError as exc:
+        err.print(f"error: {exc}", style="red", markup=False)
+        code = exc.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def rows(title: str, columns: Sequence[str], body: Sequence[Sequence[Any]], as_json: bool, empty: str = "none") -> None:
+    """Print rows as a table, or as a JSON list of objects keyed by the columns."""
+    if as_json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in body], indent=1, default=str))
+        return
+    if not body:
+        out.print(f"{title}: {empty}")
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.upper(), overflow="fold", header_style="dim")
+    for row in body:
+        table.add_row(*(_styled(str(value if value is not None else "")) for value in row))
+    out.print(table)
+
+
+COLOURS = {"OK": "green", "WARNING": "yellow", "PARTIAL": "yellow", "FAILED": "red", "MISSED": "red", "SKIPPED": "dim"}
+
+
+def _styled(text: str) -> str:
+    escaped = text.replace("[", "\\[")
+    return f"[{COLOURS[text]}]{escaped}[/]" if text in COLOURS else escaped

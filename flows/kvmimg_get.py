@@ -1,0 +1,72 @@
+"""Fetch the image of a VM that is found by name in the backup data of the KVM hosts."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from prefect import flow
+
+from flows.reconcile import require_settled
+from flows.side_by_side import for_each_client
+from flows.stage import stage
+from flows.vm_name import VmName
+from tasks import images, places, windows
+from tasks.errors import HypervisorError
+from tasks.model.manifest import ImageManifest
+from tasks.model.names import new_id
+from tasks.model.outcome import Outcome, StageResult
+from tasks.model.window_decision import Power
+
+
+def take_image(vm: str) -> ImageManifest:
+    """Take and publish an image of the VM: live when it runs, as it is when it is shut off."""
+    definition = images.find(vm)
+    host, uuid = definition.kvm_host, definition.domain.uuid
+    with places.locked("vm", uuid):
+        require_settled(host, uuid)
+        power = windows.power(host, uuid)
+        if power not in (Power.ON, Power.OFF):
+            raise HypervisorError(vm, "taking its image", f"it is {power.value} on {host}")
+        image_id = new_id(datetime.now(UTC))
+        folder = images.stage(definition, vm, image_id)
+        try:
+            take = images.take_live if power is Power.ON else images.take_offline
+            taken = take(definition, image_id, folder)
+            for disk in taken.disks:
+                images.verify_disk(vm, disk, folder)
+            return images.publish_image(folder, definition, taken, vm)
+        finally:
+            images.discard_staged(folder, vm)
+
+
+def image_if_due(client: str) -> list[StageResult]:
+    """The image of the VM that the client is, when it is due; nothing for a client that is no VM."""
+    vm = getattr(places.system_of(client)[0], "vm", None)
+    if vm is None:
+        return []
+    with stage(client, "image") as running:
+        why = images.why_due(client, vm)
+        if why is None:
+            running.say(Outcome.SKIPPED, "the image there is serves")
+        else:
+            manifest = take_image(vm)
+            running.produced = manifest.id
+            running.bytes_moved = sum(file.size_bytes for file in manifest.files)
+            for warning in manifest.warnings:
+                running.say(Outcome.WARNING, warning)
+    return [running.result()]
+
+
+def images_due(clients: Sequence[str]) -> list[StageResult]:
+    """The images that are due among these clients, side by side."""
+    vms = set(places.inventory().vms.values())
+    return for_each_client(image_if_due, [client for client in clients if client in vms])
+
+
+@flow(name="kvmimg-get", flow_run_name="image of {vm}")
+def kvmimg_get(vm: VmName) -> ImageManifest:
+    """Fetch an image of the VM now: live by SnapLive when it runs, as it is when it is shut off.
+
+    Args:
+        vm: The VM, as libvirt names it. It is found in the backup data of the KVM hosts.
+    """
+    return take_image(vm)

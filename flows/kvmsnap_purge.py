@@ -1,0 +1,25 @@
+"""Remove the external snapshots that kvmsnap-create made: commit, pivot, unlink."""
+
+from prefect import flow
+
+from flows.vm_name import VmName
+from tasks import places, windows
+from tasks.drivers.snaplive_settle import DiskOutcome
+from tasks.errors import UnknownName
+
+
+@flow(name="kvmsnap-purge", flow_run_name="purge snapshots of {vm}")
+def kvmsnap_purge(vm: VmName | None = None) -> list[DiskOutcome]:
+    """Bring a VM, or every VM that has outstanding snapshots of ours, back to its base images.
+
+    Args:
+        vm: The VM, as libvirt names it; all when it is left out.
+    """
+    found = [(host, plan) for host, plan in windows.open_windows() if vm in (None, plan.vm, plan.uuid)]
+    if vm is not None and not found:
+        raise UnknownName("VM with snapshots of ours", vm, [plan.vm for _, plan in windows.open_windows()])
+    outcomes = []
+    for host, plan in found:
+        with places.locked("vm", plan.uuid):
+            outcomes += windows.purge(host, plan.uuid)
+    return outcomes

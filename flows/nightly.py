@@ -1,0 +1,36 @@
+"""The night: every client through stages 0, 1 and 2, side by side, then the VM images that are due, then the report."""
+
+from prefect import State, flow
+
+from flows.ending import conclude
+from flows.kvmimg_get import images_due
+from flows.overnight import pull_client
+from flows.permanent import keep_client
+from flows.prepare import prepare_client
+from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.stage import skipped
+from flows.vm_name import ClientName
+from tasks.model.outcome import Outcome, StageResult
+
+STAGES = (("prepare", prepare_client), ("overnight", pull_client), ("permanent", keep_client))
+
+
+def night_of(client: str) -> list[StageResult]:
+    """One client through stages 0, 1 and 2; a stage that failed stops the client's later ones, and nobody else's."""
+    results: list[StageResult] = []
+    for name, run_stage in STAGES:
+        if results and results[-1].outcome in (Outcome.FAILED, Outcome.SKIPPED):
+            results.append(skipped(client, name, f"{results[-1].stage} did not end well"))
+        else:
+            results += run_stage(client)
+    return results
+
+
+@flow(name="nightly", flow_run_name="nightly {clients}", task_runner=task_runner)
+def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
+    """All stages for the named clients, or for every client and KVM host of the inventory.
+
+    Images come last: files are safe first, and a VM is found in the backup data of its KVM host, which is then there.
+    """
+    names = chosen(clients)
+    return conclude("nightly", for_each_client(night_of, names) + images_due(names))

@@ -1,0 +1,36 @@
+"""Stage 1, overnight backup: every client's files, and the KVM images that are due."""
+
+from datetime import UTC, datetime
+
+from prefect import State, flow
+
+from flows.ending import conclude
+from flows.kvmimg_get import images_due
+from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.stage import stage
+from flows.vm_name import ClientName
+from tasks import files, places
+from tasks.model.outcome import Outcome, StageResult
+
+
+def pull_client(client: str) -> list[StageResult]:
+    """Pull one client's files and publish them as its overnight copy; the old copy stays when anything is wrong."""
+    started = datetime.now(UTC)
+    with stage(client, "overnight") as running, places.locked("client", client):
+        prepared = files.read_prepared(client)
+        for failure in prepared.failures:
+            running.say(Outcome.PARTIAL, failure)
+        moved = files.pull(client)
+        for line in moved.vanished:
+            running.say(Outcome.WARNING, line)
+        running.produced = files.publish(client, started, moved).id
+        running.bytes_moved = moved.received_bytes
+    return [running.result()]
+
+
+@flow(name="overnight", flow_run_name="overnight {clients}", task_runner=task_runner)
+def overnight(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
+    """Stage 1 for the named clients, or all: pull files; then take the images of VMs that are due."""
+    names = chosen(clients)
+    results = for_each_client(pull_client, names)
+    return conclude("overnight", results + images_due(names))

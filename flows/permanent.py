@@ -1,0 +1,29 @@
+"""Stage 2, permanent backup: overnight copies become restore points in the permanent store."""
+
+from prefect import State, flow
+
+from flows.ending import conclude
+from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.stage import stage
+from flows.vm_name import ClientName
+from tasks import places, points
+from tasks.model.outcome import Outcome, StageResult
+
+
+def keep_client(client: str) -> list[StageResult]:
+    """Sync one client's overnight copy and rotate its restore points; nothing rotates unless it is new."""
+    with stage(client, "permanent") as running, places.locked("client", client):
+        points.prove()
+        night = points.sync(client)
+        rotations = points.rotate(client)
+        if rotations:
+            running.produced = night
+        else:
+            running.say(Outcome.SKIPPED, f"night {night} is in the permanent store already")
+    return [running.result()]
+
+
+@flow(name="permanent", flow_run_name="permanent {clients}", task_runner=task_runner)
+def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
+    """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points."""
+    return conclude("permanent", for_each_client(keep_client, chosen(clients)))

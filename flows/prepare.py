@@ -1,0 +1,61 @@
+"""Stage 0, backup preparation: on each client, facts and database dumps."""
+
+from datetime import UTC, datetime
+
+from prefect import State, flow
+
+from flows.ending import conclude
+from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.stage import Stage, stage
+from flows.vm_name import ClientName
+from tasks import places, preparation
+from tasks.errors import GbsError
+from tasks.model.inventory import Database
+from tasks.model.manifest import DumpRecord
+from tasks.model.outcome import Outcome, StageResult
+from tasks.model.prepared import Prepared
+
+
+def prepare_client(client: str) -> list[StageResult]:
+    """Stage 0 of one client; a database that cannot be dumped makes it PARTIAL, and the rest goes on."""
+    started = datetime.now(UTC)
+    with stage(client, "prepare") as running:
+        system, _ = places.system_of(client)
+        facts = preparation.collect_facts(client)
+        dumps: list[DumpRecord] = []
+        for database in system.databases:
+            dumps += _dump_engine(client, database, running)
+        running.bytes_moved = sum(dump.size_bytes for dump in dumps)
+        preparation.record(
+            Prepared(
+                client=client,
+                started=started,
+                ended=datetime.now(UTC),
+                facts=facts,
+                dumps=tuple(dumps),
+                failures=tuple(running.reasons),
+            )
+        )
+    return [running.result()]
+
+
+def _dump_engine(client: str, database: Database, running: Stage) -> list[DumpRecord]:
+    engine, dumps = database.engine, []
+    try:
+        dumps.append(preparation.dump_accounts(client, engine))
+        names = database.names or preparation.list_databases(client, engine)
+    except GbsError as exc:
+        running.say(Outcome.PARTIAL, str(exc))
+        return dumps
+    for name in names:
+        try:
+            dumps.append(preparation.dump_database(client, engine, name))
+        except GbsError as exc:
+            running.say(Outcome.PARTIAL, str(exc))
+    return dumps
+
+
+@flow(name="prepare", flow_run_name="prepare {clients}", task_runner=task_runner)
+def prepare(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
+    """Stage 0 for the named clients, or all: facts, and database dumps into a local folder of each client."""
+    return conclude("prepare", for_each_client(prepare_client, chosen(clients)))

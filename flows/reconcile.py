@@ -1,0 +1,59 @@
+"""After a crash: bring every VM whose snapshot window is unfinished back to its base images."""
+
+import logging
+
+from prefect import flow
+
+from flows.vm_name import VmName
+from tasks import places, windows
+from tasks.drivers.snaplive_settle import DiskOutcome
+from tasks.errors import LeftBehind, Locked, WindowOpen
+
+log = logging.getLogger(__name__)
+
+
+def require_settled(kvm_host: str, uuid: str) -> None:
+    """Settle what an earlier run of the VM left; the VM's lock is held.
+
+    Raises WindowOpen for a snapshot that an operator made and has not purged, LeftBehind for what needs an operator.
+    """
+    left = {plan.uuid: plan for _, plan in windows.open_windows()}
+    if uuid not in left:
+        return
+    if left[uuid].run.startswith(windows.KVMSNAP):
+        raise WindowOpen(left[uuid].vm, "this", "gbs-kvmsnap-create made a snapshot; gbs-kvmsnap-purge ends it")
+    require_all(kvm_host, windows.settle(kvm_host, uuid))
+
+
+def require_all(kvm_host: str, outcomes: list[DiskOutcome]) -> None:
+    """Raise LeftBehind for the first disk that is not on its base."""
+    for outcome in outcomes:
+        log.info("VM %s disk %s: %s", outcome.vm, outcome.target, outcome.reason)
+        if not outcome.settled:
+            where = f"VM {outcome.vm}, disk {outcome.target}, overlay {outcome.overlay} on {kvm_host}"
+            raise LeftBehind(where, outcome.reason, outcome.undo or "gbs reconcile")
+
+
+@flow(name="reconcile", flow_run_name="reconcile {vm}")
+def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
+    """Settle unfinished snapshot windows: commit, pivot, unlink as far as libvirt proves what may be done.
+
+    A snapshot that an operator made is left alone, and so is a VM on which a run works now.
+
+    Args:
+        vm: The VM, as libvirt names it; all when it is left out.
+    """
+    outcomes: list[DiskOutcome] = []
+    for host, plan in windows.open_windows():
+        if vm not in (None, plan.vm, plan.uuid) or plan.run.startswith(windows.KVMSNAP):
+            continue
+        try:
+            with places.locked("vm", plan.uuid):
+                outcomes += windows.settle(host, plan.uuid)
+        except Locked as exc:
+            log.info("%s: a run works on it now", exc)
+    unsettled = [outcome for outcome in outcomes if not outcome.settled]
+    if unsettled:
+        first = unsettled[0]
+        raise LeftBehind(f"VM {first.vm}, disk {first.target}", first.reason, first.undo or "gbs reconcile")
+    return outcomes

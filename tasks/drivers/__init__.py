@@ -1,0 +1,1 @@
+"""One module per external tool. Deadlines live here; Prefect does not."""

@@ -1,0 +1,35 @@
+"""MariaDB and MySQL: one consistent SQL dump per database, users apart (mariadb-dump(1)).
+
+The dump ends with a line that only a whole dump has; a killed one does not.
+"""
+
+from tasks.drivers.databases.engine import Engine
+
+_DUMP = "$(command -v mariadb-dump || command -v mysqldump)"
+_CLIENT = "$(command -v mariadb || command -v mysql)"
+
+MARIADB = Engine(
+    data_folders=("/var/lib/mysql/*",),
+    suffix=".sql",
+    ready=f'{_CLIENT} --batch -e "SELECT 1" > /dev/null',
+    databases=f"""
+{_CLIENT} --batch --skip-column-names -e "SELECT HEX(schema_name) FROM information_schema.schemata
+    WHERE schema_name NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')"
+""",  # noqa: S608
+    # The name travels as hexadecimal digits, so that no quote in it can end the string.
+    size=f"""
+hex=$(printf %s "$1" | od -An -tx1 | tr -d ' \\n')
+{_CLIENT} --batch --skip-column-names -e "SELECT COALESCE(SUM(data_length + index_length), 0)
+    FROM information_schema.tables WHERE table_schema = CONVERT(X'$hex' USING utf8mb4)"
+""",  # noqa: S608
+    dump=f"""
+umask 077
+nice -n 10 {_DUMP} --single-transaction --quick --routines --events --triggers --hex-blob --add-drop-database \\
+    --databases -- "$1" > "$2"
+""",
+    check='tail -n 1 -- "$1" | grep -q "^-- Dump completed"',
+    restore=f'{_CLIENT} < "$2"',
+    dump_accounts=f'umask 077; {_DUMP} --system=users --insert-ignore > "$1"',
+    check_accounts='grep -q "USER" -- "$1"',
+    restore_accounts=f'{_CLIENT} < "$1"',
+)

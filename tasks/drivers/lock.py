@@ -1,0 +1,37 @@
+"""Mutual exclusion by flock(2): it ends with its holder, so no lock is ever stale."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks.errors import Locked
+
+
+@contextmanager
+def hold(path: Path, what: str, run: str = "") -> Iterator[None]:
+    """Hold the lock `path` for `what`; raises Locked, naming the holder, when another process or thread has it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise Locked(what, _holder(path)) from exc
+        os.ftruncate(handle, 0)
+        holder = {"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds"), "run": run}
+        os.pwrite(handle, json.dumps(holder).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return f"pid {holder['pid']} since {holder['since']}" + (f" ({holder['run']})" if holder["run"] else "")
+    except (OSError, ValueError, KeyError):
+        return "an unknown process"

@@ -1,0 +1,49 @@
+"""Prove that the permanent store is the right one before anything is written to it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tasks.drivers import process
+from tasks.errors import CommandFailed, CommandTimedOut, StoreNotMounted
+from tasks.model.mountinfo import mount_of, parse_mounts
+
+MARKER = ".gbs-store"
+ANSWER_DEADLINE_S = 20
+
+
+@dataclass(frozen=True)
+class PermanentPlace:
+    """Where the permanent store must be, what its marker must say, and for NFSv4 what must be mounted there."""
+
+    path: Path
+    store_id: str
+    kind: Literal["nfs4", "local"]
+    export: str | None = None
+
+
+def prove(place: PermanentPlace) -> None:
+    """Raise StoreNotMounted unless `place` is mounted as declared, writable, and its marker carries the store's id.
+
+    The marker is read by a child with a deadline, because a dead NFS server hangs whoever touches its mount.
+    """
+    path = str(place.path)
+    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
+    mount = mount_of(path, mounts)
+    if place.kind == "nfs4" and (mount.mountpoint, mount.fstype, mount.source) != (path, "nfs4", place.export):
+        found = f"{mount.source} ({mount.fstype}) is mounted at {mount.mountpoint}"
+        raise StoreNotMounted(path, f"{place.export} is not mounted there; {found}", f"mount {place.export} at {path}")
+    if mount.read_only:
+        raise StoreNotMounted(path, f"{mount.mountpoint} is mounted read-only", "mount it read-write")
+    marker = place.path / MARKER
+    try:
+        found = process.run(["cat", "--", str(marker)], deadline_s=ANSWER_DEADLINE_S).text.strip()
+    except CommandTimedOut as exc:
+        raise StoreNotMounted(path, f"no answer within {ANSWER_DEADLINE_S} s", "look at the NFS server") from exc
+    except CommandFailed as exc:
+        fix = f"if it is the right place: echo {place.store_id} > {marker}"
+        raise StoreNotMounted(path, f"the marker {MARKER} is missing", fix) from exc
+    if found != place.store_id:
+        raise StoreNotMounted(
+            path, f"the marker says {found!r}, not {place.store_id!r}", "correct the mount or the store_id"
+        )

@@ -1,0 +1,157 @@
+"""Run an external program: an argv, a deadline, its own session, and an end with its parent.
+
+A child of ours never outlives us: it gets SIGKILL when its parent thread's process dies (PR_SET_PDEATHSIG, prctl(2)),
+because Prefect's own SIGKILL runs no `finally`. Nothing here ever uses a shell.
+"""
+
+import contextlib
+import ctypes
+import os
+import selectors
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from tasks.errors import CommandFailed, CommandTimedOut
+
+TAIL_BYTES = 4000
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a program that ended left: its exit status, its standard output, the end of its standard error."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 survive as surrogates."""
+        return self.stdout.decode("utf-8", "surrogateescape")
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def spawn(argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen: object) -> subprocess.Popen[bytes]:
+    """Start `argv` in a session of its own that dies with us; the caller ends it."""
+    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        list(argv),
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - it calls prctl(2) and nothing that takes a lock
+        **popen,
+    )
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the program and all that it started in its session; reap it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    deadline_s: float,
+    stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    accept: Callable[[int], bool] = lambda status: status == 0,
+    on_output: Callable[[bytes], None] | None = None,
+    name: str | None = None,
+) -> Finished:
+    """Run `argv` to its end and return what it left; `on_output` sees standard output as it comes.
+
+    Raises CommandTimedOut after `deadline_s` (the whole session is killed) and CommandFailed when `accept(status)` is
+    false or the program does not exist. `name` is what messages call it (default: the first words of argv).
+    """
+    called = name or shlex.join(argv[:3])
+    try:
+        process = spawn(
+            argv,
+            env=env,
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    except FileNotFoundError as exc:
+        raise CommandFailed(called, 127, f"{argv[0]} is not installed") from exc
+    try:
+        stdout, stderr = _communicate(process, stdin, time.monotonic() + deadline_s, on_output)
+        status = process.wait()
+    except TimeoutError as exc:
+        kill_session(process)
+        raise CommandTimedOut(called, deadline_s, str(exc)) from None
+    finally:
+        if process.poll() is None:
+            kill_session(process)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+    if not accept(status):
+        raise CommandFailed(called, status, stderr or stdout[-TAIL_BYTES:].decode("utf-8", "replace").strip())
+    return Finished(tuple(argv), status, stdout, stderr)
+
+
+def _communicate(
+    process: subprocess.Popen[bytes],
+    stdin: bytes | None,
+    ends_at: float,
+    on_output: Callable[[bytes], None] | None,
+) -> tuple[bytes, str]:
+    """Feed and drain the pipes until both outputs close; TimeoutError carries the end of standard error."""
+    assert process.stdout is not None  # noqa: S101 - both are pipes: `run` asked for them
+    assert process.stderr is not None  # noqa: S101
+    out, err = bytearray(), bytearray()
+    pending = memoryview(stdin or b"")
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, out)
+        selector.register(process.stderr, selectors.EVENT_READ, err)
+        if process.stdin is not None:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE, None)
+        while selector.get_map():
+            left_s = ends_at - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(_tail(err))
+            for key, _ in selector.select(left_s):
+                pipe: IO[bytes] = key.fileobj  # type: ignore[assignment]
+                if key.data is None:
+                    pending = _feed(selector, pipe, pending)
+                    continue
+                chunk = os.read(pipe.fileno(), 65536)
+                if not chunk:
+                    selector.unregister(pipe)
+                elif key.data is out and on_output is not None:
+                    on_output(chunk)
+                else:
+                    key.data.extend(chunk)
+                if key.data is err and len(err) > 16 * TAIL_BYTES:
+                    del err[: -8 * TAIL_BYTES]
+    return bytes(out), _tail(err)
+
+
+def _feed(selector: selectors.BaseSelector, pipe: IO[bytes], pending: memoryview) -> memoryview:
+    try:
+        pending = pending[os.write(pipe.fileno(), pending[:65536]) :]
+    except BrokenPipeError:
+        pending = memoryview(b"")
+    if not pending:
+        selector.unregister(pipe)
+        pipe.close()
+    return pending
+
+
+def _tail(stderr: bytearray) -> str:
+    return stderr[-TAIL_BYTES:].decode("utf-8", "replace").strip()

@@ -1,0 +1,142 @@
+"""qemu-img(1), with the format always stated: a guest that writes a qcow2 header into its raw disk is never probed.
+
+Each verb takes a shell, so that it runs on the KVM host that has the file or on this machine (`LocalShell`). Programs
+that need progress or a pipe take an argv from the `*_argv` builders instead.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tasks.drivers.host_shell import HostShell
+from tasks.drivers.ssh import Output
+from tasks.errors import CommandFailed, IntegrityError
+
+ImageFormat = Literal["qcow2", "raw"]
+QUICK_DEADLINE_S = 60
+CHECK_CORRUPT, CHECK_LEAKED = 2, 3
+"""Exit statuses of `qemu-img check` for a damaged image and for one that merely wastes space."""
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What an image's own header says, and what it takes on disk."""
+
+    path: str
+    format: str
+    virtual_size_bytes: int
+    allocated_bytes: int
+    backing: str | None = None
+    backing_format: str | None = None
+    data_file: str | None = None
+    encrypted: bool = False
+
+
+def program_argv(*words: str) -> list[str]:
+    """A qemu-img command. No word of ours that comes from data may be taken for an option."""
+    return ["qemu-img", *words]
+
+
+def image_options(path: str, image_format: str, backing: str | None = None, backing_format: str | None = None) -> str:
+    """A file name that states the whole graph (`json:{…}`), so that neither headers nor the name are interpreted."""
+    node: dict[str, Any] = {"driver": image_format, "file": {"driver": "file", "filename": path}}
+    if backing is not None:
+        node["backing"] = {"driver": backing_format, "file": {"driver": "file", "filename": backing}}
+    elif image_format == "qcow2":
+        node["backing"] = None
+    return "json:" + json.dumps(node)
+
+
+def parse_info(done: Output, path: str, image_format: str) -> ImageInfo:
+    """What `qemu-img info --output json` said about an image; CommandFailed or IntegrityError when it says nothing."""
+    if done.status != 0:
+        raise CommandFailed(f"qemu-img info {path}", done.status, done.stderr.strip()[-500:])
+    try:
+        found = json.loads(done.stdout)
+        data = found.get("format-specific", {}).get("data", {})
+        return ImageInfo(
+            path=path,
+            format=str(found["format"]),
+            virtual_size_bytes=int(found["virtual-size"]),
+            allocated_bytes=int(found.get("actual-size", 0)),
+            backing=found.get("backing-filename"),
+            backing_format=found.get("backing-filename-format"),
+            data_file=data.get("data-file"),
+            encrypted=bool(found.get("encrypted")) or "encrypt" in data,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise IntegrityError(path, f"a {image_format} image", f"{type(exc).__name__}: {exc}") from exc
+
+
+def info_argv(path: str, image_format: str, *, shared: bool = False) -> list[str]:
+    """Ask for the header of an image, without its backing files; `parse_info` reads the answer.
+
+    With `shared` also while a VM writes to it. Without, it fails when a process has it open for writing, which is a
+    proof that none has.
+    """
+    flags = ["-U"] if shared else []
+    return program_argv("info", *flags, "-f", image_format, "--output", "json", "--", _plain(path))
+
+
+def info(shell: HostShell, path: str, image_format: str, *, shared: bool = False) -> ImageInfo:
+    """What the header of an image says; CommandFailed when it is no image of that format, or `info_argv` says why."""
+    argv = info_argv(path, image_format, shared=shared)
+    return parse_info(shell.run(argv, deadline_s=QUICK_DEADLINE_S), path, image_format)
+
+
+def require_complete(found: ImageInfo) -> None:
+    """Raise IntegrityError unless the image is whole in itself: no backing file, no data file, not encrypted."""
+    if found.backing is not None:
+        raise IntegrityError(found.path, "an image without a backing file", f"backing file {found.backing!r}")
+    if found.data_file is not None:
+        raise IntegrityError(found.path, "an image without a data file", f"data file {found.data_file!r}")
+    if found.encrypted:
+        raise IntegrityError(found.path, "an image that is not encrypted", "an encrypted one")
+
+
+def check(shell: HostShell, path: str, image_format: str, *, deadline_s: float) -> None:
+    """Raise IntegrityError unless `qemu-img check` finds the image sound (leaked clusters only waste space).
+
+    Raw images have nothing to check.
+    """
+    if image_format == "raw":
+        return
+    argv = program_argv("check", "-q", "-f", image_format, "--", _plain(path))
+    done = shell.run(argv, deadline_s=deadline_s, check=False)
+    if done.status in (0, CHECK_LEAKED):
+        return
+    said = (done.stderr or done.stdout).strip()[-500:]
+    if done.status == CHECK_CORRUPT:
+        raise IntegrityError(path, "an image that qemu-img check finds sound", said)
+    raise CommandFailed(f"qemu-img check {path}", done.status, said)
+
+
+def convert_argv(
+    source: str, source_format: ImageFormat, target: str, target_format: ImageFormat, *, shared: bool = False
+) -> list[str]:
+    """Copy an image, whole and without its backing files, to a new one; progress on standard output.
+
+    `-t none` would need direct I/O of every file system; the caller syncs. `-W` and compression are left to others.
+    """
+    flags = ["-U"] if shared else []
+    return program_argv(
+        "convert", "-p", *flags, "-f", source_format, "-O", target_format, "--", _plain(source), _plain(target)
+    )
+
+
+def commit(shell: HostShell, overlay: str, base: str, base_format: ImageFormat, *, deadline_s: float) -> None:
+    """Write what a qcow2 overlay holds into its base and flush it.
+
+    The overlay stays as it was: a second call is harmless. CommandFailed when either is in use or anything breaks.
+    """
+    graph = image_options(overlay, "qcow2", base, base_format)
+    # -d keeps the overlay's clusters: emptied half-way it could not be committed again.
+    shell.run(program_argv("commit", "-q", "-d", graph), deadline_s=deadline_s, name=f"qemu-img commit {overlay}")
+    shell.run(["sync", "--", base], deadline_s=QUICK_DEADLINE_S)
+
+
+def _plain(path: str) -> str:
+    """A path that qemu-img takes for nothing else: `nbd:x` or `json:x` below the current folder would be a protocol."""
+    if not path.startswith("/"):
+        raise CommandFailed("qemu-img", 1, f"{path!r} is not an absolute path")
+    return path

@@ -1,0 +1,105 @@
+"""rsnapshot 1.4: one root per client, `sync` into `.sync`, rotation apart.
+
+With link_dest the new tree is hard-linked to the newest point by rsync and `.sync` itself becomes `daily.0`. A `.sync`
+that an interrupted run left is never written into: its files share their inodes with older points, and rsync would
+change owners and modes of those in place.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from tasks.drivers import process
+from tasks.drivers.store import discard, read_model, sync_folder, verify_night
+from tasks.errors import CommandFailed, IntegrityError, StoreFull
+from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.retention import Retain, Rotation, due_rotations
+
+SYNC = ".sync"
+ROTATE_DEADLINE_S = 3600
+
+
+def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain]) -> str:
+    """The configuration for one client; fields are separated by tabs, as rsnapshot requires."""
+    rows = [
+        ("config_version", "1.2"),
+        ("snapshot_root", f"{root}/"),
+        ("no_create_root", "1"),
+        ("cmd_rsync", shutil.which("rsync") or "rsync"),
+        ("cmd_cp", shutil.which("cp") or "cp"),
+        ("cmd_rm", shutil.which("rm") or "rm"),
+        *(("retain", row.interval, str(row.count)) for row in retain),
+        ("verbose", "2"),
+        ("lockfile", str(lock)),
+        ("sync_first", "1"),
+        ("link_dest", "1"),
+        ("rsync_short_args", "-aHAXS"),
+        ("rsync_long_args", "--numeric-ids --delete --delete-excluded"),
+        ("exclude", f"/{MANIFEST}"),
+        ("backup", f"{source}/", "./"),
+    ]
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def points(root: Path) -> dict[str, NightManifest | None]:
+    """The restore points below a client's root by rsnapshot's name; None where there is no manifest."""
+    found = {}
+    for folder in root.iterdir() if root.is_dir() else ():
+        interval, _, number = folder.name.partition(".")
+        if interval in ("daily", "weekly", "monthly") and number.isdigit():
+            found[folder.name] = read_model(folder / MANIFEST, NightManifest)
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def _order(name: str) -> tuple[int, int]:
+    interval, _, number = name.partition(".")
+    return ("daily", "weekly", "monthly").index(interval), int(number)
+
+
+def sync(config: Path, source: Path, root: Path, deadline_s: float) -> None:
+    """Copy `source` to `<root>/.sync` and stamp it with the source's manifest once everything else is there."""
+    discard(root / SYNC, root, ".delete")
+    _run(config, "sync", root, deadline_s)
+    manifest = read_model(source / MANIFEST, NightManifest)
+    if manifest is None:
+        raise IntegrityError(str(source), "a night with a manifest", "none")
+    verify_night(root / SYNC, manifest)
+    stamp = root / SYNC / MANIFEST
+    shutil.copyfile(source / MANIFEST, stamp)
+    with stamp.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(root / SYNC)
+
+
+def rotate(config: Path, root: Path, retain: Sequence[Retain]) -> list[Rotation]:
+    """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
+
+    Raises IntegrityError when there is no stamped sync, or when its stamp did not arrive in the newest point.
+    """
+    stamp = read_model(root / SYNC / MANIFEST, NightManifest)
+    if stamp is None:
+        raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
+    due = due_rotations(_content_times(root), retain, stamp.ended)
+    for rotation in due:
+        _run(config, rotation.interval, root, ROTATE_DEADLINE_S)
+    newest = root / f"{retain[0].interval}.0"
+    if due and read_model(newest / MANIFEST, NightManifest) != stamp:
+        raise IntegrityError(str(newest), f"the stamp of {stamp.id}", "another")
+    sync_folder(root)
+    return due
+
+
+def _content_times(root: Path) -> dict[str, datetime | None]:
+    return {name: manifest.ended if manifest else None for name, manifest in points(root).items()}
+
+
+def _run(config: Path, command: str, root: Path, deadline_s: float) -> None:
+    name = f"rsnapshot {command} of {root.name}"
+    try:
+        process.run(["rsnapshot", "-c", str(config), command], deadline_s=deadline_s, name=name)
+    except CommandFailed as exc:
+        if "No space left on device" in str(exc) or "Disk quota exceeded" in str(exc):
+            raise StoreFull(str(root), "more", "too few") from exc
+        raise

@@ -1,0 +1,239 @@
+"""SnapLive: the opening of a snapshot window, in which a running VM writes to overlays while its disks lie still.
+
+The caller holds the VM's lock, copies the disks' base images while the window is open, and closes it with
+`tasks.drivers.snaplive_settle.close_window` whatever happens.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import libvirt
+
+from tasks.drivers import guest_agent, host_files, qemu_img
+from tasks.drivers.dead_man import armed
+from tasks.drivers.guest_agent import Consistency
+from tasks.drivers.host_files import FreeSpace
+from tasks.drivers.host_shell import HostShell, run_each
+from tasks.drivers.journal import Journal
+from tasks.drivers.libvirt_host import Host, HostDomain
+from tasks.drivers.snaplive_settle import abandon_opening
+from tasks.drivers.ssh import Output
+from tasks.errors import DomainBusy, HypervisorError, StoreFull, UnsupportedDisk, WindowOpen
+from tasks.model.domain_xml import Disk, parse_domain
+from tasks.model.snapshot_xml import render_snapshot
+from tasks.model.window import PlannedDisk, Selection, Step, WindowPlan, overlay_path, select_disks
+
+MIN_FREE_BYTES = 1 << 30
+MIN_FREE_INODES = 100
+SNAPSHOT_DEADLINE_S = 60
+SURVEY_DEADLINE_S = 60
+FREEZE_DEADLINE_S = 20
+_FLAGS = (
+    libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+)
+
+
+@dataclass(frozen=True)
+class Window:
+    """An open window: the bases of its disks do not change until it is closed."""
+
+    plan: WindowPlan
+    instant: datetime
+    """When the disks were as their bases are."""
+    consistency: Consistency
+    consistency_reason: str
+    """Why it is not better than crash-consistent; empty when it is."""
+    frozen_s: float
+    left_out: tuple[tuple[str, str], ...]
+    """Disks that are not in the window: (target, reason)."""
+    warnings: tuple[str, ...]
+
+    @property
+    def disks(self) -> tuple[PlannedDisk, ...]:
+        """The disks to copy: `base` is the file to read, in `format`, of `virtual_size_bytes`."""
+        return self.plan.disks
+
+
+def open_window(
+    host: Host,
+    shell: HostShell,
+    journal: Journal,
+    vm: str,
+    run_id: str,
+    *,
+    freeze_deadline_s: int = FREEZE_DEADLINE_S,
+    quiesce: Literal["auto", "never"] = "auto",
+    min_free_bytes: int = MIN_FREE_BYTES,
+) -> Window:
+    """Snapshot all writable disks of a running VM at one instant, onto overlays beside their bases.
+
+    `vm` is a name or a UUID, `journal` the one of that UUID. Raises WindowOpen when an earlier window is unfinished or
+    overlays of ours are found, DomainBusy when another job works on the VM, UnsupportedDisk, StoreFull (too little room
+    for the overlays), UnknownName, HypervisorError. Whatever it raises, the VM is on its bases and thawed, or the
+    journal is unfinished and `reconcile` will see to it.
+    """
+    domain = host.domain(vm)
+    if (left := journal.open_window()) is not None:
+        raise WindowOpen(domain.name, "a snapshot", f"run {left.plan.run} did not end")
+    _require_idle(domain)
+    description = parse_domain(domain.xml())
+    selection = select_disks(description)
+    plan = _plan(shell, domain, selection, run_id, min_free_bytes)
+    journal.append(Step.PREPARE, plan=plan)
+    try:
+        opening = _Opening(shell, journal, domain, plan, selection, description.guest_agent)
+        return opening.snapshot(freeze_deadline_s, quiesce == "auto")
+    except BaseException:
+        abandon_opening(host, shell, journal)
+        raise
+
+
+def _require_idle(domain: HostDomain) -> None:
+    state, _ = domain.state()
+    if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED):
+        raise HypervisorError(domain.name, "a live snapshot", "the VM does not run; take its image offline")
+    if not domain.call("ask what it is", lambda handle: bool(handle.isPersistent())):
+        raise HypervisorError(domain.name, "a live snapshot", "the VM has no stored definition (it is transient)")
+    job = domain.call("ask for jobs", lambda handle: int(handle.jobInfo()[0]))
+    if job != libvirt.VIR_DOMAIN_JOB_NONE:
+        raise DomainBusy(domain.name, "a live snapshot", "another job (backup, save or migration) works on the VM")
+
+
+def _plan(shell: HostShell, domain: HostDomain, selection: Selection, run_id: str, min_free_bytes: int) -> WindowPlan:
+    """What will be done, after one round trip to the host's files has shown that it can be."""
+    overlays = [_overlay_of(domain, disk, run_id) for disk in selection.taken]
+    commands: list[Sequence[str]] = [host_files.BOOT_ID_ARGV]
+    for disk, overlay in zip(selection.taken, overlays, strict=True):
+        source, folder = str(disk.source), str(disk.source).rpartition("/")[0] or "/"
+        commands += [
+            qemu_img.info_argv(source, str(disk.format), shared=True),
+            host_files.stat_argv(source),
+            host_files.stat_argv(overlay),
+            host_files.free_space_argv(folder),
+        ]
+    boot_id, *answers = run_each(shell, commands, deadline_s=SURVEY_DEADLINE_S)
+    disks, free = [], {}
+    for index, (disk, overlay) in enumerate(zip(selection.taken, overlays, strict=True)):
+        mine = answers[4 * index : 4 * index + 4]
+        planned = _plan_disk(domain, disk, overlay, mine)
+        free[planned.device] = host_files.parse_free_space(mine[3], planned.base)
+        disks.append(planned)
+    plan = WindowPlan(
+        run=run_id,
+        vm=domain.name,
+        uuid=domain.uuid,
+        boot_id=boot_id.stdout.strip(),
+        xml=domain.inactive_xml() or "",
+        disks=tuple(disks),
+    )
+    _require_space(plan, free, min_free_bytes)
+    return plan
+
+
+def _overlay_of(domain: HostDomain, disk: Disk, run_id: str) -> str:
+    target = disk.target
+    job = domain.call("ask for block jobs", lambda handle: handle.blockJobInfo(target, 0))
+    if disk.mirror is not None or job:
+        raise DomainBusy(domain.name, "a live snapshot", f"a block job works on disk {target}")
+    try:
+        return overlay_path(str(disk.source), run_id)
+    except ValueError as exc:
+        raise UnsupportedDisk(domain.name, target, str(exc)) from exc
+
+
+def _plan_disk(domain: HostDomain, disk: Disk, overlay: str, answers: Sequence[Output]) -> PlannedDisk:
+    source = str(disk.source)
+    base = host_files.parse_stat(answers[1], source)
+    if base is None:
+        raise UnsupportedDisk(domain.name, disk.target, f"its file {source} is missing on {domain.host.name}")
+    image = qemu_img.parse_info(answers[0], source, str(disk.format))
+    qemu_img.require_complete(image)
+    if host_files.parse_stat(answers[2], overlay) is not None:
+        raise WindowOpen(domain.name, "a snapshot", f"the overlay {overlay} exists already")
+    return PlannedDisk(
+        target=disk.target,
+        base=source,
+        format="raw" if disk.format == "raw" else "qcow2",
+        inode=base.inode,
+        device=base.device,
+        overlay=overlay,
+        virtual_size_bytes=image.virtual_size_bytes,
+    )
+
+
+def _require_space(plan: WindowPlan, free: Mapping[int, FreeSpace], min_free_bytes: int) -> None:
+    """Every file system that gets overlays has room for them all; a full one pauses the VM with an I/O error."""
+    for device, left in free.items():
+        bases = [disk.base for disk in plan.disks if disk.device == device]
+        what = f"{bases[0].rpartition('/')[0]} (overlays of VM {plan.vm})"
+        if left.size_bytes < min_free_bytes * len(bases):
+            raise StoreFull(what, min_free_bytes * len(bases), left.size_bytes)
+        if left.inodes is not None and left.inodes < MIN_FREE_INODES:
+            raise StoreFull(f"{what}, inodes instead of bytes", MIN_FREE_INODES, left.inodes)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """The part of an opening that changes something; PREPARE is written."""
+
+    shell: HostShell
+    journal: Journal
+    domain: HostDomain
+    plan: WindowPlan
+    selection: Selection
+    has_channel: bool
+
+    def snapshot(self, freeze_deadline_s: int, quiesce: bool) -> Window:
+        """Freeze, snapshot, thaw, and prove that each disk is on its overlay."""
+        running = self.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+        wanted = quiesce and running
+        limit_s = freeze_deadline_s + SNAPSHOT_DEADLINE_S
+        may_freeze = wanted and self.has_channel
+        with armed(self.shell, self.domain, "domfsthaw", limit_s) if may_freeze else nullcontext():
+            began = time.monotonic()
+            frozen = guest_agent.freeze(
+                self.domain, self.journal, has_channel=self.has_channel, wanted=wanted, deadline_s=freeze_deadline_s
+            )
+            try:
+                instant = self._take()
+            finally:
+                if frozen.asked:
+                    guest_agent.thaw(self.domain, self.journal)
+                frozen_s = time.monotonic() - began if frozen.frozen else 0.0
+        self._note_overlays()
+        reason = frozen.reason if running else "the VM is paused"
+        warnings = [f"disk {target} is not in the image: {why}" for target, why in self.selection.left_out]
+        if frozen.consistency == "crash":
+            warnings.append(f"the image is only crash-consistent: {reason}")
+        left_out = self.selection.left_out
+        return Window(self.plan, instant, frozen.consistency, reason, frozen_s, left_out, tuple(warnings))
+
+    def _take(self) -> datetime:
+        xml = render_snapshot(self.plan, [target for target, _ in self.selection.left_out])
+
+        def create(handle: Any) -> None:
+            handle.snapshotCreateXML(xml, _FLAGS)
+
+        with self.journal.step(Step.SNAPSHOT):
+            instant = datetime.now(UTC)
+            self.domain.call("snapshot", create, deadline_s=SNAPSHOT_DEADLINE_S)
+        return instant
+
+    def _note_overlays(self) -> None:
+        """Prove from libvirt's XML that each disk is on its overlay, and write down which file that is."""
+        live = parse_domain(self.domain.xml())
+        files = host_files.stat_files(self.shell, [planned.overlay for planned in self.plan.disks])
+        for planned, file in zip(self.plan.disks, files, strict=True):
+            disk = live.disk(planned.target)
+            if disk is None or disk.source != planned.overlay or disk.backing != (planned.base,) or file is None:
+                found = f"{disk.source} on {disk.backing}" if disk else "no disk"
+                raise HypervisorError(
+                    self.domain.name, f"snapshot of {planned.target}", f"libvirt shows {found} after it"
+                )
+            self.journal.append(Step.SNAPSHOT, target=planned.target, note=str(file.inode))

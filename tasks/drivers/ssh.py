@@ -1,0 +1,121 @@
+"""Commands on a system over ssh (Fabric), with our known hosts and no others.
+
+Fabric accepts unknown host keys by itself; here an unknown or changed key is refused before anything is sent.
+"""
+
+import shlex
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import fabric
+import invoke.exceptions
+import paramiko
+
+from tasks.errors import AccessDenied, CommandFailed, CommandTimedOut, ConfigError, Unreachable
+from tasks.model.ssh_target import SshTarget
+
+CONNECT_DEADLINE_S = 20
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a remote command that ended left; text that is not UTF-8 keeps its bytes as surrogates."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Shell:
+    """An open ssh connection to one system."""
+
+    def __init__(self, target: SshTarget, connection: fabric.Connection) -> None:
+        self.target = target
+        self._connection = connection
+
+    def run(
+        self,
+        command: Sequence[str] | str,
+        *,
+        deadline_s: float,
+        check: bool = True,
+        name: str | None = None,
+    ) -> Output:
+        """Run an argv (quoted for the remote shell) or a constant script text; return what it left.
+
+        Raises CommandFailed (unless `check` is false), CommandTimedOut after `deadline_s`, Unreachable when the
+        connection breaks. Never pass data from a client in a script text: pass an argv.
+        """
+        text = command if isinstance(command, str) else shlex.join(command)
+        called = f"{name or text.split(chr(10), 1)[0][:60]} on {self.target.name}"
+        try:
+            result = self._connection.run(
+                text,
+                hide=True,
+                warn=True,
+                in_stream=False,
+                timeout=deadline_s,
+                encoding="utf-8",
+            )
+        except invoke.exceptions.CommandTimedOut as exc:
+            raise CommandTimedOut(called, deadline_s, exc.result.stderr.strip()[-2000:]) from exc
+        except (paramiko.SSHException, EOFError, OSError) as exc:
+            raise Unreachable(self.target.name, f"the connection broke: {exc}") from exc
+        if check and result.exited != 0:
+            raise CommandFailed(called, result.exited, (result.stderr or result.stdout).strip()[-2000:])
+        return Output(result.exited, result.stdout, result.stderr)
+
+
+@contextmanager
+def connect(target: SshTarget) -> Iterator[Shell]:
+    """An open connection to `target`, closed at the end.
+
+    Raises AccessDenied for a host key that is unknown or changed and for a refused login, Unreachable when there is
+    no answer.
+    """
+    connection = fabric.Connection(
+        target.address,
+        user=target.user,
+        port=target.port,
+        connect_timeout=CONNECT_DEADLINE_S,
+        config=fabric.Config(overrides={"load_ssh_configs": False}),
+        connect_kwargs={
+            "key_filename": str(target.private_key_file),
+            "look_for_keys": False,
+            "allow_agent": False,
+            "banner_timeout": CONNECT_DEADLINE_S,
+            "auth_timeout": CONNECT_DEADLINE_S,
+        },
+    )
+    client = connection.client
+    client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    _open(target, connection, client)
+    transport = client.get_transport()
+    if transport is not None:
+        transport.set_keepalive(10)
+    try:
+        yield Shell(target, connection)
+    finally:
+        connection.close()
+
+
+def _open(target: SshTarget, connection: fabric.Connection, client: paramiko.SSHClient) -> None:
+    where = f"{target.name} ({target.address} port {target.port})"
+    fix = f"compare the key with the system's own and correct {target.known_hosts_file}"
+    try:
+        client.load_host_keys(str(target.known_hosts_file))
+        connection.open()
+    except paramiko.BadHostKeyException as exc:
+        raise AccessDenied(where, "its host key has changed", fix) from exc
+    except paramiko.AuthenticationException as exc:
+        raise AccessDenied(where, f"login of {target.user} failed", f"authorise {target.private_key_file}") from exc
+    except FileNotFoundError as exc:
+        raise ConfigError("file is missing", str(exc.filename), "create it or correct the SSH identity") from exc
+    except (TimeoutError, socket.gaierror, OSError, EOFError) as exc:
+        raise Unreachable(where, str(exc) or type(exc).__name__) from exc
+    except paramiko.SSHException as exc:
+        if "not found in known_hosts" in str(exc):
+            raise AccessDenied(where, "its host key is unknown", fix) from exc
+        raise Unreachable(where, str(exc)) from exc

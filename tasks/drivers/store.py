@@ -1,0 +1,200 @@
+"""The store on disk: where everything lies, and how it is published so that only what is complete is ever seen."""
+
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tasks.drivers.digest import sha256_file
+from tasks.errors import IntegrityError, StoreError, StoreFull
+from tasks.model.manifest import LISTING, MANIFEST, ImageManifest, NightManifest
+from tasks.model.names import slug
+
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+_libc = ctypes.CDLL(None, use_errno=True)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Store:
+    """The folders of a store by the real names of what they hold."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def overnight(self, client: str) -> Path:
+        """The client's files as of its last good night."""
+        return self.root / "overnight" / slug(client)
+
+    def staging(self, client: str) -> Path:
+        """Where tonight's copy grows until it is good."""
+        return self.root / "overnight" / ".partial" / slug(client)
+
+    def prepared(self, client: str) -> Path:
+        """What stage 0 found and made on the client."""
+        return self.root / "prepared" / f"{slug(client)}.json"
+
+    def images(self, kvm_host: str, vm: str) -> Path:
+        """The folder of a VM's images, one folder each."""
+        return self.root / "images" / slug(kvm_host) / slug(vm)
+
+    def recovery(self, name: str) -> Path:
+        """Where an updated image is made before it goes to a KVM host."""
+        return self.root / "recovery" / slug(name)
+
+    def lock(self, kind: str, name: str) -> Path:
+        """The lock file of a client, a VM or a target."""
+        return self.root / "locks" / f"{kind}-{slug(name)}"
+
+    @property
+    def journal(self) -> Path:
+        """The journals of snapshot windows."""
+        return self.root / "journal"
+
+    @property
+    def reports(self) -> Path:
+        """What runs did, one file each."""
+        return self.root / "reports"
+
+    @property
+    def trash(self) -> Path:
+        """What was replaced, until it is removed."""
+        return self.root / "trash"
+
+    def night_of(self, client: str) -> NightManifest | None:
+        """The manifest of the overnight copy, or None when there is none."""
+        return read_model(self.overnight(client) / MANIFEST, NightManifest)
+
+    def images_of(self, vm: str) -> list[tuple[Path, ImageManifest]]:
+        """All published images of a VM, from whatever host, newest first."""
+        found = []
+        for path in self.root.glob(f"images/*/{slug(vm)}/*/{MANIFEST}"):
+            manifest = None if path.parent.name.startswith(".") else read_model(path, ImageManifest)
+            if manifest is not None and manifest.vm == vm:
+                found.append((path.parent, manifest))
+        return sorted(found, key=lambda item: item[1].id, reverse=True)
+
+    def all_images(self) -> Iterator[tuple[Path, ImageManifest]]:
+        """Every published image."""
+        for path in sorted(self.root.glob(f"images/*/*/*/{MANIFEST}")):
+            manifest = None if path.parent.name.startswith(".") else read_model(path, ImageManifest)
+            if manifest is not None:
+                yield path.parent, manifest
+
+
+def read_model(path: Path, model: type[Model]) -> Model | None:
+    """The record in a JSON file, or None when there is no file; IntegrityError when it does not validate."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise IntegrityError(str(path), f"a {model.__name__}", found) from exc
+
+
+def write_model(path: Path, record: BaseModel) -> None:
+    """Write a record as JSON so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(record.model_dump_json(indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that the names in it survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush the whole file system of `folder` (syncfs(2)): cheaper than an fsync for each of many files."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(handle) != 0:
+            raise StoreError(str(folder), f"cannot be flushed: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(handle)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Make a complete `partial` folder, whose manifest is written, visible as `final`, which must not exist."""
+    if not (partial / MANIFEST).exists():
+        raise StoreError(str(partial), "has no manifest and is not a backup")
+    if final.exists():
+        raise StoreError(str(final), "exists already and is never replaced")
+    sync_tree(partial)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(final)
+    sync_folder(final.parent)
+
+
+def replace(partial: Path, final: Path) -> None:
+    """Make `partial` visible as `final` in one step (renameat2 RENAME_EXCHANGE); the old one becomes `partial`."""
+    if not final.exists():
+        publish(partial, final)
+        return
+    sync_tree(partial)
+    status = _libc.renameat2(AT_FDCWD, os.fsencode(partial), AT_FDCWD, os.fsencode(final), RENAME_EXCHANGE)
+    if status != 0:
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise StoreError(str(final), f"cannot be replaced: {os.strerror(code)}")
+        aside = final.with_name(f".{final.name}.old")
+        final.rename(aside)
+        partial.rename(final)
+        aside.rename(partial)
+    sync_folder(final.parent)
+
+
+def discard(folder: Path, trash: Path, name: str) -> None:
+    """Remove a tree by way of the trash, so that no reader ever sees half of it."""
+    if not folder.exists():
+        return
+    trash.mkdir(parents=True, exist_ok=True)
+    doomed = trash / f"{name}-{os.getpid()}-{os.urandom(3).hex()}"
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def verify_night(folder: Path, manifest: NightManifest) -> None:
+    """Raise IntegrityError unless the listing and the facts are those of the manifest (the files are not read)."""
+    for name, expected in ((LISTING, manifest.listing_sha256), ("facts.json", manifest.facts_sha256)):
+        found = sha256_file(folder / name) if (folder / name).exists() else "nothing"
+        if found != expected:
+            raise IntegrityError(str(folder / name), expected, found)
+
+
+def verify_image(folder: Path, manifest: ImageManifest) -> None:
+    """Raise IntegrityError unless every file of the image has its recorded size and sha256."""
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file() or path.stat().st_size != file.size_bytes:
+            found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
+            raise IntegrityError(str(path), f"{file.size_bytes} bytes", found)
+        if (found := sha256_file(path)) != file.sha256:
+            raise IntegrityError(str(path), file.sha256, found)
+
+
+def require_space(folder: Path, needed_bytes: int, reserve_bytes: int) -> None:
+    """Raise StoreFull unless the file system of `folder` has room for `needed_bytes` and the reserve."""
+    folder.mkdir(parents=True, exist_ok=True)
+    status = os.statvfs(folder)
+    free_bytes = status.f_bavail * status.f_frsize
+    if free_bytes < needed_bytes + reserve_bytes or (status.f_files and status.f_favail < 1000):
+        raise StoreFull(str(folder), needed_bytes + reserve_bytes, free_bytes)

@@ -1,0 +1,192 @@
+"""Every error GBS raises on purpose. The class is the category, and the category decides retries and exit codes.
+
+Each class has a template and positional attributes, so that an error pickles, prints as one clear line
+(what, where, what to do) and can be read by a program. Chain the original with `raise … from exc`.
+"""
+
+from typing import ClassVar
+
+
+class GbsError(Exception):
+    """An error with a message template filled from positional attributes."""
+
+    template: ClassVar[str] = "{0}"
+    transient: ClassVar[bool] = False
+    """True when the same call may succeed later: the only thing that decides a retry."""
+    exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return self.template.format(*self.args)
+
+
+class ConfigError(GbsError):
+    """The operator's declaration or command line is wrong: (what, where, what to do)."""
+
+    template = "{0} ({1}): {2}"
+    exit_code = 2
+
+
+class InventoryError(GbsError):
+    """The inventory does not validate: (file, [problem, …]). All problems at once."""
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        path, problems = self.args
+        return f"{path}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems)
+
+
+class UnknownName(ConfigError):
+    """No such client, VM, image or night: (kind, name, known names)."""
+
+    def __str__(self) -> str:
+        kind, name, known = self.args
+        listed = ", ".join(sorted(known)[:10]) or "none"
+        more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+        return f"no {kind} named {name!r}: known are {listed}{more}"
+
+
+class Unreachable(GbsError):
+    """A system does not answer: (system, reason)."""
+
+    template = "{0} is unreachable: {1}"
+    transient = True
+
+
+class AccessDenied(GbsError):
+    """A system answers and refuses us, or is not who it should be: (system, reason, what to do)."""
+
+    template = "{0} refused: {1}: {2}"
+
+
+class CommandFailed(GbsError):
+    """A tool ended with a status that is not success: (command, exit status, last lines of stderr)."""
+
+    template = "{0} failed with status {1}: {2}"
+
+
+class CommandTimedOut(CommandFailed):
+    """A tool did not end before its deadline and was killed: (command, deadline in s, last lines of stderr)."""
+
+    template = "{0} was killed after {1} s: {2}"
+    transient = True
+
+
+class TransferInterrupted(CommandFailed):
+    """A transfer broke for a reason of the network; it resumes when called again: (command, exit status, stderr)."""
+
+    template = "{0} was interrupted (status {1}): {2}"
+    transient = True
+
+
+class SourceRefused(GbsError):
+    """A source failed a gate (empty, unmounted, shrunk, mass deletion) and nothing was replaced: (source, reason)."""
+
+    template = "source {0} is not fit to be backed up: {1}; the last good copy was kept"
+
+
+class DumpFailed(GbsError):
+    """A database could not be dumped or its dump does not prove itself: (database, reason)."""
+
+    template = "dump of {0} failed: {1}"
+
+
+class HypervisorError(GbsError):
+    """libvirt or QEMU refused or broke: (domain, action, reason)."""
+
+    template = "VM {0}: {1} failed: {2}"
+
+
+class DomainBusy(HypervisorError):
+    """Another job holds the domain: (domain, action, reason)."""
+
+    transient = True
+
+
+class GuestAgentError(HypervisorError):
+    """The guest agent is absent, hung or refused: (domain, action, reason)."""
+
+
+class WindowOpen(HypervisorError):
+    """A snapshot window of an earlier run is still open: (domain, action, reason)."""
+
+    template = "VM {0}: {1} is not possible while a snapshot window is open: {2}; run: gbs reconcile"
+
+
+class UnsupportedDisk(HypervisorError):
+    """A disk cannot be taken by the chosen method: (domain, disk target, reason)."""
+
+    template = "VM {0}: disk {1} cannot be backed up: {2}"
+
+
+class RecoveryRefused(GbsError):
+    """A recovery would overwrite or clash: (what, reason, what to do). Nothing was changed."""
+
+    template = "recovery of {0} refused: {1}: {2}"
+
+
+class NothingToRecover(GbsError):
+    """There is no backup to recover from: (what, what was looked for and where)."""
+
+    template = "nothing to recover {0} from: {1}"
+    exit_code = 10
+
+
+class Ambiguous(GbsError):
+    """A name fits several things: (name, [candidate, …])."""
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        name, candidates = self.args
+        return f"{name!r} is ambiguous; choose one of: " + "; ".join(candidates)
+
+
+class StoreError(GbsError):
+    """The store refused or broke: (path, reason)."""
+
+    template = "store {0}: {1}"
+
+
+class StoreNotMounted(StoreError):
+    """The store is not proven to be the right one, nothing was written: (path, reason, what to do)."""
+
+    template = "store {0} is not the right one: {1}; nothing was written; {2}"
+
+
+class StoreFull(StoreError):
+    """There is not enough room, found before or while writing: (path, needed bytes, free bytes)."""
+
+    template = "store {0} has no room: {1} bytes needed, {2} free; nothing was replaced"
+
+
+class Locked(GbsError):
+    """Another run holds the lock: (what, holder)."""
+
+    template = "{0} is locked by another run: {1}"
+    exit_code = 11
+
+
+class IntegrityError(GbsError):
+    """Stored data is not what its manifest says: (path, expected, found). Never retried, never downgraded."""
+
+    template = "{0} is damaged: expected {1}, found {2}"
+
+
+class LeftBehind(GbsError):
+    """Something of ours stays that needs an operator: (what, why, the exact command that undoes it)."""
+
+    template = "{0} was left behind: {1}; undo with: {2}"
+
+
+class ClientsFailed(GbsError):
+    """A run ended and some of its clients failed: (failed, total, [name: reason, …], all results)."""
+
+    def __str__(self) -> str:
+        failed, total, reasons, _ = self.args
+        return f"{failed} of {total} clients failed: " + "; ".join(reasons)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later; errors that are not ours never are."""
+    return isinstance(error, GbsError) and error.transient

@@ -1,0 +1,130 @@
+"""Stage 1 for files: pull a client into a staging tree and publish it as the overnight copy when it is good."""
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks import places
+from tasks.drivers import rsync
+from tasks.drivers.databases import ENGINES
+from tasks.drivers.digest import sha256_file, write_listing
+from tasks.drivers.progress import reporting
+from tasks.drivers.rsync import Transferred
+from tasks.drivers.store import Store, discard, read_model, replace, require_space, sync_folder, write_model
+from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
+from tasks.model.facts import flavour
+from tasks.model.inventory import DEFAULT_EXCLUDES, System
+from tasks.model.manifest import LISTING, MANIFEST, DumpRecord, NightManifest
+from tasks.model.names import new_id
+from tasks.model.outcome import Outcome
+from tasks.model.prepared import Prepared
+from tasks.retryable import retryable
+
+log = logging.getLogger(__name__)
+
+
+def paths_of(system: System, prepared: Prepared) -> tuple[str, ...]:
+    """What is pulled: the declared paths, or every local file system of the facts."""
+    return system.paths or tuple(row.mountpoint for row in prepared.facts.file_systems)
+
+
+def excludes_of(system: System, prepared: Prepared) -> tuple[str, ...]:
+    """What is left out: the platform's, the operator's, and the data files of databases that a dump covers."""
+    covered = [database.engine for database in system.databases if prepared.covered(database.engine)]
+    data_folders = tuple(pattern for engine in covered for pattern in ENGINES[engine].data_folders)
+    return (*DEFAULT_EXCLUDES[system.platform], *system.exclude, *data_folders)
+
+
+@retryable("read preparation", "read preparation of {client}", retries=0)
+def read_prepared(client: str) -> Prepared:
+    """What stage 0 left; NothingToRecover when it never ran for this client."""
+    path = places.store().prepared(client)
+    prepared = read_model(path, Prepared)
+    if prepared is None:
+        raise NothingToRecover(f"client {client}", f"stage 0 has not run: there is no {path}; run: gbs run prepare")
+    return prepared
+
+
+@retryable("pull files", "pull files of {client}")
+def pull(client: str) -> Transferred:
+    """The client's files in the staging tree; unchanged ones are hard links to last night's.
+
+    The tree is always a new one: rsync would change owners and modes of files it finds there in place, and with them
+    those of the published night that shares the inode. What an interrupted pull brought is linked in, not sent again.
+    """
+    system, policy = places.system_of(client)
+    store, prepared = places.store(), read_prepared.fn(client)
+    staging, aborted = store.staging(client), _aborted(store, client)
+    require_space(store.root, 0, places.reserve_bytes())
+    if staging.exists() and not aborted.exists():
+        staging.rename(aborted)
+    discard(staging, store.trash, staging.name)
+    (staging / "data").mkdir(parents=True)
+    with reporting(log, f"pull {client}") as progress:
+        moved = rsync.pull(
+            places.target_of(client),
+            paths_of(system, prepared),
+            staging / "data",
+            exclude=excludes_of(system, prepared),
+            link_dests=[folder for folder in (store.overnight(client) / "data", aborted / "data") if folder.exists()],
+            deadline_s=policy.transfer_deadline_s,
+            on_progress=progress.update,
+        )
+    discard(aborted, store.trash, aborted.name)
+    _require_plausible(client, moved, store.night_of(client), policy.max_shrink_percent)
+    return moved
+
+
+def _aborted(store: Store, client: str) -> Path:
+    staging = store.staging(client)
+    return staging.with_name(f"{staging.name}.aborted")
+
+
+def _require_plausible(client: str, moved: Transferred, last: NightManifest | None, max_shrink_percent: int) -> None:
+    if moved.files == 0 or moved.size_bytes == 0:
+        raise SourceRefused(client, "it is empty")
+    if last is not None and moved.size_bytes * 100 < last.size_bytes * (100 - max_shrink_percent):
+        change = f"it shrank from {last.size_bytes} to {moved.size_bytes} bytes, more than {max_shrink_percent} %"
+        raise SourceRefused(client, f"{change}; if that is right, raise max_shrink_percent for one night")
+
+
+@retryable("publish night", "publish night of {client}", retries=0)
+def publish(client: str, started: datetime, moved: Transferred) -> NightManifest:
+    """Check the dumps that arrived, list every file's sha256, and make the staging tree the overnight copy."""
+    system, _ = places.system_of(client)
+    store, prepared = places.store(), read_prepared.fn(client)
+    staging, published = store.staging(client), store.overnight(client)
+    _verify_dumps(staging / "data", prepared.dumps)
+    with reporting(log, f"list files of {client}"):
+        files, size_bytes = write_listing(staging / "data", staging / LISTING, published / "data", published / LISTING)
+    write_model(staging / "facts.json", prepared.facts)
+    warnings = (*prepared.failures, *(f"vanished while read: {line}" for line in moved.vanished))
+    manifest = NightManifest(
+        id=new_id(started),
+        client=client,
+        started=started,
+        ended=datetime.now(UTC),
+        outcome=Outcome.PARTIAL if prepared.failures else Outcome.WARNING if warnings else Outcome.OK,
+        warnings=warnings,
+        paths=paths_of(system, prepared),
+        excluded=excludes_of(system, prepared),
+        dumps=prepared.dumps,
+        flavour=flavour(prepared.facts),
+        files=files,
+        size_bytes=size_bytes,
+        listing_sha256=sha256_file(staging / LISTING),
+        facts_sha256=sha256_file(staging / "facts.json"),
+    )
+    write_model(staging / MANIFEST, manifest)
+    replace(staging, published)
+    discard(staging, store.trash, staging.name)
+    sync_folder(published.parent)
+    return manifest
+
+
+def _verify_dumps(data: Path, dumps: tuple[DumpRecord, ...]) -> None:
+    for dump in dumps:
+        path = data / dump.path.lstrip("/")
+        found = sha256_file(path) if path.is_file() else "nothing"
+        if found != dump.sha256:
+            raise IntegrityError(str(path), f"{dump.sha256} as made on the client", found)

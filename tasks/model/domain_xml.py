@@ -1,0 +1,232 @@
+"""A libvirt domain definition: what we read from it, and the one edit that we make in place.
+
+Definitions come from hosts and from backups, so they are hostile until parsed: no document type (hence no entities and
+nothing fetched), bounded in size and depth. https://libvirt.org/formatdomain.html
+"""
+
+import xml.etree.ElementTree as ET  # DOCTYPE is refused below: no entities, nothing external
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.errors import ConfigError
+
+MAX_BYTES = 4 << 20
+MAX_DEPTH = 64
+GUEST_AGENT_CHANNEL = "org.qemu.guest_agent.0"
+_NAMESPACES = {
+    "qemu": "http://libvirt.org/schemas/domain/qemu/1.0",
+    "libosinfo": "http://libosinfo.org/xmlns/libvirt/domain/1.0",
+}
+_SOURCE_ATTRIBUTE = {"file": "file", "block": "dev", "network": "name", "volume": "volume", "dir": "dir"}
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A block job on a disk: its kind (`active-commit`, `copy`), whether it may pivot, and the file it writes."""
+
+    job: str
+    ready: bool
+    destination: str | None = None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One disk as libvirt sees it; `source` is None for an empty drive, `format` None where libvirt states none."""
+
+    target: str
+    device: str = "disk"
+    type: str = "file"
+    source: str | None = None
+    format: str | None = None
+    readonly: bool = False
+    shareable: bool = False
+    transient: bool = False
+    encrypted: bool = False
+    bus: str | None = None
+    backing: tuple[str, ...] = ()
+    """What lies below the source, nearest first; only the live definition of a running VM is sure to tell."""
+    mirror: Mirror | None = None
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a definition says about a VM."""
+
+    name: str
+    uuid: str
+    type: str
+    disks: tuple[Disk, ...]
+    arch: str | None = None
+    machine: str | None = None
+    firmware: Literal["bios", "efi"] = "bios"
+    loader: str | None = None
+    nvram: str | None = None
+    guest_agent: bool = False
+    tpm: bool = False
+    macs: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+
+    def disk(self, target: str) -> Disk | None:
+        """The disk with that target, or None."""
+        return next((disk for disk in self.disks if disk.target == target), None)
+
+
+class _Builder(ET.TreeBuilder):
+    """Builds the tree, and refuses what a definition never has."""
+
+    def __init__(self, *, comments: bool) -> None:
+        super().__init__(insert_comments=comments, insert_pis=False)
+        self._depth = 0
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ConfigError("domain XML has a document type", name, "libvirt never writes one: refuse the file")
+
+    def start(self, tag: str, attrs: dict[str, str]) -> ET.Element:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ConfigError("domain XML is nested too deep", tag, f"at most {MAX_DEPTH} levels are read")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def read_tree(text: str, *, comments: bool = False) -> ET.Element:
+    """The root of a domain definition; ConfigError when it is malformed, huge, has a DOCTYPE or is no domain."""
+    if len(text) > MAX_BYTES:
+        raise ConfigError("domain XML is too large", f"{len(text)} characters", f"at most {MAX_BYTES} are read")
+    try:
+        parser = ET.XMLParser(target=_Builder(comments=comments))  # noqa: S314 - _Builder refuses the document type
+        parser.feed(text)
+        root: ET.Element = parser.close()
+    except (ET.ParseError, UnicodeEncodeError, ValueError) as exc:
+        raise ConfigError("domain XML is malformed", str(exc), "take it again from libvirt (virsh dumpxml)") from exc
+    if root.tag != "domain":
+        raise ConfigError("not a domain definition", f"<{root.tag}>", "the root must be <domain>")
+    return root
+
+
+def write_tree(root: ET.Element) -> str:
+    """A definition as text, with libvirt's usual namespace prefixes."""
+    for prefix, uri in _NAMESPACES.items():
+        ET.register_namespace(prefix, uri)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def parse_domain(text: str) -> Domain:
+    """What a domain definition says; ConfigError as for `read_tree`, and when name or UUID are missing."""
+    root = read_tree(text)
+    name, uuid = root.findtext("name"), (root.findtext("uuid") or "").strip().lower()
+    if not name or not uuid:
+        missing = "name" if not name else "uuid"
+        raise ConfigError("domain XML is incomplete", f"<{missing}> is missing", "take it again from libvirt")
+    kind = root.find("os/type")
+    loader, nvram = root.findtext("os/loader"), root.findtext("os/nvram")
+    os_element = root.find("os")
+    efi = (os_element is not None and os_element.get("firmware") == "efi") or loader is not None
+    interfaces = root.findall("devices/interface")
+    return Domain(
+        name=name,
+        uuid=uuid,
+        type=root.get("type", ""),
+        disks=tuple(_disk(element) for element in root.findall("devices/disk")),
+        arch=kind.get("arch") if kind is not None else None,
+        machine=kind.get("machine") if kind is not None else None,
+        firmware="efi" if efi else "bios",
+        loader=loader,
+        nvram=nvram,
+        guest_agent=any(target.get("name") == GUEST_AGENT_CHANNEL for target in root.findall("devices/channel/target")),
+        tpm=root.find("devices/tpm") is not None,
+        macs=tuple(mac.get("address", "") for element in interfaces for mac in element.findall("mac")),
+        networks=tuple(
+            source.get("network") or source.get("bridge") or source.get("dev") or ""
+            for element in interfaces
+            for source in element.findall("source")
+        ),
+    )
+
+
+def _disk(element: ET.Element) -> Disk:
+    target, driver, mirror = element.find("target"), element.find("driver"), element.find("mirror")
+    if target is None or not target.get("dev"):
+        raise ConfigError("domain XML is incomplete", "a disk has no target", "take it again from libvirt")
+    kind = element.get("type", "file")
+    return Disk(
+        target=target.get("dev", ""),
+        device=element.get("device", "disk"),
+        type=kind,
+        source=_source(element),
+        format=driver.get("type") if driver is not None else None,
+        readonly=element.find("readonly") is not None,
+        shareable=element.find("shareable") is not None,
+        transient=element.find("transient") is not None,
+        encrypted=next(element.iter("encryption"), None) is not None,
+        bus=target.get("bus"),
+        backing=tuple(_backing(element)),
+        mirror=_mirror(mirror) if mirror is not None else None,
+    )
+
+
+def _mirror(element: ET.Element) -> Mirror:
+    return Mirror(element.get("job", ""), element.get("ready") == "yes", _source(element))
+
+
+def _source(element: ET.Element) -> str | None:
+    source = element.find("source")
+    if source is None:
+        return None
+    return source.get(_SOURCE_ATTRIBUTE.get(element.get("type", "file"), "file"))
+
+
+def _backing(element: ET.Element) -> Iterator[str]:
+    below = element.find("backingStore")
+    while below is not None:
+        if (source := _source(below)) is not None:
+            yield source
+        below = below.find("backingStore")
+
+
+def names_path(text: str, path: str) -> bool:
+    """Whether a definition names `path` anywhere: as a source, in a backing chain, in a job, or by any other role."""
+    return any(
+        path in (value, (element.text or "").strip())
+        for element in read_tree(text).iter()
+        for value in ("", *element.attrib.values())
+    )
+
+
+def set_disk_source(text: str, target: str, path: str, disk_format: str) -> str:
+    """The definition with the disk `target` on the file `path` of that format, all else untouched.
+
+    What libvirt noted about the old source (backing chain, its index, its slices) goes. ConfigError without the disk.
+    """
+    root = read_tree(text, comments=True)
+    for element in root.findall("devices/disk"):
+        found = element.find("target")
+        if found is not None and found.get("dev") == target:
+            _replace_source(element, path, disk_format)
+            return write_tree(root)
+    raise ConfigError("domain XML lacks a disk", target, "the definition was changed meanwhile: look at it")
+
+
+def _replace_source(element: ET.Element, path: str, disk_format: str) -> None:
+    for tag in ("backingStore", "mirror"):
+        for child in element.findall(tag):
+            element.remove(child)
+    element.set("type", "file")
+    driver, source = element.find("driver"), element.find("source")
+    if driver is None:
+        driver = ET.Element("driver", {"name": "qemu"})
+        element.insert(0, driver)
+    driver.set("type", disk_format)
+    if source is None:
+        source = ET.Element("source")
+        element.insert(1, source)
+    source.attrib.pop("index", None)
+    source.attrib.pop("startupPolicy", None)
+    for tag in ("slices", "reservations"):
+        for child in source.findall(tag):
+            source.remove(child)
+    source.set("file", path)

@@ -1,0 +1,252 @@
+"""The inventory: the one declaration of what is protected and how. Small by default, unknown keys are errors."""
+
+import re
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from tasks.model.names import slug
+from tasks.model.retention import Retain
+
+_ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
+
+
+def _address(text: str) -> str:
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError("not a host name or IP address")
+    return text
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") or ".." in PurePosixPath(path).parts or not path.isprintable():
+        raise ValueError("must be an absolute, printable path without '..'")
+    return path if path == "/" else path.rstrip("/")
+
+
+def _user(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text):
+        raise ValueError("not a user name")
+    return text
+
+
+def _name(text: str) -> str:
+    if not text or len(text) > 200 or not text.isprintable() or text != text.strip():
+        raise ValueError("a name is 1 to 200 printable characters without outer spaces")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+User = Annotated[str, AfterValidator(_user)]
+Name = Annotated[str, AfterValidator(_name)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Platform(StrEnum):
+    """What a client runs; it decides commands, default excludes and how facts are read."""
+
+    LINUX = "linux"
+
+
+DEFAULT_EXCLUDES = {
+    Platform.LINUX: (
+        "/proc/*",
+        "/sys/*",
+        "/dev/*",
+        "/run/*",
+        "/tmp/*",  # noqa: S108 - a pattern, not a file of ours
+        "/var/tmp/*",  # noqa: S108
+        "/var/cache/apt/archives/*.deb",
+        "/swapfile",
+        "/swap.img",
+        "lost+found",
+    ),
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Identity(_Section):
+    """Who we are to a system over ssh: a user and the files of its key and of the host keys that we trust."""
+
+    user: User = "root"
+    private_key_file: Path
+    known_hosts_file: Path
+
+
+class StoreSection(_Section):
+    """Where the overnight copies, images and journals live on the GBS server."""
+
+    path: AbsolutePath
+    reserve_bytes: int = Field(2 << 30, ge=0, description="Free space that a run must leave.")
+
+
+class PermanentSection(_Section):
+    """Where history lives: a remote site's NFSv4 export, or a local folder by choice."""
+
+    path: AbsolutePath = Field(description="The mount point, or the folder.")
+    store_id: Name = Field(description="What the marker file .gbs-store must say.")
+    kind: Literal["nfs4", "local"] = "nfs4"
+    export: str | None = Field(None, description="server:/path of the NFSv4 export.")
+
+    @model_validator(mode="after")
+    def _export_fits_kind(self) -> Self:
+        if (self.kind == "nfs4") != (self.export is not None):
+            raise ValueError("kind nfs4 needs export (server:/path); kind local has none")
+        return self
+
+
+class Policy(_Section):
+    """How often, how long, how careful. The default policy suits most clients."""
+
+    image_max_age_days: int = Field(90, ge=1, description="A VM's image older than this is taken again.")
+    daily: int = Field(14, ge=2)
+    weekly: int = Field(4, ge=0)
+    monthly: int = Field(3, ge=0)
+    max_shrink_percent: int = Field(50, ge=1, le=100, description="Refuse a night that lost more files or bytes.")
+    transfer_deadline_s: int = Field(6 * 3600, ge=60)
+    dump_deadline_s: int = Field(3600, ge=10)
+    freeze_deadline_s: int = Field(10, ge=1, description="How long a guest may take to freeze its file systems.")
+
+    @property
+    def retain(self) -> tuple[Retain, ...]:
+        """rsnapshot's intervals, from the most to the least frequent."""
+        counts = {"daily": self.daily, "weekly": self.weekly, "monthly": self.monthly}
+        return tuple(Retain(interval, count) for interval, count in counts.items() if count)
+
+    @model_validator(mode="after")
+    def _cascade(self) -> Self:
+        if self.monthly and not self.weekly:
+            raise ValueError("monthly points are taken from weekly ones: weekly must not be 0")
+        return self
+
+
+class Database(_Section):
+    """Databases of one engine on a client: the named ones, or all."""
+
+    engine: Literal["postgresql", "mariadb"]
+    names: tuple[Name, ...] = Field((), description="Databases to dump; all when empty.")
+
+
+class Probe(_Section):
+    """What proves that a recovered VM works: a command that must exit 0 in it, or a TCP port that must answer."""
+
+    command: tuple[str, ...] = ()
+    tcp: Port | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if bool(self.command) == (self.tcp is not None):
+            raise ValueError("a probe is either a command or a tcp port")
+        return self
+
+
+class System(_Section):
+    """A system whose files we pull over ssh."""
+
+    address: Address
+    port: Port = 22
+    identity: Name = "default"
+    policy: Name = "default"
+    platform: Platform = Platform.LINUX
+    paths: tuple[AbsolutePath, ...] = Field((), description="What to pull; every local file system when empty.")
+    exclude: tuple[str, ...] = Field((), description="rsync patterns, anchored at the client's root by a leading /.")
+    databases: tuple[Database, ...] = ()
+    dump_folder: AbsolutePath = "/var/backups/gbs"
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        for pattern in self.exclude:
+            if not pattern or "\n" in pattern or pattern in ("/", "/*", "*"):
+                raise ValueError(f"exclude {pattern!r} would leave out everything or nothing")
+        engines = [database.engine for database in self.databases]
+        if len(set(engines)) != len(engines):
+            raise ValueError("each database engine may stand once")
+        return self
+
+
+class Client(System):
+    """A client; `vm` names the VM that it is, if it is one."""
+
+    vm: Name | None = None
+    probes: tuple[Probe, ...] = ()
+    boot_deadline_s: int = Field(600, ge=10, description="How long a recovered VM may take until ssh answers.")
+
+
+class KvmHost(System):
+    """A KVM host: a client too, whose libvirt runs the VMs."""
+
+    libvirt_uri: str = Field("qemu:///system", pattern=r"^qemu:///(system|session|embed.*)$")
+    image_folder: AbsolutePath = "/var/lib/libvirt/images"
+    definitions: AbsolutePath = Field("/etc/libvirt/qemu", description="Where its libvirt keeps the VMs' XML.")
+
+
+def _shorthand(value: Any) -> Any:
+    return {"address": value} if isinstance(value, str) else value
+
+
+class Inventory(_Section):
+    """Everything that one GBS server protects."""
+
+    site: Name = "main"
+    store: StoreSection
+    permanent: PermanentSection
+    identities: dict[Name, Identity] = Field(min_length=1)
+    policies: dict[Name, Policy] = {}
+    kvm_hosts: dict[Name, Annotated[KvmHost, BeforeValidator(_shorthand)]] = {}
+    clients: dict[Name, Annotated[Client, BeforeValidator(_shorthand)]] = {}
+
+    @property
+    def systems(self) -> dict[str, System]:
+        """Everything whose files are pulled: KVM hosts first, because VMs are found in their backup data."""
+        return {**self.kvm_hosts, **self.clients}
+
+    @property
+    def vms(self) -> dict[str, str]:
+        """The VMs that are declared: VM name → client name."""
+        return {client.vm: name for name, client in self.clients.items() if client.vm}
+
+    def policy_of(self, system: System) -> Policy:
+        """The policy of a system; the built-in one when none is declared."""
+        return self.policies.get(system.policy, Policy())
+
+    def mistakes(self) -> list[tuple[tuple[str, ...], str]]:
+        """What is wrong between sections: (path in the file, problem). Empty when the inventory holds together."""
+        return [*self._unknown_references(), *self._clashes(), *self._overlaps()]
+
+    def _unknown_references(self) -> list[tuple[tuple[str, ...], str]]:
+        found: list[tuple[tuple[str, ...], str]] = []
+        for section, systems in (("kvm_hosts", self.kvm_hosts), ("clients", self.clients)):
+            for name, system in systems.items():
+                if system.identity not in self.identities:
+                    known = ", ".join(self.identities)
+                    found.append(((section, name, "identity"), f"no identity {system.identity!r}; known are {known}"))
+                if system.policy not in self.policies and system.policy != "default":
+                    known = ", ".join(self.policies) or "default"
+                    found.append(((section, name, "policy"), f"no policy {system.policy!r}; known are {known}"))
+        return found
+
+    def _clashes(self) -> list[tuple[tuple[str, ...], str]]:
+        found: list[tuple[tuple[str, ...], str]] = []
+        for name in self.clients:
+            if name in self.kvm_hosts:
+                found.append((("clients", name), "a KVM host has the same name; each is backed up under its name"))
+        slugs: dict[str, str] = {}
+        for name in self.systems:
+            if slugs.setdefault(slug(name), name) != name:
+                found.append((("clients", name), f"shares its folder with {slugs[slug(name)]!r}"))
+        vms: dict[str, str] = {}
+        for name, client in self.clients.items():
+            if client.vm and vms.setdefault(client.vm, name) != name:
+                found.append((("clients", name, "vm"), f"VM {client.vm!r} is already client {vms[client.vm]!r}"))
+        return found
+
+    def _overlaps(self) -> list[tuple[tuple[str, ...], str]]:
+        store, permanent = PurePosixPath(self.store.path), PurePosixPath(self.permanent.path)
+        if store == permanent or store in permanent.parents or permanent in store.parents:
+            return [(("permanent", "path"), f"overlaps the store {store}: history must not lie inside what it copies")]
+        return []

@@ -1,0 +1,102 @@
+"""Manifests: what a published thing is, and the sha256 and size of every file in it. No manifest, no backup."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tasks.model.outcome import Outcome
+
+MANIFEST = "manifest.json"
+LISTING = "SHA256SUMS"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """One published file: its path below the manifest's folder, its size and its sha256 (hex)."""
+
+    path: str
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/") or not path:
+            raise ValueError(f"path {path!r} leads out of its folder")
+        return path
+
+
+class DumpRecord(_Record):
+    """One database dump on the client: engine, database, absolute path, size and the sha256 made on the client."""
+
+    engine: Literal["postgresql", "mariadb"]
+    kind: Literal["database", "accounts"] = "database"
+    """`accounts` holds what belongs to the whole server: roles, users and their grants."""
+    database: str
+    path: str
+    size_bytes: int = Field(gt=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class NightManifest(_Record):
+    """A client's files as of one night. Every file is in `SHA256SUMS` beside it, whose own hash stands here."""
+
+    kind: Literal["night"] = "night"
+    id: str
+    client: str
+    started: datetime
+    ended: datetime
+    outcome: Outcome
+    warnings: tuple[str, ...] = ()
+    paths: tuple[str, ...]
+    excluded: tuple[str, ...]
+    """rsync patterns of what was left out; recovery keeps the image's own content there."""
+    dumps: tuple[DumpRecord, ...] = ()
+    flavour: str = ""
+    files: int = Field(ge=0)
+    size_bytes: int = Field(ge=0)
+    listing_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    facts_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tools: dict[str, str] = {}
+
+
+class DiskRecord(_Record):
+    """One disk of an image: libvirt's target, the file that holds it, its format and where it lay on the KVM host."""
+
+    target: str
+    file: str
+    format: Literal["qcow2", "raw"]
+    source: str
+    virtual_size_bytes: int = Field(gt=0)
+
+
+class ImageManifest(_Record):
+    """One dated copy of a VM's disks and definition, all disks from one instant."""
+
+    kind: Literal["image"] = "image"
+    id: str
+    vm: str
+    uuid: str
+    kvm_host: str
+    started: datetime
+    ended: datetime
+    instant: datetime
+    """When the disks were as they are in this image."""
+    method: Literal["snaplive", "backup-api", "offline"]
+    method_reason: str
+    consistency: Literal["application", "file-system", "crash"]
+    consistency_reason: str
+    window_s: float = Field(ge=0)
+    """Seconds from snapshot to pivot; 0 when there was no window."""
+    copy_s: float = Field(ge=0)
+    frozen_s: float = Field(ge=0)
+    flavour: str = ""
+    parent: str | None = None
+    disks: tuple[DiskRecord, ...]
+    files: tuple[FileRecord, ...]
+    warnings: tuple[str, ...] = ()
+    tools: dict[str, str] = {}

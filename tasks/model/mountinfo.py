@@ -1,0 +1,39 @@
+"""Which mount holds a path, from the text of /proc/self/mountinfo (proc(5))."""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A mount: where it is, what kind, what of, whether it may be written."""
+
+    mountpoint: str
+    fstype: str
+    source: str
+    read_only: bool
+
+
+def parse_mounts(text: str) -> list[Mount]:
+    """The mounts, in the order in which they were made: a later one hides an earlier one at the same place."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, (fstype, source, *options) = left.split(), right.split()
+        read_only = "ro" in fields[5].split(",") or (bool(options) and "ro" in options[0].split(","))
+        mounts.append(Mount(_plain(fields[4]), fstype, _plain(source), read_only))
+    return mounts
+
+
+def mount_of(path: str, mounts: list[Mount]) -> Mount:
+    """The mount that holds the absolute, link-free `path`."""
+    above = {str(parent) for parent in (PurePosixPath(path), *PurePosixPath(path).parents)}
+    deepest = max(len(mount.mountpoint) for mount in mounts if mount.mountpoint in above)
+    return [mount for mount in mounts if mount.mountpoint in above and len(mount.mountpoint) == deepest][-1]
+
+
+def _plain(field: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)

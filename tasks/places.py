@@ -1,0 +1,108 @@
+"""From names to places: the inventory and the blocks, as what drivers need."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
+
+from prefect.exceptions import ObjectNotFound
+
+from blocks import KvmHost, PermanentStore, SshIdentity
+from blocks import Store as StoreBlock
+from tasks.drivers import inventory_file, libvirt_host, lock, ssh
+from tasks.drivers.journal import Journal, journal_path
+from tasks.drivers.libvirt_host import Host
+from tasks.drivers.permanent import PermanentPlace
+from tasks.drivers.ssh import Shell
+from tasks.drivers.store import Store
+from tasks.errors import ConfigError, UnknownName
+from tasks.model.inventory import Client, Inventory, Policy, System
+from tasks.model.ssh_target import SshTarget
+
+APPLY = "run: gbs apply"
+BlockType = TypeVar("BlockType", StoreBlock, PermanentStore, SshIdentity, KvmHost)
+
+
+def inventory() -> Inventory:
+    """The inventory in force."""
+    return inventory_file.load()
+
+
+def system_of(name: str) -> tuple[System, Policy]:
+    """A client or KVM host of the inventory and its policy; UnknownName when it is not declared."""
+    declared = inventory()
+    if name not in declared.systems:
+        raise UnknownName("client", name, list(declared.systems))
+    return declared.systems[name], declared.policy_of(declared.systems[name])
+
+
+def client_of_vm(vm: str) -> tuple[str, Client]:
+    """The client that a VM is; UnknownName when no client says that it is this VM."""
+    declared = inventory()
+    if vm not in declared.vms:
+        raise UnknownName("VM", vm, list(declared.vms))
+    return declared.vms[vm], declared.clients[declared.vms[vm]]
+
+
+def store() -> Store:
+    """The store that its block names."""
+    return Store(_load(StoreBlock, StoreBlock.DOCUMENT).path)
+
+
+def reserve_bytes() -> int:
+    """The free space that no run may use in the store."""
+    return _load(StoreBlock, StoreBlock.DOCUMENT).reserve_bytes
+
+
+def permanent() -> PermanentPlace:
+    """The permanent store that its block names."""
+    block = _load(PermanentStore, PermanentStore.DOCUMENT)
+    return PermanentPlace(block.path, block.store_id, block.kind, block.export)
+
+
+def target_of(name: str) -> SshTarget:
+    """How a client or KVM host is reached over ssh."""
+    system, _ = system_of(name)
+    identity = _load(SshIdentity, SshIdentity.document_name(system.identity))
+    return identity.target(name, system.address, system.port)
+
+
+def kvm_host(name: str) -> tuple[SshTarget, KvmHost]:
+    """How a KVM host is reached over ssh, and its block."""
+    declared = inventory()
+    if name not in declared.kvm_hosts:
+        raise UnknownName("KVM host", name, list(declared.kvm_hosts))
+    block = _load(KvmHost, KvmHost.document_name(name))
+    identity = _load(SshIdentity, block.identity)
+    return identity.target(name, block.address, block.port), block
+
+
+@contextmanager
+def hypervisor(name: str) -> Iterator[tuple[Host, Shell]]:
+    """A KVM host's libvirt and a shell on it, while the block lasts."""
+    target, block = kvm_host(name)
+    with libvirt_host.connect(target, block.libvirt_uri) as host, ssh.connect(target) as shell:
+        yield host, shell
+
+
+def journal(kvm_host_name: str, uuid: str) -> Journal:
+    """The journal of the snapshot windows of a VM."""
+    return Journal(journal_path(store().journal, kvm_host_name, uuid))
+
+
+def policy_of_vm(vm: str) -> Policy:
+    """The policy of the client that a VM is; the built-in one for a VM that no client names."""
+    declared = inventory()
+    client = declared.vms.get(vm)
+    return declared.policy_of(declared.clients[client]) if client else Policy()
+
+
+def locked(kind: str, name: str) -> AbstractContextManager[None]:
+    """Hold the lock of a client, VM or target while the block lasts; Locked when another run has it."""
+    return lock.hold(store().lock(kind, name), f"{kind} {name}")
+
+
+def _load(kind: type[BlockType], document: str) -> BlockType:
+    try:
+        return kind.load(document)  # type: ignore[return-value]
+    except (ValueError, ObjectNotFound) as exc:
+        raise ConfigError(f"no block {document!r} of type {kind._block_type_name}", "Prefect", APPLY) from exc

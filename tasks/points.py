@@ -1,0 +1,65 @@
+"""Stage 2: a client's overnight copy becomes a restore point in the permanent store."""
+
+import logging
+from pathlib import Path
+
+from tasks import places
+from tasks.drivers import permanent, rsnapshot
+from tasks.drivers.progress import reporting
+from tasks.drivers.store import Store, verify_night
+from tasks.errors import NothingToRecover
+from tasks.model.inventory import Policy
+from tasks.model.names import slug
+from tasks.model.retention import Rotation
+from tasks.retryable import retryable
+
+log = logging.getLogger(__name__)
+
+
+def root_of(client: str) -> Path:
+    """The client's rsnapshot root in the permanent store."""
+    return places.permanent().path / slug(client)
+
+
+@retryable("prove permanent store", retries=1)
+def prove() -> None:
+    """StoreNotMounted unless the permanent store is the right one, mounted and writable."""
+    permanent.prove(places.permanent())
+
+
+@retryable("sync restore point", "sync {client}")
+def sync(client: str) -> str:
+    """The overnight copy, verified, in the client's `.sync`; returns the night's id."""
+    _, policy = places.system_of(client)
+    store = places.store()
+    night = store.night_of(client)
+    if night is None:
+        raise NothingToRecover(f"client {client}", f"{store.overnight(client)} has no published night")
+    permanent.prove(places.permanent())
+    verify_night(store.overnight(client), night)
+    root_of(client).mkdir(exist_ok=True, mode=0o700)
+    with reporting(log, f"sync {client}"):
+        rsnapshot.sync(
+            _config(client, store, policy), store.overnight(client), root_of(client), policy.transfer_deadline_s
+        )
+    return night.id
+
+
+@retryable("rotate restore points", "rotate {client}", retries=0)
+def rotate(client: str) -> list[Rotation]:
+    """Rotate as far as the fresh sync asks for, with reasons; [] when it holds nothing newer."""
+    _, policy = places.system_of(client)
+    permanent.prove(places.permanent())
+    with reporting(log, f"rotate {client}"):
+        return rsnapshot.rotate(_config(client, places.store(), policy), root_of(client), policy.retain)
+
+
+def _config(client: str, store: Store, policy: Policy) -> Path:
+    folder = store.root / "rsnapshot"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / f"{slug(client)}.conf"
+    # GBS's own lock keeps two runs apart; a pid file of rsnapshot's that a killed run left would make it skip.
+    lock = folder / f"{slug(client)}.pid"
+    lock.unlink(missing_ok=True)
+    config.write_text(rsnapshot.render_config(store.overnight(client), root_of(client), lock, policy.retain))
+    return config

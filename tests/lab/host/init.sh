@@ -1,0 +1,30 @@
+#!/bin/bash
+# Process 1 of a lab KVM host (started by kvm_host.py under unshare): makes the host's own world, starts its daemons
+# and reaps. The host dies with this process.
+set -eu
+name=$1 directory=$2
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+
+# Nothing is done before the lab has written down who we are: a lab that crashes here closes the pipe instead.
+read -r _go
+
+hostname "$name"
+for path in etc/libvirt var/lib/libvirt var/log/libvirt var/cache/libvirt etc/hostname; do
+    mount --bind "$directory/root/$path" "/$path"
+done
+mount -t tmpfs -o mode=0755,size=512m tmpfs /run
+mkdir -p /run/sshd /run/lock /run/libvirt /run/gbs
+chmod 1777 /run/lock
+chown libvirt-qemu: /run/gbs
+
+exec </dev/null
+/usr/sbin/sshd -D -e -f "$directory/sshd/sshd_config" &
+virtlogd -d
+libvirtd -d
+touch /run/lab-host-ready
+
+set +e
+while :; do
+    sleep 1d &
+    wait
+done

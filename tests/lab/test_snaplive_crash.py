@@ -1,0 +1,138 @@
+"""SIGKILL of the process at every record of the journal: reconciling brings the VM back, no guest write is lost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.drivers.journal import Journal, unfinished
+from tasks.drivers.snaplive_settle import reconcile
+from tasks.model.window_decision import Action
+from tests.lab.kvm_host import KvmHost
+from tests.lab.tiny_guest import TinyGuest, last_record
+from tests.lab.window_child import ChildTask, host_pid, reach, run_child
+
+# What a window of two disks writes, in order.
+EXPECTED = [
+    ("PREPARE", "done", ""),
+    ("SNAPSHOT", "intent", ""),
+    ("SNAPSHOT", "done", ""),
+    ("SNAPSHOT", "done", "vda"),
+    ("SNAPSHOT", "done", "vdb"),
+    ("COPY", "intent", "vda"),
+    ("COPY", "done", "vda"),
+    ("COPY", "intent", "vdb"),
+    ("COPY", "done", "vdb"),
+    ("COMMIT", "intent", "vda"),
+    ("COMMIT", "done", "vda"),
+    ("COMMIT", "intent", "vdb"),
+    ("COMMIT", "done", "vdb"),
+    ("READY", "done", "vda"),
+    ("READY", "done", "vdb"),
+    ("PAUSE", "intent", ""),
+    ("PIVOT", "intent", "vda"),
+    ("PIVOTED", "done", "vda"),
+    ("PIVOT", "intent", "vdb"),
+    ("PIVOTED", "done", "vdb"),
+    ("RESUME", "intent", ""),
+    ("RESUME", "done", ""),
+    ("UNLINK", "intent", "vda"),
+    ("UNLINK", "intent", "vdb"),
+    ("UNLINK", "done", "vda"),
+    ("UNLINK", "done", "vdb"),
+    ("DONE", "done", ""),
+]
+# Killed after an intent: nothing was done. Killed before a result: it was done, and nobody wrote that down.
+KILL_AT = [(*record, "after") for record in EXPECTED] + [
+    (*record, "before") for record in EXPECTED if record[1] == "done" and record[0] not in ("COPY", "PREPARE")
+]
+_runs = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def guest(kvm_host: KvmHost) -> Iterator[TinyGuest]:
+    """A running guest that writes its log; its name and so its paths would hurt a shell that saw them bare."""
+    guest = TinyGuest(kvm_host, "crash;a$(id)", disk_count=2)
+    guest.start()
+    yield guest
+    guest.destroy()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal" / "kvm1" / "vm.jsonl")
+
+
+def task(guest: TinyGuest, journal: Journal, **more) -> ChildTask:
+    return ChildTask(host_pid(guest.host), guest.name, f"crash-{next(_runs)}", str(journal.path), **more)
+
+
+def blocks(guest: TinyGuest) -> dict[str, str]:
+    """What virsh shows as sources, live and inactive, which must be the same."""
+    live = guest.host.virsh("domblklist", guest.name)
+    assert guest.host.virsh("domblklist", guest.name, "--inactive") == live
+    return dict(line.split(maxsplit=1) for line in live.splitlines() if line.strip())
+
+
+def assert_on_base_and_running(guest: TinyGuest) -> None:
+    assert blocks(guest) == {disk.target: disk.path for disk in guest.disks}
+    assert guest.host.virsh("domstate", guest.name).strip() == "running"
+    assert not list(guest.host.images.glob(f"{glob_safe(guest)}*.gbs-*[0-9]")), "an overlay is still there"
+    counters = [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
+    assert guest.wait_for_record(counters[0] + 20) > counters[0]
+
+
+def glob_safe(guest: TinyGuest) -> str:
+    return guest.name.replace("$", "[$]")
+
+
+def trash(guest: TinyGuest) -> list[Path]:
+    return list(guest.host.images.glob(f"{glob_safe(guest)}*.trash-*"))
+
+
+def sweep(guest: TinyGuest) -> None:
+    for path in [*trash(guest), *guest.host.images.glob(f"{glob_safe(guest)}*.copy")]:
+        path.unlink()
+
+
+def test_window_that_nobody_kills_writes_the_expected_journal(guest: TinyGuest, journal: Journal) -> None:
+    done = run_child(task(guest, journal))
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in journal.done_path.read_text().splitlines()]
+    assert [(r["step"], r.get("phase", "done"), r.get("target", "")) for r in records] == EXPECTED
+    assert not journal.path.exists()
+    copies = [last_record(guest.outside(f"{disk.path}.copy"), disk.format) for disk in guest.disks]
+    assert copies[0] - copies[1] in (0, 1), "the copies are not from one instant"
+    assert_on_base_and_running(guest)
+    sweep(guest)
+
+
+@pytest.mark.parametrize("kill_at", KILL_AT, ids=lambda kill_at: "-".join(filter(None, kill_at)))
+def test_window_killed_at_a_record_is_reconciled(guest: TinyGuest, journal: Journal, kill_at) -> None:
+    done = run_child(task(guest, journal, kill_at=kill_at))
+    assert done.returncode == -9, done.stderr
+    with reach(host_pid(guest.host)) as (host, shell):
+        outcomes = reconcile(host, shell, journal)
+        assert all(outcome.settled for outcome in outcomes), outcomes
+        assert reconcile(host, shell, journal) == []
+    assert unfinished(journal.path.parent.parent) == []
+    assert_on_base_and_running(guest)
+    sweep(guest)
+
+
+@pytest.mark.parametrize("step", ["COMMIT", "PIVOT", "PIVOTED", "UNLINK"])
+def test_reconcile_killed_itself_is_run_again(guest: TinyGuest, journal: Journal, step) -> None:
+    assert run_child(task(guest, journal, kill_at=("COPY", "done", "vda", "after"))).returncode == -9
+    phase = "done" if step == "PIVOTED" else "intent"
+    killed = run_child(task(guest, journal, verb="reconcile", kill_at=(step, phase, "vda", "after")))
+    assert killed.returncode == -9, killed.stderr
+    with reach(host_pid(guest.host)) as (host, shell):
+        outcomes = reconcile(host, shell, journal)
+    assert [outcome.action for outcome in outcomes if not outcome.settled] == []
+    assert {outcome.action for outcome in outcomes} <= {Action.UNLINK, Action.TRASH}
+    assert_on_base_and_running(guest)
+    sweep(guest)

@@ -1,0 +1,128 @@
+"""A process that opens a window, copies and closes it, and dies by SIGKILL at the journal record that it is told.
+
+`python -m tests.lab.window_child <JSON of ChildTask>`. It reaches the lab's host without ssh (through the namespaces of
+its process 1), so that the many crash tests are quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.drivers import libvirt_host, process
+from tasks.drivers.journal import Journal
+from tasks.drivers.libvirt_host import Host
+from tasks.drivers.snaplive import open_window
+from tasks.drivers.snaplive_settle import close_window, reconcile
+from tasks.drivers.ssh import Output
+from tasks.errors import CommandFailed
+from tasks.model.window import Phase, Step, WindowPlan
+from tests.lab.kvm_host import KvmHost
+from tests.lab.process import ProcessRecord
+
+MIN_FREE_BYTES = 1 << 20
+
+
+@dataclasses.dataclass
+class ChildTask:
+    """What the process does: `verb` is `window` or `reconcile`; it dies at `kill_at` (step, phase, target, when)."""
+
+    host_pid: int
+    vm: str
+    run: str
+    journal: str
+    verb: str = "window"
+    kill_at: tuple[str, str, str, str] | None = None
+
+
+class NamespaceShell:
+    """A shell inside the lab's host."""
+
+    def __init__(self, host_pid: int) -> None:
+        self.enter = ["nsenter", f"--target={host_pid}", "--mount", "--pid", "--uts", "--wd=/", "--"]
+
+    def run(
+        self, command: Sequence[str] | str, *, deadline_s: float, check: bool = True, name: str | None = None
+    ) -> Output:
+        argv = ["sh", "-c", command] if isinstance(command, str) else list(command)
+        called = name or shlex.join(argv)
+        done = process.run([*self.enter, *argv], deadline_s=deadline_s, accept=lambda status: True, name=called)
+        if check and done.status != 0:
+            raise CommandFailed(called, done.status, done.stderr)
+        return Output(done.status, done.text, done.stderr)
+
+
+class MortalJournal(Journal):
+    """A journal that kills its process before or after it has written a certain record."""
+
+    kill_at: tuple[str, str, str, str] | None = None
+
+    def append(
+        self, step: Step, phase: Phase = "done", target: str = "", note: str = "", plan: WindowPlan | None = None
+    ) -> None:
+        here = (step.value, phase, target)
+        self._die((*here, "before"))
+        super().append(step, phase, target, note, plan)
+        self._die((*here, "after"))
+
+    def finish(self, note: str = "") -> None:
+        self._die(("DONE", "done", "", "before"))
+        super().finish(note)
+
+    def _die(self, here: tuple[str, str, str, str]) -> None:
+        if here == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def host_pid(kvm_host: KvmHost) -> int:
+    """The process 1 of a lab host."""
+    record = ProcessRecord.load(kvm_host.directory / "host.json")
+    assert record is not None
+    return record.pid
+
+
+@contextmanager
+def reach(pid: int) -> Iterator[tuple[Host, NamespaceShell]]:
+    """libvirt and a shell of the lab host, without ssh."""
+    with libvirt_host.connect(None, f"qemu:///system?socket=/proc/{pid}/root/run/libvirt/libvirt-sock") as host:
+        host.local_uri = "qemu:///system"
+        yield host, NamespaceShell(pid)
+
+
+def run_child(task: ChildTask) -> subprocess.CompletedProcess[str]:
+    """Run a task in a process of its own to its end; a negative return code is the signal that ended it."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.lab.window_child", json.dumps(dataclasses.asdict(task))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def perform(task: ChildTask) -> None:
+    """Do the task in this process."""
+    with reach(task.host_pid) as (host, shell):
+        journal = MortalJournal(Path(task.journal))
+        journal.kill_at = tuple(task.kill_at) if task.kill_at else None  # type: ignore[assignment]
+        if task.verb == "reconcile":
+            reconcile(host, shell, journal)
+            return
+        window = open_window(host, shell, journal, task.vm, task.run, min_free_bytes=MIN_FREE_BYTES)
+        for disk in window.disks:
+            with journal.step(Step.COPY, disk.target):
+                shell.run(["cp", "--sparse=always", disk.base, f"{disk.base}.copy"], deadline_s=60)
+        close_window(host, shell, journal)
+
+
+if __name__ == "__main__":
+    perform(ChildTask(**json.loads(sys.argv[1])))
