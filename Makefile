@@ -50,7 +50,7 @@ demo: system venv ## a lab with a real VM, two nights, a disaster, a recovery
 	$(BIN)/python -m tests.lab.demo
 
 lab-down: venv ## end the lab and the UI, leave nothing behind
-	$(BIN)/python -m tests.lab.lab down
+	$(BIN)/python -m tests.lab.demo down
 
 bench: system venv ## what GBS costs beside bare rsync and rsnapshot
 	$(BIN)/python -m tests.bench

@@ -7,8 +7,8 @@ from prefect import flow
 from flows.reconcile import require_settled
 from flows.vm_name import VmName
 from tasks import images, places, windows
-from tasks.drivers.snaplive import Window
 from tasks.model.names import new_id
+from tasks.windows import Window
 
 
 @flow(name="kvmsnap-create", flow_run_name="snapshot of {vm}")

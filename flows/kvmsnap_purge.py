@@ -2,13 +2,14 @@
 
 from prefect import flow
 
+from flows.run_name import named
 from flows.vm_name import VmName
 from tasks import places, windows
-from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.errors import UnknownName
+from tasks.windows import DiskOutcome
 
 
-@flow(name="kvmsnap-purge", flow_run_name="purge snapshots of {vm}")
+@flow(name="kvmsnap-purge", flow_run_name=named("vm", "purge snapshots of {}", "all VMs"))
 def kvmsnap_purge(vm: VmName | None = None) -> list[DiskOutcome]:
     """Bring a VM, or every VM that has outstanding snapshots of ours, back to its base images.
 

@@ -7,6 +7,7 @@ from flows.kvmimg_get import images_due
 from flows.overnight import pull_client
 from flows.permanent import keep_client
 from flows.prepare import prepare_client
+from flows.run_name import named
 from flows.side_by_side import chosen, for_each_client, task_runner
 from flows.stage import skipped
 from flows.vm_name import ClientName
@@ -26,11 +27,14 @@ def night_of(client: str) -> list[StageResult]:
     return results
 
 
-@flow(name="nightly", flow_run_name="nightly {clients}", task_runner=task_runner)
+@flow(name="nightly", flow_run_name=named("clients", "nightly of {}", "all clients"), task_runner=task_runner)
 def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
     """All stages for the named clients, or for every client and KVM host of the inventory.
 
     Images come last: files are safe first, and a VM is found in the backup data of its KVM host, which is then there.
+
+    Args:
+        clients: The clients and KVM hosts, as the inventory names them; all of them when it is left empty.
     """
     names = chosen(clients)
     return conclude("nightly", for_each_client(night_of, names) + images_due(names))

@@ -6,6 +6,7 @@ from prefect import State, flow
 
 from flows.ending import conclude
 from flows.kvmimg_get import images_due
+from flows.run_name import named
 from flows.side_by_side import chosen, for_each_client, task_runner
 from flows.stage import stage
 from flows.vm_name import ClientName
@@ -28,9 +29,13 @@ def pull_client(client: str) -> list[StageResult]:
     return [running.result()]
 
 
-@flow(name="overnight", flow_run_name="overnight {clients}", task_runner=task_runner)
+@flow(name="overnight", flow_run_name=named("clients", "overnight of {}", "all clients"), task_runner=task_runner)
 def overnight(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
-    """Stage 1 for the named clients, or all: pull files; then take the images of VMs that are due."""
+    """Stage 1 for the named clients, or all: pull files; then take the images of VMs that are due.
+
+    Args:
+        clients: The clients and KVM hosts, as the inventory names them; all of them when it is left empty.
+    """
     names = chosen(clients)
     results = for_each_client(pull_client, names)
     return conclude("overnight", results + images_due(names))

@@ -3,6 +3,7 @@
 from prefect import State, flow
 
 from flows.ending import conclude
+from flows.run_name import named
 from flows.side_by_side import chosen, for_each_client, task_runner
 from flows.stage import stage
 from flows.vm_name import ClientName
@@ -23,7 +24,11 @@ def keep_client(client: str) -> list[StageResult]:
     return [running.result()]
 
 
-@flow(name="permanent", flow_run_name="permanent {clients}", task_runner=task_runner)
+@flow(name="permanent", flow_run_name=named("clients", "permanent of {}", "all clients"), task_runner=task_runner)
 def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
-    """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points."""
+    """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points.
+
+    Args:
+        clients: The clients and KVM hosts, as the inventory names them; all of them when it is left empty.
+    """
     return conclude("permanent", for_each_client(keep_client, chosen(clients)))

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from prefect import State, flow
 
 from flows.ending import conclude
+from flows.run_name import named
 from flows.side_by_side import chosen, for_each_client, task_runner
 from flows.stage import Stage, stage
 from flows.vm_name import ClientName
@@ -55,7 +56,11 @@ def _dump_engine(client: str, database: Database, running: Stage) -> list[DumpRe
     return dumps
 
 
-@flow(name="prepare", flow_run_name="prepare {clients}", task_runner=task_runner)
+@flow(name="prepare", flow_run_name=named("clients", "prepare of {}", "all clients"), task_runner=task_runner)
 def prepare(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
-    """Stage 0 for the named clients, or all: facts, and database dumps into a local folder of each client."""
+    """Stage 0 for the named clients, or all: facts, and database dumps into a local folder of each client.
+
+    Args:
+        clients: The clients and KVM hosts, as the inventory names them; all of them when it is left empty.
+    """
     return conclude("prepare", for_each_client(prepare_client, chosen(clients)))

@@ -4,10 +4,11 @@ import logging
 
 from prefect import flow
 
+from flows.run_name import named
 from flows.vm_name import VmName
 from tasks import places, windows
-from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.errors import LeftBehind, Locked, WindowOpen
+from tasks.windows import DiskOutcome
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def require_all(kvm_host: str, outcomes: list[DiskOutcome]) -> None:
             raise LeftBehind(where, outcome.reason, outcome.undo or "gbs reconcile")
 
 
-@flow(name="reconcile", flow_run_name="reconcile {vm}")
+@flow(name="reconcile", flow_run_name=named("vm", "reconcile {}", "all VMs"))
 def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
     """Settle unfinished snapshot windows: commit, pivot, unlink as far as libvirt proves what may be done.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from prefect.blocks.core import Block
 
 from blocks import KvmHost, PermanentStore, SshIdentity, Store
+from tasks import places
 from tasks.drivers import inventory_file
 from tasks.model.inventory import Inventory
 
@@ -67,6 +68,7 @@ def apply(inventory: Inventory, *, dry_run: bool = False) -> list[BlockChange]:
             action = "unchanged"
         elif not dry_run:
             wanted.save(document, overwrite=True)
+            places.forget_blocks()
         changes.append(BlockChange(document, type(wanted).get_block_type_slug(), action, fields if present else ()))
     return changes
 

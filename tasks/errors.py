@@ -125,6 +125,16 @@ class RecoveryRefused(GbsError):
     template = "recovery of {0} refused: {1}: {2}"
 
 
+class RecoveredPartly(GbsError):
+    """The VM runs again, but not all of it came back or answers; it was left running: (VM, KVM host, [problem, …])."""
+
+    exit_code = 3
+
+    def __str__(self) -> str:
+        vm, host, problems = self.args
+        return f"VM {vm} runs on {host}, but: " + "; ".join(problems)
+
+
 class NothingToRecover(GbsError):
     """There is no backup to recover from: (what, what was looked for and where)."""
 

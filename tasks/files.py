@@ -10,7 +10,7 @@ from tasks.drivers.databases import ENGINES
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.progress import reporting
 from tasks.drivers.rsync import Transferred
-from tasks.drivers.store import Store, discard, read_model, replace, require_space, sync_folder, write_model
+from tasks.drivers.store import discard, read_model, replace, require_space, sync_folder, write_model
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
 from tasks.model.facts import flavour
 from tasks.model.inventory import DEFAULT_EXCLUDES, System
@@ -54,7 +54,7 @@ def pull(client: str) -> Transferred:
     """
     system, policy = places.system_of(client)
     store, prepared = places.store(), read_prepared.fn(client)
-    staging, aborted = store.staging(client), _aborted(store, client)
+    staging, aborted = store.staging(client), store.aborted(client)
     require_space(store.root, 0, places.reserve_bytes())
     if staging.exists() and not aborted.exists():
         staging.rename(aborted)
@@ -75,11 +75,6 @@ def pull(client: str) -> Transferred:
     return moved
 
 
-def _aborted(store: Store, client: str) -> Path:
-    staging = store.staging(client)
-    return staging.with_name(f"{staging.name}.aborted")
-
-
 def _require_plausible(client: str, moved: Transferred, last: NightManifest | None, max_shrink_percent: int) -> None:
     if moved.files == 0 or moved.size_bytes == 0:
         raise SourceRefused(client, "it is empty")
@@ -96,7 +91,9 @@ def publish(client: str, started: datetime, moved: Transferred) -> NightManifest
     staging, published = store.staging(client), store.overnight(client)
     _verify_dumps(staging / "data", prepared.dumps)
     with reporting(log, f"list files of {client}"):
-        files, size_bytes = write_listing(staging / "data", staging / LISTING, published / "data", published / LISTING)
+        files, size_bytes = write_listing(
+            staging / "data", staging / LISTING, published / "data", store.listing_of(client)
+        )
     write_model(staging / "facts.json", prepared.facts)
     warnings = (*prepared.failures, *(f"vanished while read: {line}" for line in moved.vanished))
     manifest = NightManifest(

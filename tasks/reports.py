@@ -5,23 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect.artifacts import create_table_artifact
-from pydantic import BaseModel, ConfigDict
 
 from tasks import places
-from tasks.drivers.store import read_model, write_model
+from tasks.drivers.store import write_model
 from tasks.model.names import human_age, human_bytes, new_id
 from tasks.model.outcome import Outcome, StageResult, worst
+from tasks.model.report import Report
 from tasks.retryable import retryable
-
-
-class Report(BaseModel):
-    """The results of one run, by client and stage."""
-
-    model_config = ConfigDict(frozen=True)
-
-    run: str
-    ended: datetime
-    results: tuple[StageResult, ...]
 
 
 def table(results: Sequence[StageResult]) -> list[dict[str, str]]:
@@ -52,13 +42,3 @@ def publish(run: str, results: list[StageResult]) -> Path:
         table=table(results), key=f"{run}-report", description=f"**{overall.value}** · kept as {path.name}"
     )
     return path
-
-
-def latest_results() -> dict[tuple[str, str], StageResult]:
-    """The last result of every client and stage, from the reports in the store."""
-    found: dict[tuple[str, str], StageResult] = {}
-    for path in sorted(places.store().reports.glob("*.json"), key=lambda path: path.stat().st_mtime):
-        report = read_model(path, Report)
-        for result in report.results if report else ():
-            found[result.client, result.stage] = result
-    return found

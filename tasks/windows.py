@@ -14,6 +14,8 @@ from tasks.model.window_decision import Power
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
+__all__ = ["KVMSNAP", "DiskOutcome", "Window", "create", "open_windows", "power", "purge", "settle"]
+
 KVMSNAP = "kvmsnap-"
 """How the run ids of snapshots begin that an operator made: they stay until they are purged."""
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tasks.errors import GbsError
+from tasks.errors import GbsError, Unreachable
 
 CANCELLED = 130
 out = Console(highlight=False, soft_wrap=True)
@@ -21,11 +22,16 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,flows,blocks",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "DO_NOT_TRACK": "1",
 }
-"""Our log lines go to the UI; on the terminal our own handler shows them, and Prefect's stays quiet."""
+"""Prefect settings of every process that runs our code, also of a worker's runs (`gbs deploy` puts them in the pool).
+
+Our log lines go to the UI; on the terminal our own handler shows them, and Prefect's stays quiet. The environment wins.
+The server's own settings stand in pyproject.toml.
+"""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of a table.")
 
@@ -55,6 +61,8 @@ def show_progress() -> None:
 def run(command: click.Command) -> None:
     """Run a command and exit: with the code of its error, or what it returns."""
     show_progress()
+    # As Ctrl-C: what is under way is undone and the run says that it was cancelled.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = command(standalone_mode=False)
     except click.exceptions.Abort:
@@ -67,9 +75,28 @@ def run(command: click.Command) -> None:
         exc.show()
         code = 2
     except GbsError as exc:
-        err.print(f"error: {exc}", style="red", markup=False)
-        code = exc.exit_code
+        code = _explain(exc)
+    except Exception as exc:
+        unreachable = _server_unreachable(exc)
+        if unreachable is None:
+            raise
+        code = _explain(unreachable)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: GbsError) -> int:
+    err.print(f"error: {error}", style="red", markup=False)
+    return error.exit_code
+
+
+def _server_unreachable(error: Exception) -> Unreachable | None:
+    """What Prefect's client raises without a server: httpx's errors, or a RuntimeError for a run's first call."""
+    from httpx import TransportError
+
+    if not isinstance(error, TransportError) and "Failed to reach API" not in str(error):
+        return None
+    where = os.environ.get("PREFECT_API_URL", "of the Prefect profile")
+    return Unreachable(f"the Prefect server {where}", f"{error}; start it with: prefect server start")
 
 
 def rows(title: str, columns: Sequence[str], body: Sequence[Sequence[Any]], as_json: bool, empty: str = "none") -> None:

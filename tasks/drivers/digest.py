@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tasks.errors import IntegrityError
 from tasks.model.manifest import FileRecord
 
 CHUNK = 1 << 20
+_SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -53,7 +56,7 @@ def parse_listing_line(line: bytes) -> tuple[str, bytes]:
     """The sha256 and the path of a line; ValueError when it is not one."""
     escaped = line.startswith(b"\\")
     sha256, separator, path = line.removeprefix(b"\\").rstrip(b"\n").partition(b"  ")
-    if not separator or len(sha256) != 64:
+    if not separator or not _SHA256.fullmatch(sha256) or not line.endswith(b"\n"):
         raise ValueError(f"not a line of sha256sum: {line[:80]!r}")
     if escaped:
         path = path.replace(b"\\\\", b"\0").replace(b"\\n", b"\n").replace(b"\\r", b"\r").replace(b"\0", b"\\")
@@ -83,7 +86,10 @@ def write_listing(root: Path, listing: Path, previous_root: Path | None, previou
 
 def _read_known(listing: Path) -> dict[bytes, str]:
     with listing.open("rb") as lines:
-        return {path: sha256 for sha256, path in map(parse_listing_line, lines)}
+        try:
+            return {path: sha256 for sha256, path in map(parse_listing_line, lines)}
+        except ValueError:
+            return {}  # damaged: everything is read again
 
 
 def _same_inode(path: bytes, status: os.stat_result) -> bool:
@@ -92,3 +98,23 @@ def _same_inode(path: bytes, status: os.stat_result) -> bool:
     except OSError:
         return False
     return (other.st_ino, other.st_dev) == (status.st_ino, status.st_dev)
+
+
+def verify_listing(root: Path, listing: Path, on_progress: Callable[[int], None] | None = None) -> None:
+    """Raise IntegrityError for the first file below `root` that is missing or not as `listing` says.
+
+    `on_progress` is told the bytes read so far.
+    """
+    done = 0
+    with listing.open("rb") as lines:
+        for expected, name in map(parse_listing_line, lines):
+            path = Path(os.fsdecode(os.path.join(os.fsencode(root), name)))
+            try:
+                found = sha256_file(path)
+                done += path.stat().st_size
+            except OSError as exc:
+                raise IntegrityError(str(path), expected, exc.strerror or "nothing") from exc
+            if found != expected:
+                raise IntegrityError(str(path), expected, found)
+            if on_progress is not None:
+                on_progress(done)

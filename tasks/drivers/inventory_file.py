@@ -1,7 +1,7 @@
 """Read the inventory's YAML file; report every problem at once with its path and line."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,12 @@ from tasks.errors import ConfigError, InventoryError
 from tasks.model.inventory import Inventory
 
 DEFAULT_FILE = "/etc/gbs/inventory.yaml"
-MAX_BYTES = 16 << 20
+MAX_BYTES = 1 << 20
+"""Some 1,000 bytes for each of 1,000 clients."""
+MAX_DEPTH = 50
+MAX_ENTRIES = 500_000
+"""Entries after aliases are followed: a few lines of them can stand for more than any machine can hold."""
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Path_ = tuple[str, ...]
 
@@ -29,9 +34,11 @@ def load(path: Path | None = None) -> Inventory:
     """
     path = path or inventory_path()
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise ConfigError("inventory is too large", str(path), f"at most {MAX_BYTES} bytes are read")
-        text = path.read_text("utf-8")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as exc:
         raise ConfigError("no inventory", str(path), "write one or set GBS_INVENTORY to its path") from exc
     except (OSError, UnicodeDecodeError) as exc:
@@ -41,24 +48,28 @@ def load(path: Path | None = None) -> Inventory:
 
 def parse(text: str, name: str) -> Inventory:
     """The validated inventory that `text` declares; `name` is what errors call the file."""
+    lines: dict[Path_, int] = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        data, twice = _read(text, lines)
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise InventoryError(name, [f"{where}not YAML: {getattr(exc, 'problem', None) or exc}"]) from exc
     except RecursionError as exc:
         raise InventoryError(name, ["not YAML that can be read: nested too deeply"]) from exc
-    lines: dict[Path_, int] = {}
-    problems = [f"line {line}: {dotted(path)}: stands twice" for path, line in _index(node, (), lines)]
+    except OverflowError as exc:
+        raise InventoryError(name, [str(exc)]) from exc
+    problems = [f"line {line}: {dotted(path)}: stands twice" for path, line in twice]
+    inventory: Inventory | None
     try:
-        inventory = Inventory.model_validate(data if data is not None else {})
+        inventory = Inventory.model_validate(data)
     except ValidationError as exc:
-        problems += [_problem(error, lines) for error in exc.errors()]
-        raise InventoryError(name, problems) from exc
-    problems += [f"line {_line(path, lines)}: {dotted(path)}: {text}" for path, text in inventory.mistakes()]
-    if problems:
+        errors = exc.errors()
+        problems += [_problem(error, lines) for error in errors]
+        inventory = _sound_part(data, errors)
+    mistakes = inventory.mistakes() if inventory else []
+    problems += [f"line {_line(path, lines)}: {dotted(path)}: {text}" for path, text in mistakes]
+    if problems or inventory is None:
         raise InventoryError(name, problems)
     return inventory
 
@@ -68,11 +79,59 @@ def dotted(path: Path_) -> str:
     return ".".join(path) or "the whole file"
 
 
+def _read(text: str, lines: dict[Path_, int]) -> tuple[Any, list[tuple[Path_, int]]]:
+    """The data and the keys that stand twice; `lines` is filled with the line of every path.
+
+    Raises YAMLError, RecursionError, and OverflowError when aliases make too much of it.
+    """
+    _require_shallow(text)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        twice = list(_index(node, (), lines))
+        try:
+            data = loader.construct_document(node) if node is not None else None
+            return ({} if data is None else data), twice
+        except (AttributeError, LookupError, TypeError, ValueError) as exc:
+            # PyYAML lets through what int(), date() and its tables say of a value such as 2026-13-45.
+            raise yaml.YAMLError(f"a value cannot be read: {exc}") from exc
+    finally:
+        loader.dispose()
+
+
+def _require_shallow(text: str) -> None:
+    """RecursionError for what libyaml's composer, which recurses in C, would crash the process with."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise RecursionError
+
+
+def _sound_part(data: Any, errors: Sequence[Any]) -> Inventory | None:
+    """The inventory without the clients and KVM hosts that have errors; None when there are other errors."""
+    if any(error["loc"][:1] not in (("clients",), ("kvm_hosts",)) or len(error["loc"]) < 2 for error in errors):
+        return None
+    wrong = {error["loc"][:2] for error in errors}
+    rest = {
+        section: {name: system for name, system in value.items() if (section, name) not in wrong}
+        if section in ("clients", "kvm_hosts")
+        else value
+        for section, value in data.items()
+    }
+    try:
+        return Inventory.model_validate(rest)
+    except ValidationError:
+        return None
+
+
 def _index(node: yaml.Node | None, path: Path_, lines: dict[Path_, int]) -> Iterator[tuple[Path_, int]]:
     """Fill `lines` with the line of every path; yield the keys that stand twice."""
     if node is None:
         return
     lines.setdefault(path, node.start_mark.line + 1)
+    if len(lines) > MAX_ENTRIES:
+        raise OverflowError(f"more than {MAX_ENTRIES} entries: aliases stand for too much")
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:

@@ -26,6 +26,9 @@ def hold(path: Path, what: str, run: str = "") -> Iterator[None]:
         os.pwrite(handle, json.dumps(holder).encode(), 0)
         yield
     finally:
+        # Not by closing alone: a child that another thread has forked and that is not yet at its exec has a copy of the
+        # handle, which would keep the lock for some milliseconds, and our next stage would find it locked by ourselves.
+        fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 
@@ -33,5 +36,5 @@ def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())
         return f"pid {holder['pid']} since {holder['since']}" + (f" ({holder['run']})" if holder["run"] else "")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "an unknown process"

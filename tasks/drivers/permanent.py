@@ -1,5 +1,6 @@
 """Prove that the permanent store is the right one before anything is written to it."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ def prove(place: PermanentPlace) -> None:
     The marker is read by a child with a deadline, because a dead NFS server hangs whoever touches its mount.
     """
     path = str(place.path)
-    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
+    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
     mount = mount_of(path, mounts)
     if place.kind == "nfs4" and (mount.mountpoint, mount.fstype, mount.source) != (path, "nfs4", place.export):
         found = f"{mount.source} ({mount.fstype}) is mounted at {mount.mountpoint}"
@@ -41,7 +42,7 @@ def prove(place: PermanentPlace) -> None:
     except CommandTimedOut as exc:
         raise StoreNotMounted(path, f"no answer within {ANSWER_DEADLINE_S} s", "look at the NFS server") from exc
     except CommandFailed as exc:
-        fix = f"if it is the right place: echo {place.store_id} > {marker}"
+        fix = f"if it is the right place: echo {shlex.quote(place.store_id)} > {shlex.quote(str(marker))}"
         raise StoreNotMounted(path, f"the marker {MARKER} is missing", fix) from exc
     if found != place.store_id:
         raise StoreNotMounted(

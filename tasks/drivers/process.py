@@ -86,9 +86,12 @@ def run(
         )
     except FileNotFoundError as exc:
         raise CommandFailed(called, 127, f"{argv[0]} is not installed") from exc
+    except OSError as exc:
+        raise CommandFailed(called, 126, f"{argv[0]} cannot be started: {exc.strerror}") from exc
     try:
-        stdout, stderr = _communicate(process, stdin, time.monotonic() + deadline_s, on_output)
-        status = process.wait()
+        ends_at = time.monotonic() + deadline_s
+        stdout, stderr = _communicate(process, stdin, ends_at, on_output)
+        status = _wait(process, ends_at, stderr)
     except TimeoutError as exc:
         kill_session(process)
         raise CommandTimedOut(called, deadline_s, str(exc)) from None
@@ -140,6 +143,14 @@ def _communicate(
                 if key.data is err and len(err) > 16 * TAIL_BYTES:
                     del err[: -8 * TAIL_BYTES]
     return bytes(out), _tail(err)
+
+
+def _wait(process: subprocess.Popen[bytes], ends_at: float, stderr: str) -> int:
+    """The exit status; a program may close its outputs and go on."""
+    try:
+        return process.wait(max(0.1, ends_at - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(stderr) from None
 
 
 def _feed(selector: selectors.BaseSelector, pipe: IO[bytes], pending: memoryview) -> memoryview:

@@ -28,6 +28,11 @@ class Progress:
         self.done, self.total, self.note = done, total or self.total, note or self.note
         self.tick()
 
+    def say(self, note: str) -> None:
+        """Say where it is in words, for a phase whose bytes are not counted."""
+        self.note = note
+        self.tick()
+
     def tick(self) -> None:
         """Log a line if the last one is old enough."""
         with self._lock:

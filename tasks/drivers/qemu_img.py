@@ -5,6 +5,7 @@ that need progress or a pipe take an argv from the `*_argv` builders instead.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,7 +117,7 @@ def convert_argv(
 ) -> list[str]:
     """Copy an image, whole and without its backing files, to a new one; progress on standard output.
 
-    `-t none` would need direct I/O of every file system; the caller syncs. `-W` and compression are left to others.
+    The caller syncs: `-t none` would need direct I/O of every file system.
     """
     flags = ["-U"] if shared else []
     return program_argv(
@@ -140,3 +141,9 @@ def _plain(path: str) -> str:
     if not path.startswith("/"):
         raise CommandFailed("qemu-img", 1, f"{path!r} is not an absolute path")
     return path
+
+
+def parse_progress(chunk: bytes) -> float | None:
+    """The percentage that `convert -p` last wrote in a chunk of its output, or None."""
+    found = re.findall(rb"\((\d+\.\d+)/100%\)", chunk)
+    return float(found[-1]) if found else None

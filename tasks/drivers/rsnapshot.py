@@ -35,6 +35,8 @@ def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain]
         ("lockfile", str(lock)),
         ("sync_first", "1"),
         ("link_dest", "1"),
+        # A point is renamed before it is removed: one that is half removed must not look like a backup.
+        ("use_lazy_deletes", "1"),
         ("rsync_short_args", "-aHAXS"),
         ("rsync_long_args", "--numeric-ids --delete --delete-excluded"),
         ("exclude", f"/{MANIFEST}"),
@@ -48,7 +50,7 @@ def points(root: Path) -> dict[str, NightManifest | None]:
     found = {}
     for folder in root.iterdir() if root.is_dir() else ():
         interval, _, number = folder.name.partition(".")
-        if interval in ("daily", "weekly", "monthly") and number.isdigit():
+        if interval in ("daily", "weekly", "monthly") and number.isdecimal():
             found[folder.name] = read_model(folder / MANIFEST, NightManifest)
     return dict(sorted(found.items(), key=lambda item: _order(item[0])))
 
@@ -60,6 +62,7 @@ def _order(name: str) -> tuple[int, int]:
 
 def sync(config: Path, source: Path, root: Path, deadline_s: float) -> None:
     """Copy `source` to `<root>/.sync` and stamp it with the source's manifest once everything else is there."""
+    _mend(root)
     discard(root / SYNC, root, ".delete")
     _run(config, "sync", root, deadline_s)
     manifest = read_model(source / MANIFEST, NightManifest)
@@ -76,8 +79,10 @@ def sync(config: Path, source: Path, root: Path, deadline_s: float) -> None:
 def rotate(config: Path, root: Path, retain: Sequence[Retain]) -> list[Rotation]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
-    Raises IntegrityError when there is no stamped sync, or when its stamp did not arrive in the newest point.
+    Raises IntegrityError when there is no stamped sync, when its stamp did not arrive in the newest point, or when the
+    newest point is of a later time: nothing would rotate until then.
     """
+    _mend(root)
     stamp = read_model(root / SYNC / MANIFEST, NightManifest)
     if stamp is None:
         raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
@@ -85,10 +90,28 @@ def rotate(config: Path, root: Path, retain: Sequence[Retain]) -> list[Rotation]
     for rotation in due:
         _run(config, rotation.interval, root, ROTATE_DEADLINE_S)
     newest = root / f"{retain[0].interval}.0"
-    if due and read_model(newest / MANIFEST, NightManifest) != stamp:
-        raise IntegrityError(str(newest), f"the stamp of {stamp.id}", "another")
+    found = read_model(newest / MANIFEST, NightManifest)
+    if found != stamp:
+        expected = f"the stamp of night {stamp.id}"
+        raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
     sync_folder(root)
     return due
+
+
+def _mend(root: Path) -> None:
+    """Finish what a killed run was removing, and close the gap that a killed rotation left.
+
+    A rotation frees the last place first and shifts then; without this the next one would free it a second time.
+    """
+    for doomed in (*root.glob("_delete.*"), *root.glob(".delete-*")):
+        shutil.rmtree(doomed)
+    next_free: dict[str, int] = {}
+    for name in points(root):
+        interval, _, number = name.partition(".")
+        place = next_free.get(interval, 0)
+        next_free[interval] = place + 1
+        if int(number) != place:
+            (root / name).rename(root / f"{interval}.{place}")
 
 
 def _content_times(root: Path) -> dict[str, datetime | None]:

@@ -22,8 +22,8 @@ from tasks.errors import HypervisorError, LeftBehind
 from tasks.model.window import PlannedDisk, Step, WindowPlan
 from tasks.model.window_decision import Job, Power, Source
 
-OnProgress = Callable[[int, int], None]
-"""Told the bytes that are committed, of all."""
+OnProgress = Callable[[str, int, int], None]
+"""Told the disk targets under way, and the bytes that are committed of how many."""
 PIVOT_TRIES = 3
 PIVOT_DEADLINE_S = 60
 PAUSE_LIMIT_S = 30
@@ -84,7 +84,7 @@ class RunningCommit:
             view = self._look()
             waiting = [disk for disk in waiting if not self._is_ready(view, disk)]
             if on_progress is not None:
-                on_progress(*self._progress(disks))
+                on_progress(", ".join(disk.target for disk in disks), *self._progress(disks))
             if not waiting:
                 return
             if time.monotonic() > ends_at:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import libvirt
 
@@ -25,6 +26,8 @@ from tasks.model.window_decision import Action, Decision, Power, Source, decide
 COMMIT_DEADLINE_S = 6 * 3600
 WAIT_DEADLINE_S = 120
 _PASSES = 12
+_LOOKS = 5
+_ALIVE = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED)
 _PAUSED_BY_US = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER)
 _RUNNING = frozenset({Action.COMMIT, Action.ADOPT})
 _OFFLINE = frozenset({Action.COMMIT_OFFLINE})
@@ -90,7 +93,9 @@ def reconcile(
     if window is None:
         return []
     domain = host.find_uuid(window.plan.uuid)
-    trouble = _let_go(shell, journal, window, domain) if domain is not None else ""
+    trouble = ""
+    if domain is not None:
+        trouble = _await_snapshot(window, domain) or _let_go(shell, journal, window, domain)
     outcomes = _Settling(host, shell, journal, commit_deadline_s, on_progress).run()
     if trouble:
         outcomes = [
@@ -107,6 +112,23 @@ def abandon_opening(host: Host, shell: HostShell, journal: Journal) -> None:
         reconcile(host, shell, journal)
     except GbsError as exc:
         _log.warning("the window that failed to open stays for gbs reconcile: %s", exc)
+
+
+def _await_snapshot(window: OpenWindow, domain: HostDomain) -> str:
+    """Wait for a snapshot that libvirt may still be taking, though the one who asked for it has died."""
+    # A failure that was written down may be our deadline's, not libvirt's.
+    if window.reached(Step.SNAPSHOT, "", "done") or not window.reached(Step.SNAPSHOT, "", "intent"):
+        return ""
+    ends_at = time.monotonic() + WAIT_DEADLINE_S
+    while domain.state()[0] in _ALIVE and domain.call("ask for jobs", _job_of) != libvirt.VIR_DOMAIN_JOB_NONE:
+        if time.monotonic() > ends_at:
+            return "libvirt may still be taking the snapshot"
+        time.sleep(0.5)
+    return ""
+
+
+def _job_of(handle: Any) -> int:
+    return int(handle.jobInfo()[0])
 
 
 def _let_go(shell: HostShell, journal: Journal, window: OpenWindow, domain: HostDomain) -> str:
@@ -156,13 +178,21 @@ class _Settling:
         return [self._outcome(window, view, disk, decisions[disk.target]) for disk in window.plan.disks]
 
     def _look(self) -> tuple[OpenWindow, VmView, dict[str, Decision]]:
+        """The journal, the VM and what is to be done; a VM that stops while it is looked at is looked at again."""
         window = self.journal.open_window()
         if window is None:
             raise HypervisorError("", "reconcile", f"the journal {self.journal.path} was finished by somebody else")
-        view = look(self.host, window.plan.uuid)
-        files = files_of(self.shell, window, view)
-        disks = window.plan.disks
-        return window, view, {d.target: decide(evidence(window, view, d, files[d.target])) for d in disks}
+        for attempt in range(_LOOKS):
+            try:
+                view = look(self.host, window.plan.uuid)
+                files = files_of(self.shell, window, view)
+                disks = window.plan.disks
+                return window, view, {d.target: decide(evidence(window, view, d, files[d.target])) for d in disks}
+            except HypervisorError:
+                if attempt == _LOOKS - 1:
+                    raise
+                time.sleep(0.5)
+        raise AssertionError
 
     def _act(self, group: frozenset[Action], window: OpenWindow, view: VmView, disks: Sequence[PlannedDisk]) -> None:
         if view.domain is None:
@@ -184,7 +214,8 @@ class _Settling:
         except GbsError as exc:
             if exc.transient and not isinstance(exc, HypervisorError):
                 raise
-            self.failed |= {disk.target: exc for disk in disks}
+            if look(self.host, window.plan.uuid, others=False).power is view.power:
+                self.failed |= {disk.target: exc for disk in disks}
 
     def _outcome(self, window: OpenWindow, view: VmView, disk: PlannedDisk, decision: Decision) -> DiskOutcome:
         target, failure = disk.target, self.failed.get(disk.target)

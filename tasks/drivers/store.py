@@ -35,6 +35,10 @@ class Store:
         """Where tonight's copy grows until it is good."""
         return self.root / "overnight" / ".partial" / slug(client)
 
+    def aborted(self, client: str) -> Path:
+        """What an interrupted pull brought; no slug starts with a dot, so no client's staging bears this name."""
+        return self.staging(client).with_name(f".{slug(client)}.aborted")
+
     def prepared(self, client: str) -> Path:
         """What stage 0 found and made on the client."""
         return self.root / "prepared" / f"{slug(client)}.json"
@@ -69,6 +73,12 @@ class Store:
     def night_of(self, client: str) -> NightManifest | None:
         """The manifest of the overnight copy, or None when there is none."""
         return read_model(self.overnight(client) / MANIFEST, NightManifest)
+
+    def listing_of(self, client: str) -> Path | None:
+        """The sha256 listing of the overnight copy; None when there is none or it is not what its manifest says."""
+        night, listing = self.night_of(client), self.overnight(client) / LISTING
+        intact = night is not None and listing.is_file() and sha256_file(listing) == night.listing_sha256
+        return listing if intact else None
 
     def images_of(self, vm: str) -> list[tuple[Path, ImageManifest]]:
         """All published images of a VM, from whatever host, newest first."""
@@ -134,8 +144,7 @@ def sync_tree(folder: Path) -> None:
 
 def publish(partial: Path, final: Path) -> None:
     """Make a complete `partial` folder, whose manifest is written, visible as `final`, which must not exist."""
-    if not (partial / MANIFEST).exists():
-        raise StoreError(str(partial), "has no manifest and is not a backup")
+    _require_manifest(partial)
     if final.exists():
         raise StoreError(str(final), "exists already and is never replaced")
     sync_tree(partial)
@@ -144,11 +153,17 @@ def publish(partial: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
+def _require_manifest(partial: Path) -> None:
+    if not (partial / MANIFEST).exists():
+        raise StoreError(str(partial), "has no manifest and is not a backup")
+
+
 def replace(partial: Path, final: Path) -> None:
     """Make `partial` visible as `final` in one step (renameat2 RENAME_EXCHANGE); the old one becomes `partial`."""
     if not final.exists():
         publish(partial, final)
         return
+    _require_manifest(partial)
     sync_tree(partial)
     status = _libc.renameat2(AT_FDCWD, os.fsencode(partial), AT_FDCWD, os.fsencode(final), RENAME_EXCHANGE)
     if status != 0:
@@ -187,6 +202,8 @@ def verify_image(folder: Path, manifest: ImageManifest) -> None:
         if not path.is_file() or path.stat().st_size != file.size_bytes:
             found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
             raise IntegrityError(str(path), f"{file.size_bytes} bytes", found)
+        if path.is_symlink():
+            raise IntegrityError(str(path), "a file", "a symbolic link")
         if (found := sha256_file(path)) != file.sha256:
             raise IntegrityError(str(path), file.sha256, found)
 

@@ -9,17 +9,25 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Spec:
-    """What may stay of an element: attributes, child elements, its text; `silently` goes without being told."""
+    """What may stay of an element: attributes, child elements, its text; attributes in `silently` go untold.
+
+    An element with `gone` is replaced or made anew by the new host: it goes untold, but not what else it holds.
+    """
 
     attributes: frozenset[str] = frozenset()
     children: Mapping[str, "Spec"] = field(default_factory=dict)
     text: bool = False
     silently: frozenset[str] = frozenset()
+    gone: bool = False
 
 
 def _spec(attributes: str = "", *, text: bool = False, silently: str = "", **children: Spec) -> Spec:
     named = {tag.replace("__", "-"): spec for tag, spec in children.items()}
     return Spec(frozenset(attributes.split()), named, text, frozenset(silently.split()))
+
+
+def _gone(silently: str) -> Spec:
+    return Spec(silently=frozenset(silently.split()), gone=True)
 
 
 _TEXT = _spec(text=True)
@@ -56,8 +64,8 @@ SYSTEM: Mapping[str, Spec] = {
         bootmenu=_spec("enable timeout"),
         bios=_spec("useserial rebootTimeout"),
         # The loader and its variables are the host's; the firmware is asked for by name.
-        loader=_spec(silently="readonly type secure format stateless"),
-        nvram=_spec(silently="template format type"),
+        loader=_gone("readonly type secure format stateless"),
+        nvram=_gone("template format type"),
         firmware=_spec(feature=_spec("enabled name")),
     ),
     "features": _spec(
@@ -104,7 +112,7 @@ DEVICES: Mapping[str, Spec] = {
     "disk": _spec(
         silently="type device snapshot model",
         driver=_spec("type cache discard detect_zeroes", silently="name io iothread queues"),
-        source=_spec(silently="file dev name pool volume index startupPolicy protocol"),
+        source=_gone("file dev name pool volume index startupPolicy protocol"),
         target=_spec("dev bus", silently="tray"),
         serial=_TEXT,
         wwn=_TEXT,
@@ -115,9 +123,9 @@ DEVICES: Mapping[str, Spec] = {
     "interface": _spec(
         "type",
         mac=_spec("address"),
-        source=_spec(silently="network bridge dev mode portgroup portid"),
+        source=_gone("network bridge dev mode portgroup portid"),
         model=_spec("type"),
-        target=_spec(silently="dev"),
+        target=_gone("dev"),
         link=_STATE,
         mtu=_spec("size"),
         boot=_BOOT,
@@ -128,13 +136,13 @@ DEVICES: Mapping[str, Spec] = {
     ),
     "serial": _spec(
         silently="type",
-        source=_spec(silently="path"),
+        source=_gone("path mode host service append"),
         target=_spec("type port", model=_spec("name")),
         address=_ADDRESS,
     ),
     "console": _spec(
         silently="type tty",
-        source=_spec(silently="path"),
+        source=_gone("path mode host service append"),
         target=_spec("type port"),
         address=_ADDRESS,
     ),

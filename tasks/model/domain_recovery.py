@@ -94,7 +94,7 @@ def _keep(element: ET.Element, spec: Spec | None, wishes: _Wishes, where: str) -
         kept = _keep(child, spec.children.get(child.tag), wishes, f"{where}/{child.tag}")
         if kept is not None:
             copy.append(kept)
-    return copy
+    return None if spec.gone else copy
 
 
 def _shown(where: str) -> str:

@@ -17,8 +17,9 @@ REMOTE_OR_VIRTUAL = frozenset(
     (
         *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs"),
         *("fusectl", "hugetlbfs", "iso9660", "mqueue", "nsfs", "overlay", "proc", "pstore", "ramfs", "rpc_pipefs"),
-        *("securityfs", "selinuxfs", "squashfs", "sysfs", "tmpfs", "tracefs", "fuse.gvfsd-fuse", "fuse.sshfs"),
-        *("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "glusterfs"),
+        *("securityfs", "selinuxfs", "squashfs", "sysfs", "tmpfs", "tracefs"),
+        *("nfsd", "resctrl", "rootfs", "smackfs", "fuse", "fuse.gvfsd-fuse", "fuse.sshfs"),
+        *("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "afs"),
     )
 )
 """File systems that hold nothing of the client's own."""
@@ -90,12 +91,17 @@ class Fact:
 
 
 def parse_block_devices(text: str) -> tuple[BlockDevice, ...]:
-    """Rows of `lsblk -J -b` with the columns of FACTS; loop and RAM devices and optical drives are left out."""
+    """Rows of `lsblk -J -b` with the columns of FACTS; loop and RAM devices and optical drives are left out.
+
+    A device with several parents (md, multipath) has a row below each.
+    """
     found: list[BlockDevice] = []
 
     def walk(row: Mapping[str, Any], parent: str | None) -> None:
-        if row["type"] in ("loop", "rom") or row["name"].startswith(("ram", "zram", "nbd")):
+        memory = row["type"] == "disk" and row["name"].startswith(("ram", "zram", "nbd"))
+        if row["type"] in ("loop", "rom") or memory:
             return
+        points = row.get("mountpoints") or [row.get("mountpoint")]
         found.append(
             BlockDevice(
                 name=row["name"],
@@ -107,7 +113,7 @@ def parse_block_devices(text: str) -> tuple[BlockDevice, ...]:
                 label=row.get("label"),
                 partition_type=row.get("parttype"),
                 partition_table=row.get("pttype"),
-                mountpoints=tuple(sorted(point for point in row.get("mountpoints") or [] if point)),
+                mountpoints=tuple(sorted(point for point in points if point)),
             )
         )
         for child in row.get("children", ()):
@@ -119,10 +125,19 @@ def parse_block_devices(text: str) -> tuple[BlockDevice, ...]:
 
 
 def parse_file_systems(text: str) -> tuple[FileSystem, ...]:
-    """Rows of `findmnt -J -b -l`: real local file systems, one row a mount point, bind mounts left out."""
-    rows = {}
-    for row in json.loads(text)["filesystems"]:
-        if row["fstype"] in REMOTE_OR_VIRTUAL or "[" in row["source"]:
+    """Rows of `findmnt -J -b -l`: real local file systems, one row a mount point, bind mounts left out.
+
+    findmnt shows bind mounts and btrfs subvolumes alike as `device[/folder]`. A subvolume is kept: rsync's
+    --one-file-system does not descend into it. So is a folder whose device is mounted whole nowhere.
+    """
+    rows, found = {}, json.loads(text)["filesystems"] if text.strip() else []
+    whole = {row["source"] for row in found}
+    for row in found:
+        if row["fstype"] in REMOTE_OR_VIRTUAL or row["fstype"].startswith("fuse."):
+            continue
+        device, bracket, folder = row["source"].partition("[")
+        subvolume = f"subvol={folder.removesuffix(']')}" in (row.get("options") or "").split(",")
+        if bracket and device in whole and not subvolume:
             continue
         rows[row["target"]] = FileSystem(
             mountpoint=row["target"],
@@ -157,11 +172,16 @@ def _stripped(text: str) -> str:
     return text.strip()
 
 
-LSBLK = "NAME,TYPE,SIZE,FSTYPE,UUID,LABEL,PARTTYPE,PTTYPE,MOUNTPOINTS"
+_LSBLK = "lsblk -J -b -o NAME,TYPE,SIZE,FSTYPE,UUID,LABEL,PARTTYPE"
+LSBLK = f"{_LSBLK},PTTYPE,MOUNTPOINTS 2> /dev/null || {_LSBLK},MOUNTPOINT"
+"""MOUNTPOINTS came with util-linux 2.37 (2021): RHEL 8, Debian 11 and Ubuntu 20.04 do not have it."""
+FINDMNT = "TARGET,SOURCE,FSTYPE,UUID,SIZE,USED,OPTIONS"
 FACTS: dict[str, Fact] = {
-    "block_devices": Fact(("lsblk", "-J", "-b", "-o", LSBLK), parse_block_devices),
+    "block_devices": Fact(("sh", "-c", LSBLK), parse_block_devices),
     "file_systems": Fact(
-        ("findmnt", "-J", "-b", "-l", "--real", "-o", "TARGET,SOURCE,FSTYPE,UUID,SIZE,USED"), parse_file_systems
+        # By type, so that the size of a file system whose server is dead is never asked for.
+        ("findmnt", "-J", "-b", "-l", "-t", "no" + ",".join(sorted(REMOTE_OR_VIRTUAL)), "-o", FINDMNT),
+        parse_file_systems,
     ),
     "logical_volumes": Fact(
         ("lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", "vg_name,lv_name,lv_size"),
@@ -171,7 +191,7 @@ FACTS: dict[str, Fact] = {
     "os_release": Fact(("cat", "/etc/os-release"), parse_os_release),
     "kernel": Fact(("uname", "-r"), _stripped),
     "architecture": Fact(("uname", "-m"), _stripped),
-    "hostname": Fact(("hostname",), _stripped),
+    "hostname": Fact(("uname", "-n"), _stripped),
     "machine_id": Fact(("cat", "/etc/machine-id"), _stripped, optional=True),
     "efi": Fact(("ls", "/sys/firmware/efi"), bool, optional=True),
     "packages": Fact(("dpkg-query", "-W", "-f", "${Package} ${Version}\\n"), parse_packages, optional=True),
@@ -201,17 +221,21 @@ def assemble(collected: datetime, values: Mapping[str, Any]) -> Facts:
 
 
 def layout(facts: Facts) -> list[dict[str, Any]]:
-    """What the flavour is made of: one row a disk, partition or volume, without names that differ between equals."""
+    """What the flavour is made of: one row a disk, partition or volume, without names that differ between equals.
+
+    Of the mount points only those of file systems count: bind mounts and switched-on swap come and go.
+    """
+    lasting = {row.mountpoint for row in facts.file_systems}
     return [
         {
             "type": device.type,
-            "name": device.name if device.type in ("lvm", "crypt") else "",
+            "name": device.name if device.type == "lvm" else "",
             "below": sum(1 for other in facts.block_devices if other.name == device.parent),
             "size_bytes": device.size_bytes,
             "table": device.partition_table,
             "partition_type": device.partition_type,
             "fstype": device.fstype,
-            "mountpoints": list(device.mountpoints),
+            "mountpoints": [point for point in device.mountpoints if point in lasting],
         }
         for device in facts.block_devices
     ]

@@ -22,7 +22,8 @@ def _address(text: str) -> str:
 def _absolute(path: str) -> str:
     if not path.startswith("/") or ".." in PurePosixPath(path).parts or not path.isprintable():
         raise ValueError("must be an absolute, printable path without '..'")
-    return path if path == "/" else path.rstrip("/")
+    # Doubled slashes and dots go: for rsync --relative, /./ would cut off what is before it.
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _user(text: str) -> str:
@@ -91,7 +92,7 @@ class PermanentSection(_Section):
     path: AbsolutePath = Field(description="The mount point, or the folder.")
     store_id: Name = Field(description="What the marker file .gbs-store must say.")
     kind: Literal["nfs4", "local"] = "nfs4"
-    export: str | None = Field(None, description="server:/path of the NFSv4 export.")
+    export: str | None = Field(None, pattern=r"^[^-\s]\S*:/\S*$", description="server:/path of the NFSv4 export.")
 
     @model_validator(mode="after")
     def _export_fits_kind(self) -> Self:
@@ -161,7 +162,7 @@ class System(_Section):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         for pattern in self.exclude:
-            if not pattern or "\n" in pattern or pattern in ("/", "/*", "*"):
+            if not pattern or "\n" in pattern or not pattern.strip("/*") or pattern == "!":
                 raise ValueError(f"exclude {pattern!r} would leave out everything or nothing")
         engines = [database.engine for database in self.databases]
         if len(set(engines)) != len(engines):

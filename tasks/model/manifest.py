@@ -1,14 +1,22 @@
 """Manifests: what a published thing is, and the sha256 and size of every file in it. No manifest, no backup."""
 
-from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.model.outcome import Outcome
 
 MANIFEST = "manifest.json"
 LISTING = "SHA256SUMS"
+
+
+def _inside(path: str) -> str:
+    if path.startswith("/") or {"", ".", ".."} & set(path.split("/")) or "\0" in path:
+        raise ValueError(f"path {path!r} leads out of its folder")
+    return path
+
+
+PathInside = Annotated[str, AfterValidator(_inside)]
 
 
 class _Record(BaseModel):
@@ -18,16 +26,9 @@ class _Record(BaseModel):
 class FileRecord(_Record):
     """One published file: its path below the manifest's folder, its size and its sha256 (hex)."""
 
-    path: str
+    path: PathInside
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-    @field_validator("path")
-    @classmethod
-    def _stays_inside(cls, path: str) -> str:
-        if path.startswith("/") or ".." in path.split("/") or not path:
-            raise ValueError(f"path {path!r} leads out of its folder")
-        return path
 
 
 class DumpRecord(_Record):
@@ -48,8 +49,8 @@ class NightManifest(_Record):
     kind: Literal["night"] = "night"
     id: str
     client: str
-    started: datetime
-    ended: datetime
+    started: AwareDatetime
+    ended: AwareDatetime
     outcome: Outcome
     warnings: tuple[str, ...] = ()
     paths: tuple[str, ...]
@@ -68,7 +69,7 @@ class DiskRecord(_Record):
     """One disk of an image: libvirt's target, the file that holds it, its format and where it lay on the KVM host."""
 
     target: str
-    file: str
+    file: PathInside
     format: Literal["qcow2", "raw"]
     source: str
     virtual_size_bytes: int = Field(gt=0)
@@ -82,9 +83,9 @@ class ImageManifest(_Record):
     vm: str
     uuid: str
     kvm_host: str
-    started: datetime
-    ended: datetime
-    instant: datetime
+    started: AwareDatetime
+    ended: AwareDatetime
+    instant: AwareDatetime
     """When the disks were as they are in this image."""
     method: Literal["snaplive", "backup-api", "offline"]
     method_reason: str
@@ -100,3 +101,10 @@ class ImageManifest(_Record):
     files: tuple[FileRecord, ...]
     warnings: tuple[str, ...] = ()
     tools: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _disks_have_checksums(self) -> Self:
+        unlisted = {disk.file for disk in self.disks} - {file.path for file in self.files}
+        if unlisted:
+            raise ValueError(f"no checksum of the disk file {min(unlisted)!r}")
+        return self

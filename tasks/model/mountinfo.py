@@ -20,9 +20,10 @@ class Mount:
 def parse_mounts(text: str) -> list[Mount]:
     """The mounts, in the order in which they were made: a later one hides an earlier one at the same place."""
     mounts = []
-    for line in text.splitlines():
+    # The kernel escapes space, tab and line feed in names, and nothing else that Python would split at.
+    for line in filter(None, text.split("\n")):
         left, _, right = line.partition(" - ")
-        fields, (fstype, source, *options) = left.split(), right.split()
+        fields, (fstype, source, *options) = left.split(" "), right.split(" ")
         read_only = "ro" in fields[5].split(",") or (bool(options) and "ro" in options[0].split(","))
         mounts.append(Mount(_plain(fields[4]), fstype, _plain(source), read_only))
     return mounts

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 ID_FORMAT = "%Y%m%dT%H%M%SZ"
 _UNSAFE = re.compile(r"[^a-z0-9.]+")
+_HASHED = re.compile(r"(.*-)?[0-9a-f]{8}")
 
 
 def slug(name: str) -> str:
@@ -14,7 +15,8 @@ def slug(name: str) -> str:
     The answer matches `[a-z0-9][a-z0-9.-]*`, is at most 72 characters long, and two names never share one.
     """
     plain = _UNSAFE.sub("-", name.lower()).strip("-.")[:63].strip("-.")
-    if plain == name:
+    # A plain name that looks like one of our hashed ones is hashed too, or it would be the slug of another name.
+    if plain and plain == name and not _HASHED.fullmatch(plain):
         return plain
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{plain}-{digest}" if plain else digest
@@ -27,7 +29,10 @@ def new_id(now: datetime) -> str:
 
 def time_of_id(text: str) -> datetime:
     """The time an id was made; ValueError when it is not one of ours."""
-    return datetime.strptime(text, ID_FORMAT).replace(tzinfo=UTC)
+    time = datetime.strptime(text, ID_FORMAT).replace(tzinfo=UTC)
+    if new_id(time) != text:  # strptime takes single digits too
+        raise ValueError(f"{text!r} is not an id")
+    return time
 
 
 def human_bytes(size_bytes: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks.errors import ConfigError, NothingToRecover
 from tasks.model.manifest import NightManifest
+from tasks.model.names import time_of_id
 
 LATEST = "latest"
 OVERNIGHT = "overnight"
@@ -34,7 +35,7 @@ def choose(client: str, nights: Sequence[Night], wanted: str) -> Night:
         fitting = [night for night in by_age if wanted in (night.name, night.manifest.id)]
         if not fitting:
             end = _end_of_day(wanted)
-            if end is None and not _is_point(wanted):
+            if end is None and not _is_name(wanted):
                 raise ConfigError(f"{wanted!r} is no night", "--from", f"give latest, YYYY-MM-DD, or one of: {listed}")
             fitting = [night for night in by_age if end is not None and night.manifest.ended <= end]
     if not fitting:
@@ -42,9 +43,15 @@ def choose(client: str, nights: Sequence[Night], wanted: str) -> Night:
     return fitting[0]
 
 
-def _is_point(text: str) -> bool:
+def _is_name(text: str) -> bool:
     interval, _, number = text.partition(".")
-    return interval in ("daily", "weekly", "monthly") and number.isdigit()
+    if text == OVERNIGHT or (interval in ("daily", "weekly", "monthly") and number.isdecimal()):
+        return True
+    try:
+        time_of_id(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _end_of_day(text: str) -> datetime | None:

@@ -21,9 +21,9 @@ def ssh_argv(target: SshTarget, *, connect_timeout_s: int = 15) -> list[str]:
     options = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": str(target.known_hosts_file),
+        "UserKnownHostsFile": _quoted(target.known_hosts_file),
         "GlobalKnownHostsFile": "/dev/null",
-        "IdentityFile": str(target.private_key_file),
+        "IdentityFile": _quoted(target.private_key_file),
         "IdentitiesOnly": "yes",
         "ConnectTimeout": str(connect_timeout_s),
         "ServerAliveInterval": "10",
@@ -36,3 +36,8 @@ def ssh_argv(target: SshTarget, *, connect_timeout_s: int = 15) -> list[str]:
     for key, value in options.items():
         argv += ["-o", f"{key}={value}"]
     return argv
+
+
+def _quoted(path: Path) -> str:
+    """A file's name as ssh_config(5) reads it: spaces would end it, % would begin a token."""
+    return '"' + str(path).replace("%", "%%") + '"'

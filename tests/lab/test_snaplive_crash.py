@@ -13,6 +13,7 @@ from tasks.drivers.journal import Journal, unfinished
 from tasks.drivers.snaplive_settle import reconcile
 from tasks.model.window_decision import Action
 from tests.lab.kvm_host import KvmHost
+from tests.lab.sshd import make_key
 from tests.lab.tiny_guest import TinyGuest, last_record
 from tests.lab.window_child import ChildTask, host_pid, reach, run_child
 
@@ -136,3 +137,65 @@ def test_reconcile_killed_itself_is_run_again(guest: TinyGuest, journal: Journal
     assert {outcome.action for outcome in outcomes} <= {Action.UNLINK, Action.TRASH}
     assert_on_base_and_running(guest)
     sweep(guest)
+
+
+def test_vm_that_ran_on_and_died_with_one_of_two_disks_pivoted(guest: TinyGuest, journal: Journal) -> None:
+    done = run_child(task(guest, journal, kill_at=("PIVOTED", "done", "vda", "after")))
+    assert done.returncode == -9, done.stderr
+    guest.host.virsh("resume", guest.name)
+    written = guest.wait_for_record(last_record(guest.outside(guest.disks[0].path), "qcow2") + 200)
+    guest.host.virsh("destroy", guest.name)
+    inactive = guest.host.virsh("domblklist", guest.name, "--inactive")
+    assert f"{guest.disks[0].path}\n" in inactive, "the definition names the base of the disk that has pivoted"
+    assert f"{guest.disks[1].path}.gbs-" in inactive
+    with reach(host_pid(guest.host)) as (host, shell):
+        outcomes = reconcile(host, shell, journal)
+    assert [(o.target, o.action, o.settled) for o in outcomes] == [
+        ("vda", Action.UNLINK, True),
+        ("vdb", Action.UNLINK, True),
+    ]
+    assert guest.host.virsh("domstate", guest.name).strip() == "shut off"
+    counters = [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
+    assert counters[0] >= written
+    assert counters[0] - counters[1] in (0, 1), "a disk lost what the guest wrote after the pivot of the other"
+    guest.host.virsh("start", guest.name)
+    assert_on_base_and_running(guest)
+    sweep(guest)
+
+
+def test_qemu_killed_in_the_window_loses_no_write(guest: TinyGuest, journal: Journal) -> None:
+    done = run_child(task(guest, journal, kill_at=("COPY", "done", "vdb", "after")))
+    assert done.returncode == -9, done.stderr
+    pid_file = f"/run/libvirt/qemu/{guest.name}.pid"
+    guest.host.run(["sh", "-c", 'kill -9 $(cat "$1")', "sh", pid_file])
+    with reach(host_pid(guest.host)) as (host, shell):
+        assert all(outcome.settled for outcome in reconcile(host, shell, journal))
+    assert guest.host.virsh("domstate", guest.name).strip() == "shut off"
+    counters = [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
+    assert counters[0] - counters[1] in (0, 1)
+    guest.host.virsh("start", guest.name)
+    assert_on_base_and_running(guest)
+    sweep(guest)
+
+
+def test_host_that_lost_its_power_in_the_window_is_brought_back(lab_folder: Path, journal: Journal) -> None:
+    kvm_host = KvmHost("kvm2", lab_folder / "kvm2", make_key(lab_folder / "id_ed25519", "gbs tests"))
+    kvm_host.start()
+    try:
+        guest = TinyGuest(kvm_host, "cut", disk_count=2)
+        guest.start()
+        first = guest.wait_for_record(50)
+        kill_at = ("PIVOT", "intent", "vdb", "after")
+        assert run_child(task(guest, journal, kill_at=kill_at)).returncode == -9
+        kvm_host.stop()
+        kvm_host.start()
+        with reach(host_pid(kvm_host)) as (host, shell):
+            assert all(outcome.settled for outcome in reconcile(host, shell, journal))
+        assert kvm_host.virsh("domstate", guest.name).strip() == "shut off"
+        counters = [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
+        assert counters[0] >= first
+        assert counters[0] - counters[1] in (0, 1)
+        kvm_host.virsh("start", guest.name)
+        assert_on_base_and_running(guest)
+    finally:
+        kvm_host.remove()

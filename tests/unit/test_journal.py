@@ -50,11 +50,14 @@ def test_step_that_fails_says_so_and_raises(journal: Journal) -> None:
 
 
 def test_every_record_is_synced_before_append_returns(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced = []
+    synced: list[str] = []
     real = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: (synced.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle))
-    )
+
+    def fsync(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     journal.append(Step.PREPARE, plan=PLAN)
     assert synced == [str(journal.path), str(journal.path.parent), str(journal.path.parent.parent)]
     synced.clear()

@@ -9,7 +9,7 @@ from tasks.drivers.libvirt_errors import CODES, category, translate
 from tasks.errors import AccessDenied, DomainBusy, GbsError, GuestAgentError, HypervisorError, Unreachable
 
 
-class Raised(libvirt.libvirtError):
+class Raised(libvirt.libvirtError):  # type: ignore[misc]
     """An error as libvirt raises it, without libvirt."""
 
     def __init__(self, code: int, domain: int, message: str) -> None:

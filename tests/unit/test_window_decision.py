@@ -123,6 +123,13 @@ def test_decide_is_total_and_touches_no_image_without_proof() -> None:
 
 @given(evidences)
 def test_decide_never_commits_what_has_pivoted(evidence: Evidence) -> None:
-    commits = (Action.COMMIT, Action.ADOPT, Action.COMMIT_OFFLINE)
-    if evidence.settled or BASE is evidence.live:
-        assert decide(evidence).action not in commits or (evidence.power is OFF and not evidence.settled)
+    running_on_base = evidence.power is ON and evidence.live is BASE
+    if evidence.settled or running_on_base:
+        assert decide(evidence).action not in (Action.COMMIT, Action.ADOPT, Action.COMMIT_OFFLINE)
+
+
+@given(evidences)
+def test_decide_never_touches_anything_in_doubt(evidence: Evidence) -> None:
+    in_doubt = evidence.named_elsewhere or not evidence.overlay_proven or not evidence.same_uuid
+    if in_doubt and evidence.overlay_exists:
+        assert decide(evidence).action not in CHANGES_AN_IMAGE

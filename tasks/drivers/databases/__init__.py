@@ -6,6 +6,7 @@ their superuser through the local socket.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -17,24 +18,44 @@ from tasks.errors import CommandFailed, DumpFailed
 from tasks.model.manifest import DumpRecord
 from tasks.model.names import slug
 
-SPACE_FACTOR = 1.1
 EngineName = Literal["postgresql", "mariadb"]
 QUERY_DEADLINE_S = 60
 
-PREPARE_FOLDER = (
-    'umask 077; mkdir -p -- "$1"; rm -f -- "$1"/*.partial; df -B1 --output=avail,iavail -- "$1" | tail -n 1'
-)
-PUBLISH = """
+# One script and one round trip a dump. $1: the database, $2: the dump's file. The old dump stays until the new one is
+# whole; what is printed last is the new one's size and sha256.
+PROLOGUE = """
 umask 077
-test -s "$1.partial"
-sync -- "$1.partial"
-mv -f -- "$1.partial" "$1"
-stat -c %s -- "$1"
-sha256sum -- "$1"
+mkdir -p -- "${2%/*}"
+rm -f -- "$2.partial"
+room() {
+    df -B1 --output=avail,iavail -- "${2%/*}" | {
+        read -r _; read -r bytes inodes
+        [ "$bytes" -gt "$1" ] && { [ "$inodes" = - ] || [ "$inodes" -gt 100 ]; } ||
+            { echo "${2%/*} has $bytes bytes and $inodes inodes free, the dump may need $1 bytes" >&2; exit 75; }
+    }
+}
+"""
+EPILOGUE = """
+test -s "$2.partial"
+sync -- "$2.partial"
+mv -f -- "$2.partial" "$2"
+stat -c %s -- "$2"
+sha256sum -- "$2"
 """
 
 
 ENGINES: dict[EngineName, Engine] = {"postgresql": POSTGRESQL, "mariadb": MARIADB}
+
+
+@dataclass(frozen=True)
+class DumpPlan:
+    """What is dumped to which file of the client, and what errors call it."""
+
+    engine: EngineName
+    kind: Literal["database", "accounts"]
+    database: str
+    path: str
+    called: str
 
 
 def script(text: str, *arguments: str) -> list[str]:
@@ -52,32 +73,44 @@ def list_databases(shell: Shell, engine: EngineName) -> list[str]:
 
 
 def dump_database(shell: Shell, engine: EngineName, database: str, folder: str, deadline_s: float) -> DumpRecord:
-    """Dump one database into `folder` of the client; the old dump stays until this one is good."""
+    """Dump one database into `folder` of the client; the old dump stays until this one is good.
+
+    Raises DumpFailed when there is no room for what the engine says it holds, when the dump fails, or when it does not
+    prove itself whole.
+    """
     spoken = ENGINES[engine]
     path = str(PurePosixPath(folder, engine, f"{slug(database)}{spoken.suffix}"))
+    text = f"""{PROLOGUE}
+size() {{ {spoken.size}
+}}
+dump() {{ {spoken.dump}
+}}
+check() {{ {spoken.check}
+}}
+bytes=$(size "$1")
+room $((bytes + bytes / 10)) "$2"
+dump "$1" "$2.partial"
+check "$2.partial"
+{EPILOGUE}"""
     called = f"{engine} database {database!r} on {shell.target.name}"
-    try:
-        size = shell.run(script(spoken.size, database), deadline_s=QUERY_DEADLINE_S, name=f"size of {database}")
-        _require_space(shell, str(PurePosixPath(path).parent), int(size.stdout.strip() or 0), called)
-        shell.run(script(spoken.dump, database, f"{path}.partial"), deadline_s=deadline_s, name=f"dump of {database}")
-        shell.run(script(spoken.check, f"{path}.partial"), deadline_s=deadline_s, name=f"check of {database}'s dump")
-        return _publish(shell, engine, "database", database, path)
-    except (CommandFailed, ValueError) as exc:
-        raise DumpFailed(called, _reason(exc)) from exc
+    return _dump(shell, text, DumpPlan(engine, "database", database, path, called), deadline_s)
 
 
 def dump_accounts(shell: Shell, engine: EngineName, folder: str, deadline_s: float) -> DumpRecord:
     """Dump the server's roles or users; the same guarantees as `dump_database`."""
     spoken = ENGINES[engine]
     path = str(PurePosixPath(folder, engine, "accounts", "accounts.sql"))
-    called = f"{engine} accounts on {shell.target.name}"
-    try:
-        _require_space(shell, str(PurePosixPath(path).parent), 1 << 20, called)
-        shell.run(script(spoken.dump_accounts, f"{path}.partial"), deadline_s=deadline_s, name="dump of accounts")
-        shell.run(script(spoken.check_accounts, f"{path}.partial"), deadline_s=deadline_s, name="check of accounts")
-        return _publish(shell, engine, "accounts", "", path)
-    except (CommandFailed, ValueError) as exc:
-        raise DumpFailed(called, _reason(exc)) from exc
+    text = f"""{PROLOGUE}
+dump() {{ {spoken.dump_accounts}
+}}
+check() {{ {spoken.check_accounts}
+}}
+room 1048576 "$2"
+dump "$2.partial"
+check "$2.partial"
+{EPILOGUE}"""
+    plan = DumpPlan(engine, "accounts", "", path, f"{engine} accounts on {shell.target.name}")
+    return _dump(shell, text, plan, deadline_s)
 
 
 def restore(shell: Shell, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
@@ -106,20 +139,20 @@ def is_ready(shell: Shell, engine: EngineName) -> bool:
     return shell.run(script(ENGINES[engine].ready), deadline_s=QUERY_DEADLINE_S, check=False).status == 0
 
 
-def _require_space(shell: Shell, folder: str, estimate_bytes: int, called: str) -> None:
-    output = shell.run(script(PREPARE_FOLDER, folder), deadline_s=QUERY_DEADLINE_S, name="dump folder")
-    avail, _, iavail = output.stdout.strip().partition(" ")
-    needed = int(estimate_bytes * SPACE_FACTOR)
-    if int(avail) < needed or (iavail.strip().isdigit() and int(iavail) < 100):
-        raise DumpFailed(called, f"{folder} has {avail} bytes free, the dump may need {needed}")
-
-
-def _publish(
-    shell: Shell, engine: EngineName, kind: Literal["database", "accounts"], database: str, path: str
-) -> DumpRecord:
-    lines = shell.run(script(PUBLISH, path), deadline_s=600, name="publishing the dump").stdout.splitlines()
-    sha256 = lines[1].lstrip("\\")[:64]
-    return DumpRecord(engine=engine, kind=kind, database=database, path=path, size_bytes=int(lines[0]), sha256=sha256)
+def _dump(shell: Shell, text: str, plan: DumpPlan, deadline_s: float) -> DumpRecord:
+    try:
+        command = script(text, plan.database, plan.path)
+        size_bytes, line = shell.run(command, deadline_s=deadline_s, name="dump").stdout.splitlines()[-2:]
+        return DumpRecord(
+            engine=plan.engine,
+            kind=plan.kind,
+            database=plan.database,
+            path=plan.path,
+            size_bytes=int(size_bytes),
+            sha256=line.lstrip("\\")[:64],
+        )
+    except (CommandFailed, ValueError) as exc:
+        raise DumpFailed(plan.called, _reason(exc)) from exc
 
 
 def _reason(error: Exception) -> str:

@@ -19,4 +19,6 @@ chroot "$root" systemctl --quiet enable systemd-networkd.service qemu-guest-agen
 chroot "$root" systemctl --quiet mask \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     systemd-networkd-wait-online.service systemd-network-generator.service systemd-pstore.service grub-common.service \
-    lvm2-monitor.service blk-availability.service getty@tty1.service systemd-logind.service remote-fs.target
+    lvm2-monitor.service blk-availability.service getty@tty1.service systemd-logind.service remote-fs.target \
+    systemd-binfmt.service proc-sys-fs-binfmt_misc.automount dev-hugepages.mount dev-mqueue.mount \
+    sys-kernel-debug.mount sys-kernel-tracing.mount

@@ -1,0 +1,73 @@
+"""`gbs status` and `gbs list`: what is protected and what there is."""
+
+from datetime import UTC, datetime
+
+import click
+
+from flows.cli import terminal
+from tasks import catalogue
+from tasks.model.names import human_age, human_bytes
+
+
+def _age(moment: datetime | None) -> str:
+    return f"{human_age((datetime.now(UTC) - moment).total_seconds())} ago" if moment else "never"
+
+
+@click.command("status")
+@terminal.json_option
+def status_command(as_json: bool) -> int:
+    """One line per client and KVM host: the last good night, its restore points, its image, what went wrong last."""
+    protections = catalogue.protections()
+    body = [
+        (
+            *(
+                row.client,
+                row.outcome,
+                row.last_night.isoformat(timespec="seconds") if as_json and row.last_night else _age(row.last_night),
+            ),
+            *(human_bytes(row.size_bytes), row.points, row.newest_point),
+            *(_age(row.image) if row.vm else "", "; ".join(row.reasons)),
+        )
+        for row in protections
+    ]
+    columns = ("client", "outcome", "last good night", "size", "points", "newest point", "image", "reason")
+    terminal.rows("protection", columns, body, as_json)
+    return 0 if all(row.outcome in ("OK", "SKIPPED") for row in protections) else 3
+
+
+@click.group("list")
+def list_command() -> None:
+    """What there is to recover from."""
+
+
+@list_command.command()
+@click.argument("vm", required=False)
+@terminal.json_option
+def images(vm: str | None, as_json: bool) -> None:
+    """The images of VM, or all."""
+    body = [
+        (
+            *(image.vm, image.id, image.kvm_host, image.method, image.consistency),
+            *(human_bytes(sum(file.size_bytes for file in image.files)), image.flavour, human_age(image.window_s)),
+        )
+        for image in catalogue.images()
+        if vm in (None, image.vm, image.uuid)
+    ]
+    columns = ("vm", "image", "from", "method", "consistency", "size", "flavour", "window")
+    terminal.rows("images", columns, body, as_json)
+
+
+@list_command.command()
+@click.argument("client", required=False)
+@terminal.json_option
+def points(client: str | None, as_json: bool) -> None:
+    """The nights of CLIENT, or of all, that can be recovered: the overnight copy and the restore points."""
+    body = [
+        (
+            *(night.manifest.client, night.name, night.manifest.id, night.manifest.outcome.value),
+            *(night.manifest.files, human_bytes(night.manifest.size_bytes), len(night.manifest.dumps)),
+        )
+        for night in catalogue.nights(client)
+    ]
+    columns = ("client", "point", "night", "outcome", "files", "size", "dumps")
+    terminal.rows("nights", columns, body, as_json)

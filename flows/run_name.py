@@ -1,0 +1,27 @@
+"""What runs are called in the UI: `nightly of web1, db1` and not `nightly ['web1', 'db1']`, nor `nightly None`."""
+
+from collections.abc import Callable
+
+from prefect.runtime import flow_run
+
+NAMED = 3
+
+
+def named(parameter: str, template: str, every: str) -> Callable[[], str]:
+    """The run's name: `template` filled with the names that `parameter` has, or with `every` when it has none."""
+
+    def run_name() -> str:
+        given = flow_run.parameters.get(parameter)
+        names = [given] if isinstance(given, str) else list(given or ())
+        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        return template.format(listed or every)
+
+    return run_name
+
+
+def of_recovery() -> str:
+    """A recovery's name, which says when it only assesses."""
+    given = flow_run.parameters
+    what = "assess recovery of" if given.get("dry_run") else "recover"
+    where = f" to {given['to']}" if given.get("to") else ""
+    return f"{what} {given['vm']} as of {given.get('night', 'latest')}{where}"

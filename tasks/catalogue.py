@@ -1,0 +1,98 @@
+"""What there is, read from the stores alone: protection per client, nights, images. Needs no Prefect run."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from tasks.drivers import inventory_file, rsnapshot
+from tasks.drivers.store import Store, read_model
+from tasks.errors import UnknownName
+from tasks.model.inventory import Client, Inventory
+from tasks.model.manifest import ImageManifest
+from tasks.model.names import slug
+from tasks.model.night_choice import OVERNIGHT, Night
+from tasks.model.outcome import Outcome, StageResult, worst
+from tasks.model.report import Report
+
+
+@dataclass(frozen=True)
+class Protection:
+    """How well a client is protected now."""
+
+    client: str
+    vm: str | None
+    outcome: str
+    reasons: tuple[str, ...]
+    last_night: datetime | None
+    size_bytes: int
+    points: int
+    newest_point: str
+    image: datetime | None
+
+
+def protections() -> list[Protection]:
+    """One row per client and KVM host of the inventory."""
+    declared = inventory_file.load()
+    store, last = _store(declared), latest_results(_store(declared))
+    rows = []
+    for name, system in declared.systems.items():
+        night, kept = store.night_of(name), rsnapshot.points(Path(declared.permanent.path) / slug(name))
+        stages = [result for (client, _), result in last.items() if client == name]
+        vm = system.vm if isinstance(system, Client) else None
+        taken = store.images_of(vm) if vm else []
+        newest = next(iter(kept.values()), None)
+        rows.append(
+            Protection(
+                client=name,
+                vm=vm,
+                outcome=(worst(stage.outcome for stage in stages) if stages else Outcome.MISSED).value,
+                reasons=_reasons(stages, night is None),
+                last_night=night.ended if night else None,
+                size_bytes=night.size_bytes if night else 0,
+                points=len(kept),
+                newest_point=newest.id if newest else "",
+                image=taken[0][1].instant if taken else None,
+            )
+        )
+    return rows
+
+
+def _reasons(stages: list[StageResult], never: bool) -> tuple[str, ...]:
+    if not stages and never:
+        return ("it was never backed up: gbs run nightly",)
+    bad = [stage for stage in stages if stage.outcome is not Outcome.SKIPPED]
+    return tuple(f"{stage.stage}: {reason}" for stage in bad for reason in stage.reasons)
+
+
+def nights(client: str | None = None) -> list[Night]:
+    """The overnight copies and restore points with a manifest, of one client or all."""
+    declared = inventory_file.load()
+    if client is not None and client not in declared.systems:
+        raise UnknownName("client", client, list(declared.systems))
+    store, found = _store(declared), []
+    for name in [client] if client else declared.systems:
+        night, root = store.night_of(name), Path(declared.permanent.path) / slug(name)
+        if night is not None:
+            found.append(Night(OVERNIGHT, store.overnight(name), night))
+        points = rsnapshot.points(root).items()
+        found += [Night(point, root / point, manifest) for point, manifest in points if manifest is not None]
+    return found
+
+
+def images() -> list[ImageManifest]:
+    """Every published image."""
+    return [manifest for _, manifest in _store(inventory_file.load()).all_images()]
+
+
+def latest_results(store: Store) -> dict[tuple[str, str], StageResult]:
+    """The last result of every client and stage, from the reports in the store."""
+    found: dict[tuple[str, str], StageResult] = {}
+    for path in sorted(store.reports.glob("*.json"), key=lambda path: path.stat().st_mtime):
+        report = read_model(path, Report)
+        for result in report.results if report else ():
+            found[result.client, result.stage] = result
+    return found
+
+
+def _store(declared: Inventory) -> Store:
+    return Store(Path(declared.store.path))

@@ -1,0 +1,66 @@
+"""What a recovery uses, makes and has done."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sources(_Frozen):
+    """What a VM is brought back from: an image, a night's files, and the definition."""
+
+    vm: str
+    client: str
+    kvm_host: str
+    """Where its newest definition was found."""
+    xml: str
+    image_folder: Path
+    image: ImageManifest
+    night_name: str
+    night_folder: Path
+    night: NightManifest
+
+
+class UpdatedImage(_Frozen):
+    """A copy of an image with a night's files in it, ready to be sent to a KVM host."""
+
+    vm: str
+    folder: Path
+    image: str
+    night: str
+    disks: tuple[DiskRecord, ...]
+    files: tuple[FileRecord, ...]
+    files_changed: int
+    files_deleted: int
+    bytes_sent: int
+
+
+class PlacedDisk(_Frozen):
+    """A disk that was put on a KVM host."""
+
+    target: str
+    path: str
+    bytes_sent: int
+
+
+class Recovered(_Frozen):
+    """A VM that was brought back, and how."""
+
+    vm: str
+    uuid: str
+    kvm_host: str
+    image: str
+    night: str
+    disks: tuple[PlacedDisk, ...]
+    databases: tuple[str, ...]
+    probes: tuple[str, ...]
+    dropped: tuple[str, ...]
+    """What the definition lost on its way through the whitelist."""
+    steps: tuple[tuple[str, float], ...]
+    """What was done and how many seconds each step took."""
+    bytes_moved: int

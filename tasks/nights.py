@@ -1,0 +1,51 @@
+"""The nights of a client that can be recovered: the overnight copy and the restore points."""
+
+import logging
+
+from tasks import places
+from tasks.drivers import rsnapshot
+from tasks.drivers.digest import verify_listing
+from tasks.drivers.permanent import prove
+from tasks.drivers.progress import reporting
+from tasks.drivers.store import verify_night
+from tasks.errors import StoreNotMounted
+from tasks.model.manifest import LISTING, NightManifest
+from tasks.model.names import slug
+from tasks.model.night_choice import OVERNIGHT, Night, choose
+from tasks.retryable import retryable
+
+log = logging.getLogger(__name__)
+
+
+def nights_of(client: str) -> list[Night]:
+    """Every night with a manifest: the overnight copy, then the restore points if the permanent store is there."""
+    store, place = places.store(), places.permanent()
+    night = store.night_of(client)
+    found = [Night(OVERNIGHT, store.overnight(client), night)] if night else []
+    try:
+        prove(place)
+    except StoreNotMounted as exc:
+        log.warning("restore points are out of reach: %s", exc)
+        return found
+    root = place.path / slug(client)
+    points = rsnapshot.points(root).items()
+    return [*found, *(Night(name, root / name, manifest) for name, manifest in points if manifest is not None)]
+
+
+@retryable("choose night", "choose night {wanted} of {client}", retries=0)
+def choose_night(client: str, wanted: str) -> Night:
+    """The night that `wanted` names; NothingToRecover with what there is when none fits."""
+    return choose(client, nights_of(client), wanted)
+
+
+@retryable("verify night", "verify night {night.manifest.id} of {night.manifest.client}", retries=0)
+def verify(night: Night) -> NightManifest:
+    """IntegrityError unless every file of the night has the sha256 that its listing says."""
+    verify_night(night.folder, night.manifest)
+    with reporting(log, f"verify night {night.manifest.id}") as progress:
+        verify_listing(
+            night.folder / "data",
+            night.folder / LISTING,
+            lambda done: progress.update(done, night.manifest.size_bytes),
+        )
+    return night.manifest

@@ -1,0 +1,102 @@
+"""A preflight: every connection, tool, mount and free space, tried now; one finding each."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks import places
+from tasks.drivers import databases, permanent, ssh
+from tasks.errors import GbsError
+from tasks.model.inventory import System
+from tasks.model.names import human_bytes
+
+LOCAL_TOOLS = ("rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
+REMOTE_TOOLS = ("rsync", "lsblk", "findmnt", "sha256sum", "df", "stat")
+HOST_TOOLS = ("virsh", "qemu-img", "mv")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was tried, whether it holds, and what was seen."""
+
+    subject: str
+    check: str
+    good: bool
+    seen: str
+
+
+def check() -> Iterator[Finding]:
+    """Every finding, as it is made: this server, the stores, each KVM host, each client."""
+    declared = places.inventory()
+    yield from _tools("this server", LOCAL_TOOLS)
+    yield _try("this server", "libguestfs", _libguestfs)
+    yield _try("store", str(declared.store.path), lambda: _free(Path(declared.store.path), places.reserve_bytes()))
+    yield _try("permanent store", str(declared.permanent.path), _permanent)
+    for name, system in declared.systems.items():
+        yield from _system(name, system, name in declared.kvm_hosts)
+
+
+def _tools(subject: str, tools: tuple[str, ...]) -> Iterator[Finding]:
+    for tool in tools:
+        found = shutil.which(tool)
+        yield Finding(subject, f"tool {tool}", found is not None, found or "not installed")
+
+
+def _try(subject: str, what: str, trial: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, what, True, trial())
+    except (GbsError, OSError, ImportError) as exc:
+        return Finding(subject, what, False, str(exc))
+
+
+def _libguestfs() -> str:
+    import guestfs
+
+    version = guestfs.GuestFS(python_return_dict=True).version()
+    return f"{version['major']}.{version['minor']}.{version['release']}"
+
+
+def _free(folder: Path, reserve_bytes: int) -> str:
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < reserve_bytes:
+        raise OSError(f"{human_bytes(free)} free, less than the reserve of {human_bytes(reserve_bytes)}")
+    return f"{human_bytes(free)} free"
+
+
+def _permanent() -> str:
+    place = places.permanent()
+    permanent.prove(place)
+    return f"{place.kind}, marker {place.store_id}, {_free(place.path, 0)}"
+
+
+def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
+    subject = f"KVM host {name}" if is_kvm_host else f"client {name}"
+    tools = (*REMOTE_TOOLS, *(HOST_TOOLS if is_kvm_host else ()))
+    try:
+        with ssh.connect(places.target_of(name)) as shell:
+            yield Finding(subject, "ssh", True, f"{shell.target.user}@{system.address}:{system.port}")
+            missing = [
+                tool
+                for tool in tools
+                if shell.run(["sh", "-c", 'command -v "$1"', "gbs", tool], deadline_s=30, check=False).status != 0
+            ]
+            yield Finding(
+                subject, "tools", not missing, f"missing: {' '.join(missing)}" if missing else " ".join(tools)
+            )
+            for database in system.databases:
+                ready = databases.is_ready(shell, database.engine)
+                yield Finding(subject, database.engine, ready, "accepts connections" if ready else "does not answer")
+    except GbsError as exc:
+        yield Finding(subject, "ssh", False, str(exc))
+        return
+    if is_kvm_host:
+        yield _try(subject, "libvirt", lambda: _libvirt(name))
+
+
+def _libvirt(name: str) -> str:
+    with places.hypervisor(name) as (host, _):
+        version = host.call("ask for the version", "", lambda: int(host.connection.getLibVersion()))
+        return f"{version // 1000000}.{version // 1000 % 1000}.{version % 1000}, {len(host.domain_names())} VM(s)"

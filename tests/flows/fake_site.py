@@ -1,0 +1,287 @@
+"""A GBS site in a folder, real but for what lies beyond ssh: clients, databases, hypervisor and rsync answer from here."""
+
+import json
+import logging
+import shutil
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Task
+
+from tasks import files, images, nights, places, points, preparation, recovery, reports, updating, windows
+from tasks.drivers import databases, facts, libvirt_host, rsnapshot, rsync, ssh
+from tasks.drivers.digest import sha256_file
+from tasks.drivers.journal import Journal
+from tasks.drivers.rsync import Transferred
+from tasks.drivers.snaplive import Window
+from tasks.drivers.snaplive_settle import DiskOutcome
+from tasks.drivers.ssh import Output
+from tasks.model.domain_xml import parse_domain
+from tasks.model.facts import BlockDevice, Facts, FileSystem
+from tasks.model.inventory import Inventory
+from tasks.model.manifest import DumpRecord
+from tasks.model.ssh_target import SshTarget
+from tasks.model.window import PlannedDisk, Step, WindowPlan, overlay_path, select_disks
+from tasks.model.window_decision import Action, Power
+
+TASK_MODULES = (files, images, nights, points, preparation, recovery, reports, updating, windows)
+UUID = "6d0fa9b4-6d5c-4f0e-9d59-0c5d7ad2c001"
+DISK_BYTES = 1 << 20
+STORE_ID = "flow-tests"
+DOMAIN_XML = f"""<domain type='kvm'>
+  <name>web1</name>
+  <uuid>{UUID}</uuid>
+  <memory unit='MiB'>64</memory>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source file='/var/lib/libvirt/images/web1.raw'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+  </devices>
+</domain>
+"""
+
+
+class FakeSite:
+    """What the faked tools were asked for (`calls`: verb, system) and what they answer; `fail` makes them break."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store, self.permanent, self.inventory = root / "store", root / "permanent", root / "inventory.yaml"
+        self.calls: list[tuple[str, str]] = []
+        self.power = Power.ON
+        self.files: dict[str, dict[str, bytes]] = {}
+        self._failures: dict[tuple[str, str], list[Exception]] = {}
+
+    def create(self, marker: str | None = STORE_ID) -> None:
+        """Empty stores, a marker, and the inventory with one KVM host and two clients, of which one is a VM."""
+        for folder in (self.store, self.permanent):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        if marker is not None:
+            (self.permanent / ".gbs-store").write_text(f"{marker}\n")
+        self.files = {
+            "kvm1": {"/etc/libvirt/qemu/web1.xml": DOMAIN_XML.encode()},
+            "web1": {"/etc/hostname": b"web1\n", "/srv/page": b"one\n"},
+            "db1": {"/etc/hostname": b"db1\n"},
+        }
+        self.declare({"kvm1": {"address": "kvm1.test", "paths": ["/etc"]}}, self.clients())
+
+    @staticmethod
+    def clients() -> dict[str, Any]:
+        """The clients that a new site declares."""
+        return {
+            "web1": {"address": "web1.test", "vm": "web1"},
+            "db1": {"address": "db1.test", "databases": [{"engine": "postgresql"}]},
+        }
+
+    def declaration(self, kvm_hosts: dict[str, Any], clients: dict[str, Any]) -> dict[str, Any]:
+        """An inventory of these systems."""
+        keys = {"private_key_file": str(self.root / "key"), "known_hosts_file": str(self.root / "known_hosts")}
+        return {
+            "site": "test",
+            "store": {"path": str(self.store), "reserve_bytes": 0},
+            "permanent": {"path": str(self.permanent), "store_id": STORE_ID, "kind": "local"},
+            "identities": {"default": keys},
+            "kvm_hosts": kvm_hosts,
+            "clients": clients,
+        }
+
+    def declare(self, kvm_hosts: dict[str, Any], clients: dict[str, Any]) -> None:
+        """Write the inventory."""
+        self.inventory.write_text(yaml.safe_dump(self.declaration(kvm_hosts, clients), sort_keys=False))
+
+    def declared(self) -> Inventory:
+        """The inventory as it is read."""
+        return places.inventory()
+
+    def fail(self, verb: str, system: str, *errors: Exception) -> None:
+        """Let the next calls of `verb` on `system` raise these errors, one each."""
+        self._failures[verb, system] = list(errors)
+
+    def call(self, verb: str, system: str) -> None:
+        """Note a call, and break if it is to break."""
+        self.calls.append((verb, system))
+        if waiting := self._failures.get((verb, system)):
+            raise waiting.pop(0)
+
+    def count(self, verb: str, system: str) -> int:
+        """How often `verb` was called on `system`."""
+        return self.calls.count((verb, system))
+
+    def of(self, system: str) -> list[str]:
+        """The verbs that were called on `system`, in order."""
+        return [verb for verb, called in self.calls if called == system]
+
+    def journal(self) -> Journal:
+        """The journal of the VM's windows."""
+        return places.journal("kvm1", UUID)
+
+    def latest_report(self, run: str) -> dict[str, Any]:
+        """The newest report of `run` in the store."""
+        newest = max((self.store / "reports").glob(f"{run}-*.json"), key=lambda path: path.stat().st_mtime)
+        found: dict[str, Any] = json.loads(newest.read_text())
+        return found
+
+    # What the fakes do.
+
+    @contextmanager
+    def connect(self, target: SshTarget) -> Iterator["FakeShell"]:
+        """Stands for ssh.connect."""
+        self.call("connect", target.name)
+        yield FakeShell(self, target)
+
+    @contextmanager
+    def hypervisor(self, target: SshTarget, uri: str) -> Iterator[object]:
+        """Stands for libvirt_host.connect."""
+        self.call("libvirt", target.name)
+        yield types.SimpleNamespace(name=target.name)
+
+    def facts(self, shell: "FakeShell", now: datetime) -> Facts:
+        """Stands for facts.collect."""
+        self.call("facts", shell.target.name)
+        return Facts(
+            collected=now,
+            hostname=shell.target.name,
+            os_id="debian",
+            os_version="12",
+            os_name="Debian 12",
+            kernel="6.1",
+            architecture="x86_64",
+            boot_mode="bios",
+            machine_id="",
+            block_devices=(BlockDevice(name="vda", type="disk", size_bytes=DISK_BYTES),),
+            file_systems=(
+                FileSystem(mountpoint="/", source="/dev/vda", fstype="ext4", uuid="u", size_bytes=1, used_bytes=1),
+            ),
+        )
+
+    def dump(self, shell: "FakeShell", verb: str, engine: Any, database: str) -> DumpRecord:
+        """A dump on the client, which its next pull brings."""
+        name = shell.target.name
+        self.call(verb, name)
+        path = f"/var/backups/gbs/{engine}/{database or 'accounts'}.dump"
+        self.files[name][path] = f"{engine} {database}".encode()
+        made = self.root / "dump"
+        made.write_bytes(self.files[name][path])
+        return DumpRecord(
+            engine=engine,
+            kind="database" if database else "accounts",
+            database=database,
+            path=path,
+            size_bytes=made.stat().st_size,
+            sha256=sha256_file(made),
+        )
+
+    def pull(self, target: SshTarget, paths: Sequence[str], destination: Path, **_: Any) -> Transferred:
+        """Stands for rsync.pull."""
+        for path, content in self.files[target.name].items():
+            file = destination / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        self.call("pull", target.name)
+        count, size = len(self.files[target.name]), sum(map(len, self.files[target.name].values()))
+        return Transferred(files=count, changed=count, deleted=0, size_bytes=size, received_bytes=size, sent_bytes=0)
+
+    def fetch(self, target: SshTarget, path: str, destination: Path, **_: Any) -> Transferred:
+        """Stands for rsync.fetch_file."""
+        self.call("copy disk", target.name)
+        destination.write_bytes(bytes(DISK_BYTES))
+        return Transferred(
+            files=1, changed=1, deleted=0, size_bytes=DISK_BYTES, received_bytes=DISK_BYTES, sent_bytes=0
+        )
+
+    def open_window(self, _host: object, _shell: object, journal: Journal, _vm: str, run_id: str, **_: Any) -> Window:
+        """Stands for snaplive.open_window: the journal is real."""
+        self.call("open window", "web1")
+        disks = tuple(
+            PlannedDisk(
+                target=disk.target,
+                base=str(disk.source),
+                format="raw",
+                inode=1,
+                device=1,
+                overlay=overlay_path(str(disk.source), run_id),
+                virtual_size_bytes=DISK_BYTES,
+            )
+            for disk in select_disks(parse_domain(DOMAIN_XML)).taken
+        )
+        plan = WindowPlan(run=run_id, vm="web1", uuid=UUID, boot_id="b", xml=DOMAIN_XML, disks=disks)
+        journal.append(Step.PREPARE, plan=plan)
+        journal.append(Step.SNAPSHOT)
+        return Window(plan, datetime.now(UTC), "file-system", "", 0.1, (), ())
+
+    def close_window(self, _host: object, _shell: object, journal: Journal, **_: Any) -> list[DiskOutcome]:
+        """Stands for snaplive_settle.close_window and .reconcile."""
+        window = journal.open_window()
+        if window is None:
+            return []
+        self.call("close window", "web1")
+        for disk in window.plan.disks:
+            journal.append(Step.PIVOTED, target=disk.target)
+        journal.finish()
+        return [
+            DiskOutcome("web1", disk.target, Action.UNLINK, "the disk has pivoted to its base", True, disk.overlay)
+            for disk in window.plan.disks
+        ]
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        """Put the fakes in the places of the tools, and let tasks retry at once."""
+        patch.setenv("GBS_INVENTORY", str(self.inventory))
+        patch.setattr(ssh, "connect", self.connect)
+        patch.setattr(libvirt_host, "connect", self.hypervisor)
+        patch.setattr(facts, "collect", self.facts)
+        patch.setattr(databases, "list_databases", lambda shell, _engine: self._listed(shell))
+        patch.setattr(databases, "dump_database", lambda shell, *rest: self.dump(shell, "dump", *rest[:2]))
+        patch.setattr(databases, "dump_accounts", lambda shell, engine, *_: self.dump(shell, "accounts", engine, ""))
+        patch.setattr(rsync, "pull", self.pull)
+        patch.setattr(rsync, "fetch_file", self.fetch)
+        patch.setattr(rsnapshot, "sync", self._noting("sync", rsnapshot.sync))
+        patch.setattr(rsnapshot, "rotate", self._noting("rotate", rsnapshot.rotate))
+        patch.setattr(images, "open_window", self.open_window)
+        patch.setattr(images, "close_window", self.close_window)
+        patch.setattr(windows, "open_window", self.open_window)
+        patch.setattr(windows, "close_window", self.close_window)
+        patch.setattr(windows, "reconcile", self.close_window)
+        for module in (images, windows):
+            patch.setattr(module, "look", lambda *_, **__: types.SimpleNamespace(power=self.power))
+        for module in TASK_MODULES:
+            for task in vars(module).values():
+                if isinstance(task, Task):
+                    patch.setattr(task, "retry_delay_seconds", [0 for _ in range(task.retries)])
+
+    def _listed(self, shell: "FakeShell") -> list[str]:
+        self.call("list databases", shell.target.name)
+        return ["shop"]
+
+    def _noting(self, verb: str, real: Any) -> Any:
+        def noted(config: Path, *rest: Any) -> Any:
+            self.call(verb, config.stem)
+            return real(config, *rest)
+
+        return noted
+
+
+class FakeShell:
+    """Answers `stat` with the size of a disk; anything else is asked for by a mistake."""
+
+    def __init__(self, site: FakeSite, target: SshTarget) -> None:
+        self.site, self.target = site, target
+
+    def run(self, command: Sequence[str] | str, **_: Any) -> Output:
+        """The answer to a command."""
+        assert command[0] == "stat", command
+        return Output(0, f"{DISK_BYTES // 512} 512\n", "")
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> str:
+    """All that was logged."""
+    return "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.INFO)

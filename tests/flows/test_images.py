@@ -1,0 +1,152 @@
+"""Images of VMs: when they are taken, that their window always closes, and who may not work on a VM now."""
+
+import pytest
+
+from flows.kvmimg_get import image_if_due, kvmimg_get
+from flows.kvmsnap_create import kvmsnap_create
+from flows.kvmsnap_purge import kvmsnap_purge
+from flows.nightly import nightly
+from flows.reconcile import reconcile
+from tasks import places
+from tasks.errors import (
+    ClientsFailed,
+    HypervisorError,
+    IntegrityError,
+    Locked,
+    NothingToRecover,
+    TransferInterrupted,
+    UnknownName,
+    WindowOpen,
+)
+from tasks.model.outcome import Outcome
+from tasks.model.window_decision import Power
+from tests.flows.fake_site import DISK_BYTES, UUID, FakeSite
+
+
+@pytest.fixture(autouse=True)
+def _host_is_backed_up(site: FakeSite) -> None:
+    """The VM is found in its host's backup data."""
+    from flows.overnight import pull_client
+    from flows.prepare import prepare_client
+
+    assert [*prepare_client("kvm1"), *pull_client("kvm1")][1].outcome is Outcome.OK
+    site.calls.clear()
+
+
+def staged(site: FakeSite) -> list[str]:
+    return [path.name for path in (site.store / "images").rglob(".partial-*")]
+
+
+def test_kvmimg_get_vm_runs_live_image_published(site: FakeSite) -> None:
+    manifest = kvmimg_get("web1")
+    assert (manifest.method, manifest.consistency, manifest.uuid) == ("snaplive", "file-system", UUID)
+    folder = site.store / "images/kvm1/web1" / manifest.id
+    assert sorted(path.name for path in folder.iterdir()) == ["domain.xml", "manifest.json", "vda.raw"]
+    assert (folder / "vda.raw").stat().st_size == DISK_BYTES
+    assert [verb for verb, _ in site.calls if "window" in verb or verb == "copy disk"] == [
+        *("open window", "copy disk", "close window")
+    ]
+    assert site.journal().open_window() is None
+
+
+def test_kvmimg_get_vm_shuts_down_now_refused(site: FakeSite) -> None:
+    site.power = Power.CHANGING
+    with pytest.raises(HypervisorError, match="it is shutting down on kvm1"):
+        kvmimg_get("web1")
+    assert ("open window", "web1") not in site.calls
+    assert staged(site) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(TransferInterrupted("rsync of kvm1", 30, "timeout"), 2), (ZeroDivisionError("a bug"), 1)],
+    ids=["transient", "not"],
+)
+def test_kvmimg_get_copy_fails_window_closed_each_time(site: FakeSite, error: Exception, tries: int) -> None:
+    site.fail("copy disk", "kvm1", *[error] * 9)
+    with pytest.raises(type(error)):
+        kvmimg_get("web1")
+    work = [verb for verb, _ in site.calls if "window" in verb or verb == "copy disk"]
+    assert work == ["open window", "copy disk", "close window"] * tries
+    assert site.journal().open_window() is None
+    assert staged(site) == []
+    assert places.store().images_of("web1") == []
+
+
+def test_kvmimg_get_copy_is_short_nothing_published(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(target, path, destination, **_):
+        moved = site.fetch(target, path, destination)
+        destination.write_bytes(b"x" * 512)
+        return moved
+
+    monkeypatch.setattr("tasks.images.rsync.fetch_file", short)
+    with pytest.raises(IntegrityError, match=f"expected {DISK_BYTES} bytes, found 512 bytes"):
+        kvmimg_get("web1")
+    assert site.count("copy disk", "kvm1") == 1, "damage is never retried"
+    assert places.store().images_of("web1") == []
+    assert staged(site) == []
+
+
+def test_image_if_due_image_serves_skipped(site: FakeSite) -> None:
+    first = image_if_due("web1")[0]
+    second = image_if_due("web1")[0]
+    assert first.outcome is Outcome.OK
+    assert first.produced
+    assert (second.outcome, second.reasons) == (Outcome.SKIPPED, ("the image there is serves",))
+    assert site.count("open window", "web1") == 1
+
+
+def test_image_if_due_client_is_no_vm_nothing(site: FakeSite) -> None:
+    assert image_if_due("db1") == []
+    assert site.calls == []
+
+
+def test_nightly_image_fails_files_are_kept_and_client_failed(site: FakeSite) -> None:
+    site.fail("open window", "web1", HypervisorError("web1", "a live snapshot", "QEMU said no"))
+    with pytest.raises(ClientsFailed, match="1 of 2 clients failed: web1 image: VM web1: a live snapshot failed"):
+        nightly(["kvm1", "web1"])
+    assert (site.permanent / "web1/daily.0").is_dir()
+
+
+def test_kvmimg_get_vm_locked_by_another_run_refused(site: FakeSite) -> None:
+    with places.locked("vm", UUID), pytest.raises(Locked, match=f"vm {UUID} is locked by another run: pid"):
+        kvmimg_get("web1")
+    assert site.calls == []
+
+
+def test_kvmimg_get_unknown_vm_says_where_it_looked(site: FakeSite) -> None:
+    with pytest.raises(NothingToRecover, match=r"its definition is in the backup data of none of: kvm1 \(night"):
+        kvmimg_get("nosuch")
+    assert site.calls == []
+
+
+def test_snapshot_stays_until_purged_and_keeps_others_off(site: FakeSite) -> None:
+    window = kvmsnap_create("web1")
+    assert window.disks[0].target == "vda"
+    with pytest.raises(WindowOpen, match="gbs-kvmsnap-purge ends it"):
+        kvmimg_get("web1")
+    assert reconcile() == [], "an operator's snapshot is left alone"
+    assert site.count("close window", "web1") == 0
+    assert [outcome.settled for outcome in kvmsnap_purge("web1")] == [True]
+    assert site.journal().open_window() is None
+
+
+def test_kvmsnap_purge_nothing_open_named_vm_unknown(site: FakeSite) -> None:
+    assert kvmsnap_purge() == []
+    with pytest.raises(UnknownName, match="no VM with snapshots of ours named 'web1'"):
+        kvmsnap_purge("web1")
+
+
+def test_reconcile_window_left_by_a_crash_settled_once(site: FakeSite) -> None:
+    site.open_window(None, None, site.journal(), "web1", "20260101T000000Z")
+    with places.locked("vm", UUID):
+        assert reconcile() == [], "a run works on it now"
+    assert [outcome.target for outcome in reconcile("web1")] == ["vda"]
+    assert reconcile() == []
+
+
+def test_kvmimg_get_window_left_by_a_crash_settled_first(site: FakeSite) -> None:
+    site.open_window(None, None, site.journal(), "web1", "20260101T000000Z")
+    kvmimg_get("web1")
+    work = [verb for verb, _ in site.calls if "window" in verb]
+    assert work == ["open window", "close window", "open window", "close window"]

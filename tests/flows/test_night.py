@@ -1,0 +1,207 @@
+"""The stages of a night: their order, whose failure stops what, and how a run over clients ends."""
+
+import json
+import threading
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
+
+from flows.nightly import nightly
+from flows.overnight import overnight
+from flows.permanent import permanent
+from flows.prepare import prepare
+from tasks.errors import ClientsFailed, CommandFailed, DumpFailed, GbsError, TransferInterrupted, Unreachable
+from tasks.model.outcome import Outcome, StageResult, exit_code
+from tests.flows.fake_site import UUID, FakeSite
+
+
+def outcomes(results: list[StageResult]) -> dict[str, str]:
+    return {f"{result.client} {result.stage}": result.outcome.value for result in results}
+
+
+def report_artifact(key: str) -> list[dict[str, str]]:
+    chosen = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+    with get_client(sync_client=True) as client:
+        newest = client.read_artifacts(artifact_filter=chosen, sort=ArtifactSort.CREATED_DESC, limit=1)[0]
+    rows: list[dict[str, str]] = json.loads(str(newest.data))
+    return rows
+
+
+def test_nightly_all_clients_stages_in_order_then_image(site: FakeSite) -> None:
+    results = nightly()
+    assert outcomes(results) == {
+        **{f"{name} {stage}": "OK" for name in ("kvm1", "web1", "db1") for stage in ("prepare", "overnight", "permanent")},
+        "web1 image": "OK",
+    }
+    work = [verb for verb in site.of("db1") if verb != "connect"]
+    assert work == ["facts", "accounts", "list databases", "dump", "pull", "sync", "rotate"]
+    # The VM is found in its host's backup data of this very night, and files are safe before its image is taken.
+    assert site.calls.index(("open window", "web1")) > max(
+        site.calls.index((verb, name)) for verb in ("pull", "rotate") for name in ("kvm1", "web1", "db1")
+    )
+    assert site.of("web1")[-2:] == ["open window", "close window"]
+    assert (site.permanent / "web1/daily.0/data/srv/page").read_text() == "one\n"
+    assert {row["outcome"] for row in report_artifact("nightly-report")} == {"OK"}
+
+
+def test_nightly_again_nothing_new_image_serves(site: FakeSite) -> None:
+    nightly()
+    results = outcomes(nightly())
+    assert results["web1 image"] == "SKIPPED"
+    assert site.count("open window", "web1") == 1
+    assert exit_code(nightly(["db1"])) == 0
+
+
+def test_nightly_one_client_down_others_done_run_failed_with_table(site: FakeSite) -> None:
+    site.fail("facts", "web1", *(Unreachable("web1", "no route to host") for _ in range(9)))
+    state = nightly(return_state=True)
+    assert state.is_failed()
+    with pytest.raises(ClientsFailed, match=r"1 of 3 clients failed: web1 prepare: web1 is unreachable: no route") as it:
+        state.result()
+    assert "1 of 3 clients failed: web1 prepare" in str(state.message)
+    found = outcomes(it.value.args[3])
+    assert found["web1 prepare"] == "FAILED"
+    assert found["web1 overnight"] == found["web1 permanent"] == "SKIPPED"
+    assert found["db1 permanent"] == found["kvm1 permanent"] == "OK"
+    assert ("pull", "web1") not in site.calls
+    table = report_artifact("nightly-report")
+    assert (table[0]["client"], table[0]["outcome"]) == ("web1", "FAILED")
+    assert "no route to host" in table[0]["reason"]
+    assert len(site.latest_report("nightly")["results"]) == len(table)
+
+
+def test_nightly_unexpected_error_of_one_client_stays_its_own(site: FakeSite) -> None:
+    site.fail("pull", "db1", ZeroDivisionError("a bug"))
+    with pytest.raises(ClientsFailed, match="1 of 3 clients failed: db1 overnight: unexpected ZeroDivisionError: a bug"):
+        nightly()
+    assert site.count("rotate", "web1") == site.count("rotate", "kvm1") == 1
+    assert ("sync", "db1") not in site.calls
+
+
+def test_nightly_postgresql_down_partial_and_the_rest_goes_on(site: FakeSite) -> None:
+    site.fail("accounts", "db1", DumpFailed("postgresql accounts on db1", "connection refused"))
+    results = nightly(["db1"])
+    assert outcomes(results) == {"db1 prepare": "PARTIAL", "db1 overnight": "PARTIAL", "db1 permanent": "OK"}
+    assert exit_code(results) == 3
+    assert any("connection refused" in reason for reason in results[0].reasons)
+    # Its data files are pulled then: no dump covers them.
+    manifest = json.loads((site.store / "overnight/db1/manifest.json").read_text())
+    assert not any("postgresql" in pattern for pattern in manifest["excluded"])
+    assert manifest["outcome"] == "PARTIAL"
+
+
+def test_prepare_one_database_fails_others_are_dumped(site: FakeSite) -> None:
+    site.fail("dump", "db1", DumpFailed("postgresql database 'shop'", "disk full"))
+    results = prepare(["db1"])
+    assert results[0].outcome is Outcome.PARTIAL
+    prepared = json.loads((site.store / "prepared/db1.json").read_text())
+    assert [dump["kind"] for dump in prepared["dumps"]] == ["accounts"]
+    assert "disk full" in prepared["failures"][0]
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (Unreachable("db1", "no answer"), 3),
+        (TransferInterrupted("rsync of db1", 12, "reset"), 3),
+        (CommandFailed("rsync of db1", 1, "syntax"), 1),
+        (ValueError("not ours"), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_overnight_error_of_pull_retried_only_when_transient(site: FakeSite, error: Exception, tries: int) -> None:
+    prepare(["db1"])
+    site.fail("pull", "db1", *[error] * 9)
+    with pytest.raises(ClientsFailed):
+        overnight(["db1"])
+    assert site.count("pull", "db1") == tries
+
+
+def test_overnight_pull_fails_old_night_is_kept(site: FakeSite) -> None:
+    nightly(["kvm1", "web1"])
+    before = (site.store / "overnight/web1/manifest.json").read_bytes()
+    site.files["web1"]["/srv/page"] = b"two\n"
+    site.fail("pull", "web1", *(TransferInterrupted("rsync of web1", 30, "timeout") for _ in range(3)))
+    with pytest.raises(ClientsFailed, match="was interrupted"):
+        overnight(["web1"])
+    assert (site.store / "overnight/web1/manifest.json").read_bytes() == before
+    assert (site.store / "overnight/web1/data/srv/page").read_text() == "one\n"
+
+
+def test_overnight_pull_breaks_once_second_try_is_published(site: FakeSite) -> None:
+    prepare(["db1"])
+    site.fail("pull", "db1", TransferInterrupted("rsync of db1", 30, "timeout"))
+    assert overnight(["db1"])[0].outcome is Outcome.OK
+    assert (site.store / "overnight/db1/data/etc/hostname").read_text() == "db1\n"
+    assert list((site.store / "overnight/.partial").iterdir()) == []
+
+
+def test_overnight_client_lost_most_of_its_files_is_refused(site: FakeSite) -> None:
+    site.files["db1"]["/srv/big"] = bytes(10_000)
+    prepare(["db1"])
+    overnight(["db1"])
+    del site.files["db1"]["/srv/big"]
+    with pytest.raises(ClientsFailed, match="it shrank from"):
+        overnight(["db1"])
+    assert (site.store / "overnight/db1/data/srv/big").stat().st_size == 10_000
+
+
+def test_overnight_never_prepared_says_which_command(site: FakeSite) -> None:
+    with pytest.raises(ClientsFailed, match="run: gbs run prepare"):
+        overnight(["db1"])
+    assert ("pull", "db1") not in site.calls
+
+
+@pytest.mark.parametrize("marker", [None, "another-store"])
+def test_permanent_wrong_marker_nothing_written(site: FakeSite, marker: str | None) -> None:
+    prepare(["db1"])
+    overnight(["db1"])
+    (site.permanent / ".gbs-store").unlink()
+    if marker:
+        (site.permanent / ".gbs-store").write_text(marker)
+    with pytest.raises(ClientsFailed, match="is not the right one: the marker .* nothing was written"):
+        permanent(["db1"])
+    assert [path.name for path in site.permanent.iterdir()] == ([".gbs-store"] if marker else [])
+    assert not {"sync", "rotate"} & set(site.of("db1"))
+
+
+def test_permanent_same_night_twice_skipped_and_not_rotated(site: FakeSite) -> None:
+    nightly(["db1"])
+    results = permanent(["db1"])
+    assert results[0].outcome is Outcome.SKIPPED
+    assert "is in the permanent store already" in results[0].reasons[0]
+    assert sorted(path.name for path in (site.permanent / "db1").glob("daily.*")) == ["daily.0"]
+
+
+def test_nightly_clients_work_side_by_side(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=30)
+    real = site.facts
+
+    def wait_for_the_other(shell, now):
+        both.wait()
+        return real(shell, now)
+
+    monkeypatch.setattr("tasks.preparation.facts.collect", wait_for_the_other)
+    assert exit_code(prepare(["web1", "db1"])) == 0
+
+
+@pytest.mark.parametrize("flow", [nightly, prepare, overnight, permanent])
+def test_stage_unknown_client_refused_before_anything(site: FakeSite, flow) -> None:
+    with pytest.raises(GbsError, match="no client named 'nosuch': known are db1, kvm1, web1") as it:
+        flow(["db1", "nosuch"])
+    assert it.value.exit_code == 2
+    assert site.calls == []
+    assert not (site.store / "reports").exists()
+
+
+def test_nightly_client_locked_fails_that_client_only(site: FakeSite) -> None:
+    from tasks import places
+
+    prepare(["db1", "kvm1"])
+    with places.locked("client", "db1"), pytest.raises(ClientsFailed, match="client db1 is locked by another run: pid"):
+        overnight(["db1", "kvm1"])
+    assert ("pull", "db1") not in site.calls
+    assert site.count("pull", "kvm1") == 1
+    assert UUID not in str(site.calls)

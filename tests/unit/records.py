@@ -1,0 +1,51 @@
+"""Manifests for tests: complete, with what a test changes given by name."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest
+from tasks.model.names import new_id
+
+NIGHT = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
+ZEROS = "0" * 64
+
+
+def night_manifest(ended: datetime = NIGHT, **changed: Any) -> NightManifest:
+    values: dict[str, Any] = {
+        "id": new_id(ended),
+        "client": "web1",
+        "started": ended,
+        "ended": ended,
+        "outcome": "OK",
+        "paths": ("/",),
+        "excluded": (),
+        "files": 1,
+        "size_bytes": 1,
+        "listing_sha256": ZEROS,
+        "facts_sha256": ZEROS,
+    }
+    return NightManifest.model_validate(values | changed)
+
+
+def image_manifest(instant: datetime = NIGHT, **changed: Any) -> ImageManifest:
+    values: dict[str, Any] = {
+        "id": new_id(instant),
+        "vm": "web1",
+        "uuid": "90a82260-1496-49c7-872c-574b9ce0acc3",
+        "kvm_host": "kvm1",
+        "started": instant,
+        "ended": instant,
+        "instant": instant,
+        "method": "offline",
+        "method_reason": "it was off",
+        "consistency": "application",
+        "consistency_reason": "it was off",
+        "window_s": 0,
+        "copy_s": 1,
+        "frozen_s": 0,
+        "disks": (DiskRecord(target="vda", file="vda.qcow2", format="qcow2", source="/x.qcow2", virtual_size_bytes=1),),
+        "files": (FileRecord(path="vda.qcow2", size_bytes=1, sha256=ZEROS),),
+    }
+    return ImageManifest.model_validate(values | changed)

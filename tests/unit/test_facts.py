@@ -1,0 +1,136 @@
+"""Facts: parsers by JSON cases (tests/unit/facts: a command's output and what it must become), and the flavour."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from tasks.model.facts import FACTS, Facts, assemble, flavour
+
+CASES = sorted((Path(__file__).parent / "facts").glob("*.json"))
+RELEASE = {"ID": "debian", "VERSION_ID": "12", "PRETTY_NAME": "Debian 12"}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_fact_parses_as_its_case_says(path: Path) -> None:
+    case = json.loads(path.read_text())
+    output = case["output"] if isinstance(case["output"], str) else json.dumps(case["output"])
+    assert plain(FACTS[case["fact"]].parse(output)) == case["expected"]
+
+
+def test_every_parser_but_the_trivial_ones_has_a_case() -> None:
+    trivial = {"kernel", "architecture", "hostname", "machine_id"}
+    assert {path.stem.partition("-")[0] for path in CASES} == set(FACTS) - trivial
+
+
+@pytest.mark.parametrize("fact", ["block_devices", "file_systems"])
+@pytest.mark.parametrize("output", ["{", "[]", "null", "{}", '{"blockdevices": [{}], "filesystems": [{}]}', "\0"])
+def test_fact_with_unreadable_output_raises_what_collect_reports(fact: str, output: str) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        FACTS[fact].parse(output)
+
+
+def test_flags_are_those_that_old_tools_know() -> None:
+    """RHEL 8 and Debian 11 clients could not be prepared: MOUNTPOINTS and --real are newer than theirs."""
+    shell, _, script = FACTS["block_devices"].command
+    assert shell == "sh"
+    newest, _, fallback = script.partition("||")
+    assert "MOUNTPOINTS" in newest
+    assert fallback.split()[-1].endswith(",MOUNTPOINT")
+    assert "--real" not in FACTS["file_systems"].command
+
+
+def facts(devices: str = "web1", change: dict[str, str] | None = None, **values: Any) -> Facts:
+    """The facts of a case and of web1's file systems, with `change` made in what the tools said."""
+    files = {fact: f"facts/{fact}-{name}.json" for fact, name in (("block_devices", devices), ("file_systems", "web1"))}
+    texts = {fact: (Path(__file__).parent / name).read_text() for fact, name in files.items()}
+    for old, new in (change or {}).items():
+        assert any(old in text for text in texts.values()), old
+        texts = {fact: text.replace(old, new) for fact, text in texts.items()}
+    parsed = {fact: FACTS[fact].parse(json.dumps(json.loads(text)["output"])) for fact, text in texts.items()}
+    fixed = {"os_release": RELEASE, "kernel": "6.1", "architecture": "x86_64", "hostname": "web1"}
+    return assemble(datetime(2026, 1, 1, tzinfo=UTC), fixed | parsed | values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"f918dcb5-ea87-4a65-9298-8733ca9e3191": "00000000-0000-0000-0000-000000000000"},
+        {"Kfko1T-bPgF-YQbJ-o7uX-qE1y-qVAy-jV5GgN": "another"},
+        {'"vda': '"sda', "/dev/vda": "/dev/sda"},
+        {'"vda': '"nvme0n1p', "/dev/vda": "/dev/nvme0n1p"},
+        {'"label": "boot"': '"label": "start"'},
+    ],
+    ids=["uuid", "pv-uuid", "sda", "nvme", "label"],
+)
+def test_flavour_of_same_layout_with_other_names_is_the_same(change: dict[str, str]) -> None:
+    assert flavour(facts(change=change)) == flavour(facts())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"6442450944": "6442450945"},
+        {'"size": 314572800': '"size": 314572801'},
+        {'"fstype": "xfs"': '"fstype": "ext4"'},
+        {'"/var"': '"/srv"'},
+        {'"vg0-var"': '"vg0-srv"'},
+        {'"pttype": "gpt"': '"pttype": "dos"'},
+        {"0fc63daf-8483-4772-8e79-3d69d8477de4": "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f"},
+    ],
+    ids=["disk-size", "partition-size", "fs", "mount", "lv", "table", "partition-type"],
+)
+def test_flavour_of_another_layout_differs(change: dict[str, str]) -> None:
+    assert flavour(facts(change=change)) != flavour(facts())
+
+
+def test_flavour_differs_by_firmware_and_architecture() -> None:
+    assert len({flavour(facts()), flavour(facts(efi=True)), flavour(facts(architecture="aarch64"))}) == 3
+
+
+def test_flavour_does_not_depend_on_what_is_installed_or_used() -> None:
+    other = facts(hostname="web2", kernel="6.2", packages=("a 1",), machine_id="m", change={"151949312": "151949313"})
+    assert flavour(other) == flavour(facts())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"luks-5b1e3a9c": "luks-00000000"}, {"luks-5b1e3a9c": "sda2_crypt"}, {'"[SWAP]"': "null"}],
+    ids=["luks-uuid", "crypt-name", "swap-off"],
+)
+def test_flavour_ignores_names_of_luks_and_whether_swap_is_on(change: dict[str, str]) -> None:
+    """A LUKS device is named after its UUID: no two VMs shared a template, and swapoff made an image due."""
+    assert flavour(facts("luks_swap", change=change)) == flavour(facts("luks_swap"))
+
+
+def test_flavour_ignores_bind_mounts() -> None:
+    """A container's bind mount, in whose path is an id, made an image due every night."""
+    bound = {'"/boot"\n': '"/boot",\n"/var/lib/kubelet/pods/5b1e3a9c/volume-subpaths/x"\n'}
+    assert flavour(facts(change=bound)) == flavour(facts())
+
+
+def test_facts_survive_json() -> None:
+    before = facts("luks_swap", packages=("a 1",))
+    assert Facts.model_validate_json(before.model_dump_json()) == before
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.uuids(), st.uuids())
+def test_flavour_never_depends_on_uuids(one: object, other: object) -> None:
+    def named(uuid: object) -> str:
+        return flavour(facts(change={"6cc4eee7-3f7d-4249-9d57-48df40b78e88": str(uuid)}))
+
+    assert named(one) == named(other)

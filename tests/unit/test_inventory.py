@@ -1,0 +1,63 @@
+"""The inventory's rules that need no file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.model.inventory import DEFAULT_EXCLUDES, Inventory, Platform, Policy
+from tasks.model.retention import Retain
+
+
+def inventory(**changed: Any) -> Inventory:
+    values: dict[str, Any] = {
+        "store": {"path": "/srv/gbs"},
+        "permanent": {"path": "/mnt/gbs", "store_id": "far", "kind": "local"},
+        "identities": {"default": {"private_key_file": "/k", "known_hosts_file": "/h"}},
+    }
+    return Inventory.model_validate(values | changed)
+
+
+def test_systems_are_hosts_before_clients() -> None:
+    made = inventory(clients={"a": "a"}, kvm_hosts={"z": "z"})
+    assert list(made.systems) == ["z", "a"]
+
+
+def test_vms_name_their_clients() -> None:
+    made = inventory(clients={"a": {"address": "a", "vm": "VM 1"}, "b": "b"})
+    assert made.vms == {"VM 1": "a"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "retain"),
+    [
+        (Policy(), (Retain("daily", 14), Retain("weekly", 4), Retain("monthly", 3))),
+        (Policy(monthly=0), (Retain("daily", 14), Retain("weekly", 4))),
+        (Policy(daily=2, weekly=0, monthly=0), (Retain("daily", 2),)),
+    ],
+)
+def test_retain_leaves_out_what_is_zero(policy: Policy, retain: tuple[Retain, ...]) -> None:
+    assert policy.retain == retain
+
+
+def test_declared_default_policy_replaces_the_built_in_one() -> None:
+    made = inventory(clients={"a": "a"}, policies={"default": {"daily": 5}})
+    assert made.policy_of(made.clients["a"]).daily == 5
+    assert made.mistakes() == []
+
+
+def test_every_platform_has_excludes() -> None:
+    assert set(DEFAULT_EXCLUDES) == set(Platform)
+
+
+def test_no_identity_at_all_is_refused() -> None:
+    with pytest.raises(ValidationError, match="identities"):
+        inventory(identities={})
+
+
+@pytest.mark.parametrize("uri", ["qemu+ssh://x/system", "test:///default", "qemu:///system?socket=/tmp/x", ""])
+def test_libvirt_uri_that_leads_elsewhere_is_refused(uri: str) -> None:
+    with pytest.raises(ValidationError, match="libvirt_uri"):
+        inventory(kvm_hosts={"k": {"address": "k", "libvirt_uri": uri}})
