@@ -4,7 +4,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,8 +57,7 @@ def deploy(run_settings: Mapping[str, str], prefect_file: Path | None = None) ->
     prefect_file = (prefect_file or PREFECT_FILE).absolute()
     names = _declared(prefect_file)
     inventory_file.load()
-    with get_client(sync_client=True) as client:
-        require_server(client)
+    with _server() as client:
         pool = _make_pool(client, base_job_template(run_settings))
         before = _deployments(client, names)
         _run_deploy(prefect_file)
@@ -65,16 +65,18 @@ def deploy(run_settings: Mapping[str, str], prefect_file: Path | None = None) ->
     return [pool, *(_compared(before.get(name), deployed) for name, deployed in after.items())]
 
 
-def require_server(client: SyncPrefectClient) -> None:
-    """ConfigError unless PREFECT_API_URL is set, Unreachable unless its server answers."""
+@contextmanager
+def _server() -> Iterator[SyncPrefectClient]:
     url = PREFECT_API_URL.value()
-    if not url:
+    if not url:  # Prefect would start a server of its own, and end it with us
         fix = "set it to the server's, for example http://127.0.0.1:4200/api"
         raise ConfigError("no Prefect server is named", "PREFECT_API_URL", fix)
-    error = client.api_healthcheck()
-    if error is not None:
-        reason = f"{error or type(error).__name__}; start it with: prefect server start"
-        raise Unreachable(f"the Prefect server {url}", reason)
+    with get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+        if error is not None:
+            reason = f"{error or type(error).__name__}; start it with: prefect server start"
+            raise Unreachable(f"the Prefect server {url}", reason)
+        yield client
 
 
 def base_job_template(run_settings: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ in, but a connection to RSYNC_ADDRESS is answered by a fresh `rsync --daemon` on
 there is no port on the host, no password, and the daemon ends with QEMU. What rsync prints goes to a file through a
 virtio-serial port, which is never waited for.
 
-A virtio-serial port for the files themselves hung: its writer in the appliance spins until the host has read.
+It needs QEMU's user-mode network (slirp). A virtio-serial port would do without and was tried: rsync over it wants a
+relay in the appliance with traps of its own (a non-blocking stdout, an end of file that never comes).
 """
 
 import shlex

@@ -48,6 +48,7 @@ def regular_files(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
 
 def listing_line(sha256: str, path: bytes) -> bytes:
     """A line of sha256sum(1): names with a backslash or a line break are escaped and the line starts with one."""
+    path = b"./-" if path == b"-" else path  # a lone dash would be standard input to sha256sum --check
     escaped = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
     return (b"\\" if escaped != path else b"") + sha256.encode() + b"  " + escaped + b"\n"
 
@@ -60,7 +61,7 @@ def parse_listing_line(line: bytes) -> tuple[str, bytes]:
         raise ValueError(f"not a line of sha256sum: {line[:80]!r}")
     if escaped:
         path = path.replace(b"\\\\", b"\0").replace(b"\\n", b"\n").replace(b"\\r", b"\r").replace(b"\0", b"\\")
-    return sha256.decode(), path
+    return sha256.decode(), b"-" if path == b"./-" else path
 
 
 def write_listing(root: Path, listing: Path, previous_root: Path | None, previous: Path | None) -> tuple[int, int]:
@@ -101,13 +102,17 @@ def _same_inode(path: bytes, status: os.stat_result) -> bool:
 
 
 def verify_listing(root: Path, listing: Path, on_progress: Callable[[int], None] | None = None) -> None:
-    """Raise IntegrityError for the first file below `root` that is missing or not as `listing` says.
+    """Raise IntegrityError for the first file below `root` that is missing or not as `listing` says, or for `listing`.
 
     `on_progress` is told the bytes read so far.
     """
     done = 0
     with listing.open("rb") as lines:
-        for expected, name in map(parse_listing_line, lines):
+        for line in lines:
+            try:
+                expected, name = parse_listing_line(line)
+            except ValueError as exc:
+                raise IntegrityError(str(listing), "lines of sha256sum", repr(line[:80])) from exc
             path = Path(os.fsdecode(os.path.join(os.fsencode(root), name)))
             try:
                 found = sha256_file(path)

@@ -15,7 +15,7 @@ DEFAULT_FILE = "/etc/gbs/inventory.yaml"
 MAX_BYTES = 1 << 20
 """Some 1,000 bytes for each of 1,000 clients."""
 MAX_DEPTH = 50
-MAX_ENTRIES = 500_000
+MAX_ENTRIES = 200_000
 """Entries after aliases are followed: a few lines of them can stand for more than any machine can hold."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

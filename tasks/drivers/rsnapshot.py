@@ -31,7 +31,8 @@ def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain]
         ("cmd_cp", shutil.which("cp") or "cp"),
         ("cmd_rm", shutil.which("rm") or "rm"),
         *(("retain", row.interval, str(row.count)) for row in retain),
-        ("verbose", "2"),
+        # What rsync says is shown from 3 on, on standard output.
+        ("verbose", "3"),
         ("lockfile", str(lock)),
         ("sync_first", "1"),
         ("link_dest", "1"),
@@ -120,9 +121,11 @@ def _content_times(root: Path) -> dict[str, datetime | None]:
 
 def _run(config: Path, command: str, root: Path, deadline_s: float) -> None:
     name = f"rsnapshot {command} of {root.name}"
-    try:
-        process.run(["rsnapshot", "-c", str(config), command], deadline_s=deadline_s, name=name)
-    except CommandFailed as exc:
-        if "No space left on device" in str(exc) or "Disk quota exceeded" in str(exc):
-            raise StoreFull(str(root), "more", "too few") from exc
-        raise
+    argv = ["rsnapshot", "-c", str(config), command]
+    finished = process.run(argv, deadline_s=deadline_s, accept=lambda status: True, name=name)
+    if finished.status == 0:
+        return
+    said = f"{finished.stderr}\n{finished.text[-process.TAIL_BYTES :]}"
+    if "No space left on device" in said or "Disk quota exceeded" in said:
+        raise StoreFull(str(root), "more", "too few")
+    raise CommandFailed(name, finished.status, said.strip())

@@ -1,7 +1,6 @@
-"""A GBS site in a folder, real but for what lies beyond ssh: clients, databases, hypervisor and rsync answer from here."""
+"""A GBS site in a folder, real but for what lies beyond ssh: clients, hypervisor and rsync answer from here."""
 
 import json
-import logging
 import shutil
 import types
 from collections.abc import Iterator, Sequence
@@ -280,8 +279,3 @@ class FakeShell:
         """The answer to a command."""
         assert command[0] == "stat", command
         return Output(0, f"{DISK_BYTES // 512} 512\n", "")
-
-
-def messages(caplog: pytest.LogCaptureFixture) -> str:
-    """All that was logged."""
-    return "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.INFO)

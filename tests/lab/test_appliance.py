@@ -176,8 +176,8 @@ def _facts(root: Path) -> dict[str, bytes]:
         r"find . -mindepth 1 -name lost+found -prune -o -path './proc/*' -prune -o -path './run/*' -prune -o"
         r" -path './boot/grub/i386-pc' -prune -o -path './var/lib/db/*' -prune -o "
     )
-    printed = r"-printf '%p|%y|%m|%U|%G|%l|%n|' "
-    printed += r"\( -type d -printf '\0' -o -type f -printf '%s|%T@\0' -o -printf '%T@\0' \)"
+    # Of a folder, neither its size nor its link count: lost+found is in one of them.
+    printed = r"\( -type d -printf '%p|%y|%m|%U|%G|%T@\0' -o -printf '%p|%y|%m|%U|%G|%l|%n|%s|%T@\0' \)"
     devices = r"\( -type b -o -type c \) -exec stat -c '%n %t %T' {} +"
     attributes = "-print0 | sort -z | xargs -0 getfattr -h -d -m -"
     return {
@@ -220,7 +220,7 @@ def test_update_gives_exactly_the_night_and_a_second_one_sends_nothing(
         for place, device in _DEVICES.items():
             handle.mount_ro(device, place)
         handle.tar_out("/", str(tmp_path / "out.tar"), xattrs=True, acls=True, numericowner=True)
-        # guestfs's tar neither keeps nanoseconds nor holes: these two from the file system itself.
+        # What a tar may not show, from the file system itself.
         assert handle.lstatns("/etc/passwd")["st_mtime_nsec"] == 999_999_999
         assert handle.lstatns("/var/sparse")["st_blocks"] < 1000
     out = tmp_path / "out"
@@ -239,15 +239,7 @@ def test_update_gives_exactly_the_night_and_a_second_one_sends_nothing(
     assert (out / "var/lib/db/rows").read_text() == "the image's own"
     assert not (out / "var/lib/db/not-from-here").exists()
     assert (out / "boot/grub/i386-pc/core").read_text() == "the image's own"
-    whole_seconds = tmp_path / "expected"
-    _run("cp", "-a", tree, whole_seconds)
-    _run(
-        "sh",
-        "-c",
-        r"""find . -depth -print0 | xargs -0 -n1 sh -c 'touch -h -d "@$(stat -c %Y -- "$0")" -- "$0"'""",
-        cwd=whole_seconds,
-    )
-    found, wanted = _facts(out), _facts(whole_seconds)
+    found, wanted = _facts(out), _facts(tree)
     for what, text in wanted.items():
         assert found[what] == text, what
 

@@ -58,9 +58,9 @@ def test_slug_of_another_names_slug_is_not_that_slug(name: str) -> None:
 
 
 @FAST
-@given(st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=st.just(UTC)))
+@given(st.integers(0, 1 << 33).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)))
 def test_id_is_the_time_to_the_second(when: datetime) -> None:
-    assert time_of_id(new_id(when)) == when.replace(microsecond=0)
+    assert time_of_id(new_id(when + timedelta(milliseconds=7))) == when
     assert new_id(when) < new_id(when + timedelta(seconds=1))
 
 
@@ -72,7 +72,7 @@ def test_id_of_another_zone_is_utc() -> None:
     "text", ["", "20260230T000000Z", "2026-01-01", "2026111T010203Z", "20260101T000000z", "daily.0"]
 )
 def test_time_of_id_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="id|match|day|data"):
+    with pytest.raises(ValueError, match=r"is not an id|does not match|day is out|unconverted"):
         time_of_id(text)
 
 

@@ -1,0 +1,217 @@
+"""The commands: exit codes, one clear line per error, JSON that parses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.cli import kvm, terminal
+from flows.cli.main import gbs
+from tasks import places
+from tasks.errors import DumpFailed, Unreachable
+from tests.flows.fake_site import UUID, FakeSite
+
+DEAD = "http://127.0.0.1:9/api"
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: Any
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run a command as its console script does, in this process."""
+    monkeypatch.setattr(terminal, "show_progress", lambda: None)
+    monkeypatch.setattr("flows.cli.terminal.signal.signal", lambda *_: None)
+
+    def command(*words: str, script: click.Command = gbs) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["gbs", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            terminal.run(script)
+        seen = capsys.readouterr()
+        return Ended(ended.value.code, seen.out, seen.err)
+
+    return command
+
+
+def test_run_all_good_exit_0_and_json(site: FakeSite, run) -> None:
+    ended = run("run", "nightly", "--client", "db1", "--json")
+    assert ended.code == 0
+    assert [(row["stage"], row["outcome"]) for row in json.loads(ended.out)] == [
+        *(("prepare", "OK"), ("overnight", "OK"), ("permanent", "OK"))
+    ]
+    status = run("status", "--json")
+    rows = {row["client"]: row for row in json.loads(status.out)}
+    assert status.code == 3, "the others were never backed up"
+    assert rows["db1"]["outcome"] == "OK"
+    assert rows["db1"]["points"] == 1
+    assert rows["web1"]["reason"] == "it was never backed up: gbs run nightly"
+    points = json.loads(run("list", "points", "db1", "--json").out)
+    assert [row["point"] for row in points] == ["overnight", "daily.0"]
+    assert json.loads(run("list", "images", "--json").out) == []
+
+
+def test_run_postgresql_down_exit_3(site: FakeSite, run) -> None:
+    site.fail("accounts", "db1", DumpFailed("postgresql accounts on db1", "connection refused"))
+    ended = run("run", "nightly", "--client", "db1")
+    assert ended.code == 3
+    assert "PARTIAL" in ended.out
+    assert "connection refused" in " ".join(ended.out.split())
+
+
+def test_run_client_down_exit_1_table_and_one_line(site: FakeSite, run) -> None:
+    site.fail("facts", "db1", *(Unreachable("db1", "no answer") for _ in range(3)))
+    ended = run("run", "nightly", "--client", "db1", "--json")
+    assert ended.code == 1
+    assert json.loads(ended.out)[0]["outcome"] == "FAILED"
+    assert ended.errors == ["error: 1 of 1 clients failed: db1 prepare: db1 is unreachable: no answer"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "nightly", "--client", "nosuch"), "no client named 'nosuch': known are db1, kvm1, web1"),
+        (("recover", "vm", "nosuch"), "no VM named 'nosuch': known are web1"),
+        (("list", "points", "nosuch"), "no client named 'nosuch': known are db1, kvm1, web1"),
+    ],
+)
+def test_command_unknown_name_exit_2_nothing_started(site: FakeSite, run, words: tuple[str, ...], said: str) -> None:
+    ended = run(*words)
+    assert (ended.code, ended.errors) == (2, [f"error: {said}"])
+    assert site.calls == []
+
+
+def test_command_usage_error_exit_2(site: FakeSite, run) -> None:
+    assert run("run", "nightly", "--nosuch").code == 2
+    assert run("nosuch").code == 2
+    ended = run(script=kvm.kvmsnap_purge_command)
+    assert ended.code == 2
+    assert "name a VM, or say --all" in ended.err
+
+
+def test_command_inventory_wrong_exit_2_all_problems(site: FakeSite, run) -> None:
+    site.inventory.write_text("store: {path: relative}\nclient: {}\n")
+    for words in (("inventory", "validate"), ("run", "nightly"), ("apply",), ("deploy",)):
+        ended = run(*words)
+        assert ended.code == 2, words
+        assert "line 1: store.path" in ended.err
+        assert "line 2: client" in ended.err
+
+
+def test_kvmimg_get_vm_locked_exit_11(site: FakeSite, run) -> None:
+    assert run("run", "prepare", "--client", "kvm1").code == 0
+    assert run("run", "overnight", "--client", "kvm1").code == 0
+    with places.locked("vm", UUID):
+        ended = run("web1", script=kvm.kvmimg_get_command)
+    assert ended.code == 11
+    assert ended.errors[0].startswith(f"error: vm {UUID} is locked by another run: pid {os.getpid()} since")
+    image = json.loads(run("web1", "--json", script=kvm.kvmimg_get_command).out)
+    assert (image["vm"], image["method"]) == ("web1", "snaplive")
+
+
+def test_recover_vm_no_backup_exit_10(site: FakeSite, run) -> None:
+    ended = run("recover", "vm", "web1")
+    assert ended.code == 10
+    assert len(ended.errors) == 1
+    assert ended.errors[0].startswith("error: nothing to recover VM web1 from: ")
+
+
+def test_reconcile_nothing_left_exit_0_json(site: FakeSite, run) -> None:
+    ended = run("reconcile", "--json")
+    assert (ended.code, json.loads(ended.out)) == (0, [])
+    assert run("reconcile").out.strip() == "reconciled: nothing was left open"
+
+
+def test_cancelled_by_interrupt_exit_130(site: FakeSite, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tasks.preparation.facts.collect", interrupted)
+    ended = run("run", "prepare", "--client", "db1")
+    assert ended.code == 130
+    assert ended.err.strip().splitlines()[-1] == "cancelled"
+
+
+def test_apply_again_unchanged_then_lists_what_changed(site: FakeSite, run) -> None:
+    clients = site.clients()
+    site.declare({"kvm9": {"address": "kvm9.test"}}, clients)
+
+    def applied(*words: str) -> dict[str, tuple[str, str]]:
+        ended = run("apply", "--json", *words)
+        assert ended.code == 0
+        return {row["block"]: (row["action"], row["fields"]) for row in json.loads(ended.out)}
+
+    assert applied("--dry-run")["kvm-host-kvm9"] == ("created", "")
+    first = applied()
+    assert first["kvm-host-kvm9"] == ("created", "")
+    assert first["store"] == ("unchanged", "")
+    assert {action for action, _ in applied().values()} == {"unchanged"}
+    site.declare({"kvm9": {"address": "10.0.0.9", "port": 2222}}, clients)
+    assert applied("--dry-run")["kvm-host-kvm9"] == ("changed", "address port")
+    assert applied()["kvm-host-kvm9"] == ("changed", "address port")
+    assert {action for action, _ in applied().values()} == {"unchanged"}
+    assert places.kvm_host("kvm9")[1].port == 2222, "a run that follows sees the new place"
+
+
+def test_flow_parameters_and_blocks_hold_no_secret(site: FakeSite, run) -> None:
+    secret = "-----BEGIN OPENSSH PRIVATE KEY-----"
+    (site.root / "key").write_text(secret)
+    run("run", "nightly", "--client", "db1")
+    with get_client(sync_client=True) as client:
+        newest = client.read_flow_runs(limit=5)
+        blocks = client.read_block_documents()
+    assert {"clients": ["db1"]} in [flow_run.parameters for flow_run in newest]
+    texts = [str(flow_run.parameters) for flow_run in newest] + [str(block.data) for block in blocks]
+    assert any(str(site.root / "key") in text for text in texts), "the block names the key's file"
+    assert not [text for text in texts if secret in text]
+
+
+def test_run_server_down_one_line(site: FakeSite) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "from flows.cli.main import main; main()", "run", "prepare"],
+        env={**os.environ, "PREFECT_API_URL": DEAD, "GBS_INVENTORY": str(site.inventory)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: the Prefect server {DEAD} is unreachable: ")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["apply", "deploy"])
+def test_command_server_down_one_line(site: FakeSite, run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", DEAD)
+    with temporary_settings({PREFECT_API_URL: DEAD}):
+        ended = run(command)
+    assert ended.code == 1
+    assert len(ended.errors) == 1
+    assert ended.errors[0].startswith(f"error: the Prefect server {DEAD} is unreachable: ")
+
+
+def test_deploy_no_server_or_no_file_exit_2(site: FakeSite, run) -> None:
+    assert run("deploy", "--prefect-file", "/nonexistent/prefect.yaml").errors == [
+        "error: no prefect.yaml (/nonexistent/prefect.yaml): name it with --prefect-file"
+    ]
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        ended = run("deploy")
+    assert ended.code == 2
+    assert ended.errors[0].startswith("error: no Prefect server is named (PREFECT_API_URL): ")

@@ -1,0 +1,338 @@
+"""The spine: a real VM through all stages, its faults, its loss and its recovery, judged by tools that are not ours.
+
+One world for the module, because a boot takes minutes without KVM; each test leaves it as it found it, and the
+recovery has a world of nights of its own. Commands are run as an operator runs them; the recovery is started through
+Prefect's API as its run form does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.lab.data import change, inventory_of
+from tests.lab.demo import Demo
+
+pytestmark = pytest.mark.timeout(1800)
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Demo]:
+    """A lab with web1 up and seeded, a GBS site on it, a Prefect server with blocks and deployments, a worker."""
+    demo = Demo(f"test-spine-{os.getpid()}")
+    try:
+        demo.set_up()
+        yield demo
+    finally:
+        demo.down()
+
+
+class Nights:
+    """Two nights with a day's work between them, and what was seen meanwhile."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.first = gbs(demo, "run", "nightly", "--json")
+        self.answers_in_window = _Answers(demo).seen
+        self.images_first = images_of(demo)
+        change(demo.lab, 1)
+        self.second = gbs(demo, "run", "nightly", "--json")
+        self.images_second = images_of(demo)
+        self.listing = inventory_of(demo.lab)
+
+
+class _Answers:
+    """Whether the VM answers over ssh while its image is taken again."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.seen: list[float] = []
+        ended = threading.Event()
+
+        def ask() -> None:
+            while not ended.is_set():
+                if demo.lab.web1.run("true", check=False, timeout_s=30).returncode == 0:
+                    self.seen.append(time.time())
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        gbs(demo, "kvmimg-get")
+        ended.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def nights(world: Demo) -> Nights:
+    """The two nights."""
+    return Nights(world)
+
+
+def gbs(demo: Demo, *words: str, inventory: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run gbs (or, for `kvmimg-get` and its kin, the command of that name on web1) and return how it ended."""
+    argv = [str(BIN / "gbs"), *words]
+    if words[0].startswith("kvm"):
+        argv = [str(BIN / f"gbs-{words[0]}"), *(words[1:] or ("web1",))]
+    environment = {**demo.environment, **({"GBS_INVENTORY": str(inventory)} if inventory else {})}
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+
+
+def images_of(demo: Demo) -> dict[str, dict[str, Any]]:
+    """The manifests of web1's images, by folder."""
+    found = sorted(demo.site.store.glob("images/kvm1/web1/*/manifest.json"))
+    return {str(path.parent): json.loads(path.read_text()) for path in found}
+
+
+def outcomes(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], str]:
+    """What a run printed as JSON: client and stage → outcome."""
+    return {(row["client"], row["stage"]): row["outcome"] for row in json.loads(done.stdout)}
+
+
+def sources(demo: Demo) -> list[str]:
+    """The files that libvirt says web1's disks are, live and in the stored definition."""
+    live = demo.lab.kvm1.virsh("-q", "domblklist", "web1").split()
+    stored = demo.lab.kvm1.virsh("-q", "domblklist", "web1", "--inactive").split()
+    return [word for word in (*live, *stored) if word.startswith("/")]
+
+
+def require_settled(demo: Demo) -> None:
+    """web1 runs on its base, live and stored, and no overlay of ours is left on the host."""
+    base = "/var/lib/libvirt/images/web1.qcow2"
+    assert sources(demo) == [base, base]
+    assert demo.lab.kvm1.virsh("domstate", "web1").strip() == "running"
+    assert [path.name for path in demo.lab.kvm1.images.glob("*.gbs-*")] == []
+
+
+def sha256sum_check(folder: Path) -> None:
+    """sha256sum(1) finds every file of a night as its listing says."""
+    argv = ["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"]
+    done = subprocess.run(argv, cwd=folder / "data", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nightly_first_run_is_ok_in_every_stage(world: Demo, nights: Nights) -> None:
+    assert nights.first.returncode == 0, nights.first.stderr[-3000:]
+    found = outcomes(nights.first)
+    stages = ("prepare", "overnight", "permanent")
+    expected = {(client, stage): "OK" for client in ("kvm1", "web1") for stage in stages}
+    assert found == {**expected, ("web1", "image"): "OK"}
+
+
+def test_snaplive_image_is_sound_and_window_closed(world: Demo, nights: Nights) -> None:
+    for folder, manifest in nights.images_first.items():
+        (disk,) = manifest["disks"]
+        path = Path(folder, disk["file"])
+        subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(path)], check=True)
+        found = subprocess.run(["sha256sum", str(path)], capture_output=True, text=True, check=True).stdout.split()[0]
+        assert found == next(file["sha256"] for file in manifest["files"] if file["path"] == disk["file"])
+        assert manifest["method"] == "snaplive"
+        assert manifest["consistency"] == "file-system"
+        print(
+            f"window {manifest['window_s']:.2f} s, copy {manifest['copy_s']:.2f} s, frozen {manifest['frozen_s']:.2f} s"
+        )
+    require_settled(world)
+
+
+def test_snaplive_vm_answers_while_its_image_is_taken(world: Demo, nights: Nights) -> None:
+    manifest = list(nights.images_first.values())[-1]
+    began = time.mktime(time.strptime(manifest["instant"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
+    during = [moment for moment in nights.answers_in_window if began <= moment <= began + manifest["window_s"]]
+    assert during, "no ssh login succeeded between snapshot and pivot"
+
+
+def test_nightly_second_run_copies_no_image(world: Demo, nights: Nights) -> None:
+    assert nights.second.returncode == 0, nights.second.stderr[-3000:]
+    assert outcomes(nights.second)["web1", "image"] == "SKIPPED"
+    assert nights.images_second == nights.images_first
+
+
+def test_nights_are_what_their_listings_say_by_sha256sum(world: Demo, nights: Nights) -> None:
+    for client in ("kvm1", "web1"):
+        sha256sum_check(world.site.store / "overnight" / client)
+        for point in ("daily.0", "daily.1"):
+            sha256sum_check(world.site.permanent / client / point)
+
+
+def test_restore_points_hold_the_night_before_and_after_the_change(world: Demo, nights: Nights) -> None:
+    root = world.site.permanent / "web1"
+    night = "data/srv/data/night"
+    assert [(root / point / night).read_text() for point in ("daily.1", "daily.0")] == ["0\n", "1\n"]
+
+
+def test_kvm_host_backup_holds_the_vm_definition(world: Demo, nights: Nights) -> None:
+    text = (world.site.store / "overnight/kvm1/data/etc/libvirt/qemu/web1.xml").read_text()
+    assert world.lab.kvm1.virsh("domuuid", "web1").strip() in text
+
+
+def test_recovery_of_a_vm_that_runs_is_refused_in_one_line(world: Demo, nights: Nights) -> None:
+    done = gbs(world, "recover", "vm", "web1")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: recovery of VM web1 refused: kvm1 has a VM of that name")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("kvmimg-get", "nosuch"), ("recover", "vm", "nosuch"), ("run", "nightly", "--client", "nosuch")],
+    ids=["image of unknown VM", "recovery of unknown VM", "night of unknown client"],
+)
+def test_unknown_name_is_one_clear_line(world: Demo, nights: Nights, words: tuple[str, ...]) -> None:
+    done = gbs(world, *words)
+    assert done.returncode in (2, 10)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "nosuch" in line
+
+
+def test_wrong_host_key_is_refused_and_nothing_is_sent(world: Demo, tmp_path: Path) -> None:
+    lines = world.lab.known_hosts.read_text().splitlines()
+    (host, _), (guest, guest_key) = (line.split(" ", 1) for line in lines)
+    wrong = tmp_path / "known_hosts"
+    wrong.write_text(f"{host} {guest_key}\n{guest} {lines[0].split(' ', 1)[1]}\n")
+    declared = world.site.declaration()
+    identities: Any = declared["identities"]
+    identities["wrong"] = {**identities["default"], "known_hosts_file": str(wrong)}
+    clients: Any = declared["clients"]
+    clients["web1"]["identity"] = "wrong"
+    inventory = tmp_path / "inventory.yaml"
+    inventory.write_text(yaml.safe_dump(declared))
+    before = world.lab.web1.run("ls -l --time-style=full-iso /var/backups/gbs 2>&1", check=False).stdout
+    assert gbs(world, "apply", inventory=inventory).returncode == 0
+    done = gbs(world, "run", "prepare", "--client", "web1", inventory=inventory)
+    assert done.returncode == 1
+    assert "its host key has changed" in done.stderr
+    assert world.lab.web1.run("ls -l --time-style=full-iso /var/backups/gbs 2>&1", check=False).stdout == before
+
+
+def test_postgresql_down_is_partial_and_the_rest_goes_on(world: Demo, nights: Nights) -> None:
+    world.lab.web1.run("systemctl stop postgresql@15-main")
+    try:
+        done = gbs(world, "run", "nightly", "--client", "web1", "--json")
+    finally:
+        world.lab.web1.run("systemctl start postgresql@15-main")
+    assert done.returncode == 3, done.stderr[-3000:]
+    found = outcomes(done)
+    assert (found["web1", "prepare"], found["web1", "overnight"]) == ("PARTIAL", "PARTIAL")
+    assert found["web1", "permanent"] == "OK"
+    manifest = json.loads((world.site.permanent / "web1/daily.0/manifest.json").read_text())
+    assert {dump["engine"] for dump in manifest["dumps"]} == {"mariadb"}
+    assert manifest["outcome"] == "PARTIAL"
+
+
+@contextmanager
+def _hidden(path: Path) -> Iterator[None]:
+    aside = path.with_name("aside")
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(path)
+
+
+def _tree(folder: Path) -> list[str]:
+    argv = ["find", str(folder), "-printf", "%p %i %T@ %C@\\n"]
+    return sorted(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+def test_permanent_store_without_marker_is_not_written(world: Demo, nights: Nights) -> None:
+    with _hidden(world.site.permanent / ".gbs-store"):
+        before = _tree(world.site.permanent)
+        done = gbs(world, "run", "permanent", "--client", "kvm1")
+        assert _tree(world.site.permanent) == before
+    assert done.returncode == 1
+    assert "the marker .gbs-store is missing; nothing was written" in done.stderr
+
+
+def test_store_full_keeps_the_last_good_night(world: Demo, nights: Nights) -> None:
+    staging = world.site.store / "overnight/.partial"
+    staging.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(staging)], check=True)
+    try:
+        done = gbs(world, "run", "overnight", "--client", "kvm1")
+    finally:
+        subprocess.run(["umount", str(staging)], check=True)
+    assert done.returncode == 1
+    assert "has no room" in done.stderr
+    sha256sum_check(world.site.store / "overnight/kvm1")
+    assert gbs(world, "run", "overnight", "--client", "kvm1").returncode == 0
+
+
+def test_kvmsnap_create_then_purge_puts_the_vm_back_on_its_base(world: Demo, nights: Nights) -> None:
+    created = gbs(world, "kvmsnap-create")
+    assert created.returncode == 0, created.stderr[-3000:]
+    assert all(re.search(r"web1\.qcow2\.gbs-", source) for source in sources(world))
+    refused = gbs(world, "kvmimg-get")
+    assert refused.returncode == 1
+    assert "gbs-kvmsnap-purge ends it" in refused.stderr
+    purged = gbs(world, "kvmsnap-purge")
+    assert purged.returncode == 0, purged.stderr[-3000:]
+    require_settled(world)
+
+
+def test_flow_killed_in_the_window_is_reconciled_and_the_next_image_succeeds(world: Demo, nights: Nights) -> None:
+    uuid = world.lab.kvm1.virsh("domuuid", "web1").strip()
+    journal = world.site.store / f"journal/kvm1/{uuid}.jsonl"
+    argv = [str(BIN / "gbs-kvmimg-get"), "web1"]
+    run = subprocess.Popen(argv, env=world.environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    ends_at = time.monotonic() + 300
+    while not (journal.exists() and '"THAW"' in journal.read_text()):
+        assert time.monotonic() < ends_at
+        assert run.poll() is None
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    assert any(".gbs-" in source for source in sources(world))
+    done = gbs(world, "reconcile")
+    assert done.returncode == 0, done.stderr[-3000:]
+    require_settled(world)
+    again = gbs(world, "kvmimg-get")
+    assert again.returncode == 0, again.stderr[-3000:]
+
+
+def test_recovery_by_a_worker_brings_back_the_last_night(world: Demo) -> None:
+    change(world.lab, 2)
+    night = gbs(world, "run", "nightly")
+    assert night.returncode == 0, night.stderr[-3000:]
+    before, uuid = inventory_of(world.lab), world.lab.kvm1.virsh("domuuid", "web1").strip()
+    world.disaster()
+    assert "web1" not in world.lab.kvm1.virsh("list", "--all", "--name")
+    run = _start_deployment(world, "recover-vm/recover-vm", {"vm": "web1"})
+    state = _wait_for_run(world, run)
+    assert state["type"] == "COMPLETED", state
+    assert inventory_of(world.lab) == before
+    assert world.lab.kvm1.virsh("domuuid", "web1").strip() == uuid
+    require_settled(world)
+
+
+def _api(demo: Demo, path: str, body: dict[str, Any] | None = None) -> Any:
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(f"{demo.server.ui}/api{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def _start_deployment(demo: Demo, name: str, parameters: dict[str, Any]) -> str:
+    deployment = _api(demo, f"/deployments/name/{name}")
+    run = _api(demo, f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+    return str(run["id"])
+
+
+def _wait_for_run(demo: Demo, run: str) -> dict[str, Any]:
+    ends_at = time.monotonic() + 1500
+    while time.monotonic() < ends_at:
+        state: dict[str, Any] = _api(demo, f"/flow_runs/{run}")["state"]
+        if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            return state
+        time.sleep(2)
+    raise AssertionError(f"flow run {run} did not end")

@@ -1,0 +1,209 @@
+"""Database scripts: hostile names stay data. The engines' programs are stubs that record how they were called."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tasks.drivers import databases
+from tasks.drivers.databases import ENGINES, EngineName, script
+from tasks.drivers.ssh import Output
+from tasks.errors import CommandFailed, DumpFailed
+from tasks.model.manifest import DumpRecord
+
+HOSTILE = [
+    "plain",
+    "-rf",
+    "--help",
+    "a b",
+    "a'b",
+    'a"b',
+    "$(touch pwned)",
+    "`id`",
+    "a;b",
+    "a\\b",
+    "a=b",
+    "é",
+    "*",
+    "a\nb",
+]
+# Writes its name, PGDATABASE, the number of its arguments and these to the log, each ended by NUL; prints its answer.
+STUB = """#!/bin/sh
+name=${0##*/}
+printf '%s\\0' "$name" "${PGDATABASE-}" $# "$@" >> "$GBS_LOG"
+if [ "$name" = runuser ]; then shift 3; exec "$@"; fi
+if [ -e "$GBS_ANSWERS/$name" ]; then exec cat "$GBS_ANSWERS/$name"; fi
+echo 'it failed' >&2
+exit 1
+"""
+PROGRAMS = ["runuser", "psql", "pg_dump", "pg_dumpall", "pg_restore", "dropdb", "mariadb", "mariadb-dump"]
+
+
+class LocalShell:
+    """The client is this machine with stubs first on its PATH; commands run as sshd would run them."""
+
+    target = SimpleNamespace(name="db1")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bin = folder, folder / "bin"
+        self.log, self.answers = folder / "log", folder / "answers"
+        self.bin.mkdir()
+        self.answers.mkdir()
+        self.answer()
+        for name in PROGRAMS:
+            (self.bin / name).write_text(STUB)
+            (self.bin / name).chmod(0o755)
+
+    def answer(self, **programs: str | None) -> None:
+        """What programs print; None makes one fail."""
+        good = {
+            "mariadb-dump": "-- USER\n-- Dump completed",
+            "pg_dumpall": "-- PostgreSQL database cluster dump complete",
+        }
+        given = {name.replace("_x_", "-"): text for name, text in programs.items()}
+        for name, text in {**dict.fromkeys(PROGRAMS, "7"), **good, **given}.items():
+            (self.answers / name).unlink(missing_ok=True)
+            if text is not None:
+                (self.answers / name).write_text(f"{text}\n")
+
+    def run(self, command: list[str], *, deadline_s: float, check: bool = True, name: str | None = None) -> Output:
+        ours = {"PATH": f"{self.bin}:{os.environ['PATH']}", "GBS_LOG": str(self.log), "GBS_ANSWERS": str(self.answers)}
+        env = {**os.environ, **ours}
+        done = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, timeout=30, check=False)
+        if check and done.returncode:
+            raise CommandFailed(name, done.returncode, done.stderr.decode())
+        return Output(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def calls(self, program: str) -> list[tuple[list[str], str]]:
+        """The arguments and PGDATABASE of each call of a program."""
+        words, found = self.log.read_bytes().decode().split("\0")[:-1], []
+        while words:
+            name, database, count, *words = words
+            found.append((name, words[: int(count)], database))
+            words = words[int(count) :]
+        return [(argv, database) for name, argv, database in found if name == program]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Any:
+    return LocalShell(tmp_path)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_postgresql_name_goes_through_the_environment(shell: Any, tmp_path: Path, name: str) -> None:
+    made = databases.dump_database(shell, "postgresql", name, str(tmp_path / "dumps"), 30)
+    ((argv, database),) = shell.calls("pg_dump")
+    assert (argv, database) == (["--format=custom"], name)
+    assert {database for _, database in shell.calls("psql")} == {name}
+    check_record(made, name, tmp_path)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_mariadb_name_is_one_argument_behind_the_options(shell: Any, tmp_path: Path, name: str) -> None:
+    made = databases.dump_database(shell, "mariadb", name, str(tmp_path / "dumps"), 30)
+    ((argv, _),) = shell.calls("mariadb-dump")
+    assert argv[argv.index("--") :] == ["--", name]
+    ((query, _),) = shell.calls("mariadb")
+    assert name.encode().hex() in query[-1]
+    assert name == "plain" or name not in query[-1] or len(name) < 3
+    check_record(made, name, tmp_path)
+
+
+def check_record(made: DumpRecord, name: str, tmp_path: Path) -> None:
+    path = Path(made.path)
+    assert made.database == name
+    assert path.parent.parent == tmp_path / "dumps"
+    assert made.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert made.size_bytes == path.stat().st_size
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.parent.iterdir()) == [path]
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("folder", ["a b", "$(touch pwned)", "-rf", "a'b\"c", "back\\slash"])
+def test_dump_folder_is_data_too(shell: Any, tmp_path: Path, folder: str) -> None:
+    made = databases.dump_database(shell, "mariadb", "d", str(tmp_path / folder), 30)
+    assert Path(made.path).is_file()
+    assert databases.dump_accounts(shell, "mariadb", str(tmp_path / folder), 30).kind == "accounts"
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("engine", "answers"),
+    [
+        ("mariadb", {"mariadb": None}),
+        ("mariadb", {"mariadb": "not a number"}),
+        ("mariadb", {"mariadb": str(1 << 60)}),
+        ("mariadb", {"mariadb_x_dump": None}),
+        ("mariadb", {"mariadb_x_dump": "CREATE TABLE x ("}),
+        ("postgresql", {"psql": None}),
+        ("postgresql", {"pg_dump": None}),
+        ("postgresql", {"pg_restore": None}),
+    ],
+)
+def test_dump_that_fails_keeps_the_old_one(shell: Any, tmp_path: Path, engine: EngineName, answers: dict) -> None:
+    folder = str(tmp_path / "dumps")
+    before = databases.dump_database(shell, engine, "shop", folder, 30)
+    content = Path(before.path).read_bytes()
+    shell.answer(**answers)
+    with pytest.raises(DumpFailed, match=f"{engine} database 'shop' on db1"):
+        databases.dump_database(shell, engine, "shop", folder, 30)
+    assert Path(before.path).read_bytes() == content
+    shell.answer()
+    databases.dump_database(shell, engine, "shop", folder, 30)
+    assert [path.name for path in Path(before.path).parent.iterdir()] == [Path(before.path).name]
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_accounts_are_dumped_and_restored_before_databases(shell: Any, tmp_path: Path, engine: EngineName) -> None:
+    folder = str(tmp_path / "dumps")
+    dumps = [databases.dump_database(shell, engine, "a$(id)", folder, 30)]
+    dumps.append(databases.dump_accounts(shell, engine, folder, 30))
+    shell.log.unlink()
+    databases.restore(shell, dumps, 30)
+    assert shell.log.read_text()
+    if engine == "postgresql":
+        ((argv, _),) = shell.calls("dropdb")
+        assert argv[-2:] == ["--", "a$(id)"]
+
+
+def test_dump_that_is_not_the_one_that_was_made_is_not_restored(shell: Any, tmp_path: Path) -> None:
+    made = databases.dump_database(shell, "postgresql", "shop", str(tmp_path / "dumps"), 30)
+    shell.log.unlink()
+    shell.log.touch()
+    Path(made.path).write_text("something else")
+    with pytest.raises(DumpFailed, match="sha256 differs"):
+        databases.restore(shell, [made], 30)
+    assert shell.calls("pg_restore") == shell.calls("dropdb") == []
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_names_are_listed_from_hexadecimal_digits(shell: Any, engine: EngineName) -> None:
+    lines = "\n".join(name.encode().hex() for name in HOSTILE)
+    shell.answer(psql=lines, mariadb=lines)
+    assert databases.list_databases(shell, engine) == sorted(HOSTILE)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_server_that_does_not_answer_is_told(shell: Any, engine: EngineName) -> None:
+    assert databases.is_ready(shell, engine)
+    shell.answer(psql=None, mariadb=None)
+    assert not databases.is_ready(shell, engine)
+    with pytest.raises(DumpFailed, match=f"{engine} on db1.*it failed"):
+        databases.list_databases(shell, engine)
+
+
+def test_script_passes_arguments_as_arguments(tmp_path: Path) -> None:
+    argv = script('printf "%s|" "$@"', *HOSTILE)
+    output = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True).stdout.decode()
+    assert output.split("|")[:-1] == HOSTILE
+
+
+def test_script_that_uses_what_it_was_not_given_fails() -> None:
+    assert subprocess.run(script('echo "$2"', "one"), capture_output=True, check=False).returncode != 0

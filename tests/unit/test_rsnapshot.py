@@ -1,0 +1,287 @@
+"""rsnapshot itself, run in a folder: what a night does to restore points, and what a failed one leaves alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.drivers import process, rsnapshot
+from tasks.drivers.digest import sha256_file, write_listing
+from tasks.drivers.rsnapshot import points, render_config
+from tasks.drivers.store import discard, write_model
+from tasks.errors import CommandFailed, IntegrityError, StoreFull
+from tasks.model.names import new_id
+from tasks.model.retention import Retain
+from tests.unit.records import NIGHT, night_manifest
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("rsnapshot") is None and "CI" not in os.environ, reason="needs rsnapshot (it must be there in CI)"
+)
+RETAIN = (Retain("daily", 3), Retain("weekly", 2))
+
+
+class Site:
+    """One client's overnight copy, its root in the permanent store, and the configuration between them."""
+
+    def __init__(self, folder: Path, retain: tuple[Retain, ...] = RETAIN) -> None:
+        self.source, self.root, self.retain = folder / "over night's #1", folder / "far" / "web1", retain
+        self.config = folder / "web1.conf"
+        self.root.mkdir(parents=True)
+        lock = folder / "web1.pid"
+        self.config.write_text(render_config(self.source, self.root, lock, retain))
+
+    def night(self, number: int, files: dict[str, str] | None = None, *, linked: bool = True) -> None:
+        """Publish the overnight copy of a night as stage 1 does: a new tree, what is unchanged hard-linked."""
+        old, new = self.source.with_name("old"), self.source.with_name("new")
+        if self.source.exists():
+            self.source.rename(old)
+        (new / "data").mkdir(parents=True)
+        for name, text in (files or {"same": "always", "number": str(number)}).items():
+            before = old / "data" / name
+            if linked and before.exists() and before.read_text() == text:
+                os.link(before, new / "data" / name)
+            else:
+                (new / "data" / name).write_text(text)
+        write_listing(new / "data", new / "SHA256SUMS", None, None)
+        (new / "facts.json").write_text("{}")
+        ended = NIGHT + timedelta(days=number)
+        # rsync compares seconds: what differs must be of another time, as it is from night to night.
+        for path in new.rglob("*"):
+            if path.is_file() and path.stat().st_nlink == 1:
+                os.utime(path, (ended.timestamp(), ended.timestamp()))
+        sums, facts = sha256_file(new / "SHA256SUMS"), sha256_file(new / "facts.json")
+        write_model(new / "manifest.json", night_manifest(ended, listing_sha256=sums, facts_sha256=facts))
+        new.rename(self.source)
+        discard(old, self.source.with_name("trash"), "old")
+
+    def place(self, name: str, number: int) -> None:
+        """Make the restore point of a night without running rsnapshot."""
+        self.night(number)
+        shutil.copytree(self.source, self.root / name)
+
+    def sync(self) -> None:
+        rsnapshot.sync(self.config, self.source, self.root, 60)
+
+    def rotate(self) -> list[str]:
+        return [rotation.interval for rotation in rsnapshot.rotate(self.config, self.root, self.retain)]
+
+    def keep(self, number: int) -> list[str]:
+        self.night(number)
+        self.sync()
+        return self.rotate()
+
+    def days(self) -> dict[str, int | None]:
+        """The night that each point holds, by its manifest, which must agree with its data."""
+        found: dict[str, int | None] = {}
+        for name, manifest in points(self.root).items():
+            found[name] = (manifest.ended - NIGHT).days if manifest else None
+            argv = ["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"]
+            subprocess.run(argv, cwd=self.root / name / "data", check=True, capture_output=True)
+        return found
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int, int, int]]:
+    """Inode, mode, time and size of everything below the points."""
+    statuses = {path: path.lstat() for path in sorted(root.rglob("*")) if ".sync" not in path.parts}
+    return {
+        str(path.relative_to(root)): (status.st_ino, status.st_mode, status.st_mtime_ns, status.st_size)
+        for path, status in statuses.items()
+    }
+
+
+def test_configuration_is_one_that_rsnapshot_accepts(site: Site) -> None:
+    site.night(1)
+    subprocess.run(["rsnapshot", "-c", str(site.config), "configtest"], check=True, capture_output=True)
+
+
+def test_nights_become_hard_linked_points_that_sha256sum_confirms(site: Site) -> None:
+    assert [site.keep(number) for number in (1, 2, 3)] == [["daily"]] * 3
+    assert site.days() == {"daily.0": 3, "daily.1": 2, "daily.2": 1}
+    same = [site.root / f"daily.{number}" / "data" / "same" for number in range(3)]
+    assert len({path.stat().st_ino for path in same}) == 1
+    assert same[0].stat().st_nlink == 3
+    assert not (site.root / ".sync").exists()
+
+
+def test_oldest_daily_becomes_weekly_when_it_is_old_enough(site: Site) -> None:
+    for name, number in [("weekly.0", 1), ("daily.2", 8), ("daily.1", 9), ("daily.0", 10)]:
+        site.place(name, number)
+    assert site.keep(11) == ["weekly", "daily"]
+    assert site.days() == {"daily.0": 11, "daily.1": 10, "daily.2": 9, "weekly.0": 8, "weekly.1": 1}
+
+
+def test_older_points_do_not_change_when_the_source_changes_owner_mode_or_content(site: Site) -> None:
+    site.keep(1)
+    before = snapshot(site.root / "daily.0")
+    site.night(2, {"same": "always", "number": "changed"})
+    # Not the way of stage 1: even a source that is changed in place must not reach older points.
+    os.chmod(site.source / "data" / "same", 0o600)
+    os.chown(site.source / "data" / "same", 1234, 1234)
+    site.sync()
+    site.rotate()
+    assert snapshot(site.root / "daily.1") == before
+    assert (site.root / "daily.1" / "data" / "same").stat().st_uid == os.getuid()
+    assert (site.root / "daily.0" / "data" / "same").stat().st_uid == 1234
+    assert site.days() == {"daily.0": 2, "daily.1": 1}
+
+
+def test_same_night_twice_does_not_rotate(site: Site) -> None:
+    site.keep(1)
+    before = snapshot(site.root)
+    site.sync()
+    assert site.rotate() == []
+    assert snapshot(site.root) == before
+
+
+def test_rotating_without_a_new_sync_is_refused(site: Site) -> None:
+    site.place("daily.1", 1)
+    site.place("daily.0", 2)
+    for _ in range(3):
+        with pytest.raises(IntegrityError, match="expected a stamped sync, found none"):
+            site.rotate()
+    assert site.days() == {"daily.0": 2, "daily.1": 1}
+
+
+def test_sync_that_fails_leaves_points_and_refuses_rotation(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.place("daily.0", 1)
+    before = snapshot(site.root)
+    site.night(2)
+    failing = site.config.with_name("rsync")
+    failing.write_text("#!/bin/sh\necho 'rsync: No such thing' >&2\nexit 23\n")
+    failing.chmod(0o755)
+    text = site.config.read_text()
+    site.config.write_text(text.replace(shutil.which("rsync") or "", str(failing)))
+    with pytest.raises(CommandFailed, match=r"(?s)rsnapshot sync of web1.*No such thing"):
+        site.sync()
+    with pytest.raises(IntegrityError, match="a stamped sync"):
+        site.rotate()
+    failing.write_text("#!/bin/sh\necho 'write failed: No space left on device (28)' >&2\nexit 11\n")
+    with pytest.raises(StoreFull):
+        site.sync()
+    assert snapshot(site.root) == before
+    site.config.write_text(text)
+    site.sync()
+    assert site.rotate() == ["daily"]
+
+
+def test_leftover_sync_with_shared_inodes_is_not_written_into(site: Site) -> None:
+    """rsync would change owners and modes in place, and with them those of the older point."""
+    site.keep(1)
+    left = site.root / ".sync"
+    subprocess.run(["cp", "-al", str(site.root / "daily.0"), str(left)], check=True)
+    (left / "manifest.json").unlink()
+    before = snapshot(site.root / "daily.0")
+    site.night(2)
+    os.chmod(site.source / "data" / "same", 0o640)
+    site.sync()
+    site.rotate()
+    assert snapshot(site.root / "daily.1") == before
+    assert site.days() == {"daily.0": 2, "daily.1": 1}
+
+
+def test_source_without_manifest_gives_no_stamp(site: Site) -> None:
+    site.night(1)
+    (site.source / "manifest.json").unlink()
+    with pytest.raises(IntegrityError, match="a night with a manifest"):
+        site.sync()
+    with pytest.raises(IntegrityError, match="a stamped sync"):
+        site.rotate()
+
+
+def test_source_whose_listing_is_not_its_manifests_gives_no_stamp(site: Site) -> None:
+    site.night(1)
+    (site.source / "SHA256SUMS").write_text("")
+    with pytest.raises(IntegrityError, match="SHA256SUMS"):
+        site.sync()
+    assert not (site.root / ".sync" / "manifest.json").exists()
+
+
+def test_source_that_vanished_leaves_points(site: Site) -> None:
+    site.place("daily.0", 1)
+    shutil.rmtree(site.source)
+    with pytest.raises((CommandFailed, IntegrityError)):
+        site.sync()
+    assert site.days() == {"daily.0": 1}
+
+
+def test_newest_point_of_the_future_is_told_and_not_called_done(site: Site) -> None:
+    """After a night with a wrong clock nothing rotated for a year, and every night said it was there already."""
+    site.place("daily.0", 365)
+    site.night(2)
+    site.sync()
+    with pytest.raises(IntegrityError, match="was a clock wrong"):
+        site.rotate()
+    assert site.days() == {"daily.0": 365}
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_rotation_killed_between_its_renames_costs_no_second_point(tmp_path: Path, done: int) -> None:
+    """The next rotation freed the last place again, and an older point went without a new one in its stead."""
+    site = Site(tmp_path, RETAIN[:1])
+    for name, number in [("daily.2", 1), ("daily.1", 2), ("daily.0", 3)]:
+        site.place(name, number)
+    site.night(4)
+    steps = [("daily.2", "_delete.4711"), ("daily.1", "daily.2"), ("daily.0", "daily.1")]
+    for old, new in steps[:done]:
+        (site.root / old).rename(site.root / new)
+    site.sync()
+    assert site.rotate() == ["daily"]
+    assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
+    assert sorted(path.name for path in site.root.iterdir()) == ["daily.0", "daily.1", "daily.2"]
+
+
+def test_point_is_renamed_before_it_is_removed(site: Site) -> None:
+    """A point that was half removed when the run was killed still had its manifest and looked like a backup."""
+    for name, number in [("daily.2", 1), ("daily.1", 2), ("daily.0", 3)]:
+        site.place(name, number)
+    site.night(4)
+    site.sync()
+    site.retain = RETAIN[:1]
+    text = site.config.read_text()
+    # rm is the only thing that fails: the oldest point must be out of sight by then.
+    site.config.write_text(text.replace(f"cmd_rm\t{shutil.which('rm')}", "cmd_rm\t/bin/false"))
+    with pytest.raises(CommandFailed, match="rm_rf"):
+        site.rotate()
+    assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
+    site.config.write_text(text)
+    assert site.keep(5) == ["daily"]
+    assert not list(site.root.glob("_delete*"))
+
+
+def test_points_are_those_of_rsnapshot_in_order(site: Site) -> None:
+    for name in ("daily.10", "daily.2", "weekly.0", "daily.x", "daily", "hourly.0", "_delete.1", ".sync", "daily.²"):
+        (site.root / name).mkdir()
+    write_model(site.root / "daily.2" / "manifest.json", night_manifest())
+    found = points(site.root)
+    assert list(found) == ["daily.2", "daily.10", "weekly.0"]
+    assert found["daily.10"] is None
+    assert found["daily.2"] is not None
+    assert found["daily.2"].id == new_id(NIGHT)
+    assert points(site.root / "nowhere") == {}
+    assert isinstance(NIGHT, datetime)
+
+
+def test_rsnapshot_is_given_a_deadline(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.night(1)
+    seen: list[float] = []
+    run = process.run
+
+    def watch(argv: list[str], *, deadline_s: float, **others: Any) -> process.Finished:
+        seen.append(deadline_s)
+        return run(argv, deadline_s=deadline_s, **others)
+
+    monkeypatch.setattr(process, "run", watch)
+    site.sync()
+    site.rotate()
+    assert seen == [60, rsnapshot.ROTATE_DEADLINE_S]
