@@ -41,7 +41,7 @@ check: venv ## ruff, mypy, import contracts (seconds)
 	$(BIN)/lint-imports
 
 test: system venv check ## everything, as CI runs it
-	$(BIN)/pytest -ra --durations=15
+	$(BIN)/pytest -ra --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: venv ## only the quick floor: no server, no VM
 	$(BIN)/pytest -q tests/unit

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from prefect import State
 from prefect.states import Completed
 
+from flows.side_by_side import require_good
 from tasks import reports
-from tasks.errors import ClientsFailed
 from tasks.model.outcome import Outcome, StageResult, worst
-
-NOT_GOOD = (Outcome.FAILED, Outcome.MISSED)
 
 
 def conclude(run: str, results: Sequence[StageResult]) -> State[list[StageResult]]:
@@ -20,10 +18,7 @@ def conclude(run: str, results: Sequence[StageResult]) -> State[list[StageResult
     results = list(results)
     reports.publish(run, results)
     clients = {result.client for result in results}
-    failed = {result.client: result for result in results if result.outcome in NOT_GOOD}
-    if failed:
-        reasons = [f"{name} {result.stage}: {'; '.join(result.reasons)}" for name, result in failed.items()]
-        raise ClientsFailed(len(failed), len(clients), reasons, results)
+    require_good(results)
     overall = worst(result.outcome for result in results)
     name = "Completed" if overall in (Outcome.OK, Outcome.SKIPPED) else f"Completed: {overall.value.lower()}"
     return Completed(name=name, message=f"{len(clients)} clients, worst outcome {overall.value}", data=results)

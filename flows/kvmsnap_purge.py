@@ -14,7 +14,7 @@ def kvmsnap_purge(vm: VmName | None = None) -> list[DiskOutcome]:
     """Bring a VM, or every VM that has outstanding snapshots of ours, back to its base images.
 
     Args:
-        vm: The VM, as libvirt names it; all when it is left out.
+        vm: The VM, as libvirt names it. None means all.
     """
     found = [(host, plan) for host, plan in windows.open_windows() if vm in (None, plan.vm, plan.uuid)]
     if vm is not None and not found:

@@ -34,7 +34,7 @@ def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     Images come last: files are safe first, and a VM is found in the backup data of its KVM host, which is then there.
 
     Args:
-        clients: The clients and KVM hosts, as the inventory names them; all of them when it is left empty.
+        clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
     names = chosen(clients)
     return conclude("nightly", for_each_client(night_of, names) + images_due(names))

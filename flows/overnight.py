@@ -34,7 +34,7 @@ def overnight(clients: list[ClientName] | None = None) -> State[list[StageResult
     """Stage 1 for the named clients, or all: pull files; then take the images of VMs that are due.
 
     Args:
-        clients: The clients and KVM hosts, as the inventory names them; all of them when it is left empty.
+        clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
     names = chosen(clients)
     results = for_each_client(pull_client, names)

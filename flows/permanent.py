@@ -29,6 +29,6 @@ def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult
     """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points.
 
     Args:
-        clients: The clients and KVM hosts, as the inventory names them; all of them when it is left empty.
+        clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
     return conclude("permanent", for_each_client(keep_client, chosen(clients)))

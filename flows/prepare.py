@@ -61,6 +61,6 @@ def prepare(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     """Stage 0 for the named clients, or all: facts, and database dumps into a local folder of each client.
 
     Args:
-        clients: The clients and KVM hosts, as the inventory names them; all of them when it is left empty.
+        clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
     return conclude("prepare", for_each_client(prepare_client, chosen(clients)))

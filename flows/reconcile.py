@@ -42,7 +42,7 @@ def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
     A snapshot that an operator made is left alone, and so is a VM on which a run works now.
 
     Args:
-        vm: The VM, as libvirt names it; all when it is left out.
+        vm: The VM, as libvirt names it. None means all.
     """
     outcomes: list[DiskOutcome] = []
     for host, plan in windows.open_windows():

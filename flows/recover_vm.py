@@ -46,7 +46,7 @@ def recover_vm(
     Args:
         vm: The VM, as libvirt names it.
         night: latest, overnight, daily.N, an id, or a date (YYYY-MM-DD).
-        to: The KVM host to bring it to; the one that had it when left out.
+        to: The KVM host to bring it to. None means the one that had it.
         dry_run: Only assess: say what would be used and whether it fits.
     """
     steps = Steps()

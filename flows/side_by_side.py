@@ -10,13 +10,15 @@ from typing import Any
 
 from prefect import tags, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks import places
-from tasks.errors import UnknownName
-from tasks.model.outcome import StageResult
+from tasks.errors import ClientsFailed, UnknownName
+from tasks.model.outcome import Outcome, StageResult
 
 AT_ONCE = 8
+NOT_GOOD = (Outcome.FAILED, Outcome.MISSED)
 task_runner: Any = ThreadPoolTaskRunner(max_workers=AT_ONCE)
 """The task runner of every flow over clients."""
 Work = Callable[[str], list[StageResult]]
@@ -32,12 +34,34 @@ def chosen(clients: Sequence[str] | None) -> list[str]:
 
 
 def for_each_client(work: Work, clients: Sequence[str]) -> list[StageResult]:
-    """The results of `work` on each client, in their order; at most AT_ONCE at a time."""
+    """The results of `work` on each client, in their order; at most AT_ONCE at a time.
+
+    The task of a client that failed ends Failed, so that its bar in the UI is red; the results come back all the same.
+    """
 
     @task(name="client", task_run_name="{client}", cache_policy=NO_CACHE, persist_result=False)
     def one(client: str) -> list[StageResult]:
         with tags(f"client:{client}"):
-            return work(client)
+            results = work(client)
+        require_good(results)
+        return results
 
     futures = [one.submit(client) for client in clients]
-    return [result for future in futures for result in future.result()]
+    return [result for future in futures for result in _results(future)]
+
+
+def require_good(results: Sequence[StageResult]) -> None:
+    """Raise ClientsFailed, which carries all results, when a client failed."""
+    failed = {result.client: result for result in results if result.outcome in NOT_GOOD}
+    if failed:
+        clients = {result.client for result in results}
+        reasons = [f"{name} {result.stage}: {'; '.join(result.reasons)}" for name, result in failed.items()]
+        raise ClientsFailed(len(failed), len(clients), reasons, list(results))
+
+
+def _results(future: PrefectFuture[list[StageResult]]) -> list[StageResult]:
+    try:
+        return future.result()
+    except ClientsFailed as exc:
+        results: list[StageResult] = exc.args[3]
+        return results

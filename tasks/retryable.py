@@ -37,6 +37,14 @@ def retryable(name: str, run_name: str | None = None, *, retries: int = 2) -> Ca
     )
 
 
+def _is_no_hook_line(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(("Running hook ", "Hook "))
+
+
+# Prefect tells of each hook twice: four lines a task, in the run's log, around the two that say something.
+logging.getLogger("prefect.task_runs").addFilter(_is_no_hook_line)
+
+
 def _say_began(_task: Task[..., Any], run: TaskRun, _state: State[Any]) -> None:
     log.info("%s ...", run.name)
 

@@ -7,7 +7,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, ClassVar
+from types import FrameType
+from typing import Any, ClassVar, NoReturn
 
 import click
 from rich.console import Console
@@ -56,6 +57,10 @@ def show_progress() -> None:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
+
+
+def _cancel(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def run(command: click.Command) -> None:
@@ -109,7 +114,9 @@ def rows(title: str, columns: Sequence[str], body: Sequence[Sequence[Any]], as_j
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.upper(), overflow="fold", header_style="dim")
+        # Only the words of reasons may break: names and ids are copied from here.
+        wraps = column in ("reason", "why", "fields", "paths", "databases")
+        table.add_column(column.upper(), overflow="fold", no_wrap=not wraps, header_style="dim")
     for row in body:
         table.add_row(*(_styled(str(value if value is not None else "")) for value in row))
     out.print(table)
