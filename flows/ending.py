@@ -7,7 +7,7 @@ from prefect.states import Completed
 
 from flows.side_by_side import require_good
 from tasks import reports
-from tasks.model.outcome import Outcome, StageResult, worst
+from tasks.model.outcome import Outcome, StageResult, combined
 
 
 def conclude(run: str, results: Sequence[StageResult]) -> State[list[StageResult]]:
@@ -19,6 +19,6 @@ def conclude(run: str, results: Sequence[StageResult]) -> State[list[StageResult
     reports.publish(run, results)
     clients = {result.client for result in results}
     require_good(results)
-    overall = worst(result.outcome for result in results)
+    overall = combined(result.outcome for result in results)
     name = "Completed" if overall in (Outcome.OK, Outcome.SKIPPED) else f"Completed: {overall.value.lower()}"
     return Completed(name=name, message=f"{len(clients)} clients, worst outcome {overall.value}", data=results)

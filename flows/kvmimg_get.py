@@ -59,7 +59,7 @@ def image_if_due(client: str) -> list[StageResult]:
 def images_due(clients: Sequence[str]) -> list[StageResult]:
     """The images that are due among these clients, side by side."""
     vms = set(places.inventory().vms.values())
-    return for_each_client(image_if_due, [client for client in clients if client in vms])
+    return for_each_client(image_if_due, [client for client in clients if client in vms], "image of {client}")
 
 
 @flow(name="kvmimg-get", flow_run_name="image of {vm}")

@@ -91,10 +91,11 @@ def _bring_back(
         recovery.undo(sources, kvm_host, paths)
         raise
     problems: list[str] = []
-    with steps.step("restore databases"):
-        restored = _restore_databases(sources, problems)
-    with steps.step("probe"):
-        probes = _probe(sources.client, client.probes, problems)
+    with places.connections_kept():
+        with steps.step("restore databases"):
+            restored = _restore_databases(sources, problems)
+        with steps.step("probe"):
+            probes = _probe(sources.client, client.probes, problems)
     recovered = Recovered(
         vm=sources.vm,
         uuid=parse_domain(sources.xml).uuid,

@@ -33,15 +33,15 @@ def chosen(clients: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(clients)) if clients else known
 
 
-def for_each_client(work: Work, clients: Sequence[str]) -> list[StageResult]:
-    """The results of `work` on each client, in their order; at most AT_ONCE at a time.
+def for_each_client(work: Work, clients: Sequence[str], run_name: str = "{client}") -> list[StageResult]:
+    """The results of `work` on each client, in their order; at most AT_ONCE at a time. `run_name` is each task's.
 
     The task of a client that failed ends Failed, so that its bar in the UI is red; the results come back all the same.
     """
 
-    @task(name="client", task_run_name="{client}", cache_policy=NO_CACHE, persist_result=False)
+    @task(name="client", task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)
     def one(client: str) -> list[StageResult]:
-        with tags(f"client:{client}"):
+        with tags(f"client:{client}"), places.connections_kept():
             results = work(client)
         require_good(results)
         return results

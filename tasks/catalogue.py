@@ -11,7 +11,7 @@ from tasks.model.inventory import Client, Inventory
 from tasks.model.manifest import ImageManifest
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night
-from tasks.model.outcome import Outcome, StageResult, worst
+from tasks.model.outcome import Outcome, StageResult, combined
 from tasks.model.report import Report
 
 
@@ -45,7 +45,7 @@ def protections() -> list[Protection]:
             Protection(
                 client=name,
                 vm=vm,
-                outcome=(worst(stage.outcome for stage in stages) if stages else Outcome.MISSED).value,
+                outcome=(combined(stage.outcome for stage in stages) if stages else Outcome.MISSED).value,
                 reasons=_reasons(stages, night is None),
                 last_night=night.ended if night else None,
                 size_bytes=night.size_bytes if night else 0,

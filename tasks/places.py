@@ -98,6 +98,11 @@ def policy_of_vm(vm: str) -> Policy:
     return declared.policy_of(declared.clients[client]) if client else Policy()
 
 
+def connections_kept() -> AbstractContextManager[None]:
+    """Within the block, ssh connections stay open from one task to the next."""
+    return ssh.kept_open()
+
+
 def locked(kind: str, name: str) -> AbstractContextManager[None]:
     """Hold the lock of a client, VM or target while the block lasts; Locked when another run has it."""
     return lock.hold(store().lock(kind, name), f"{kind} {name}")

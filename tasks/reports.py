@@ -9,7 +9,7 @@ from prefect.artifacts import create_table_artifact
 from tasks import places
 from tasks.drivers.store import write_model
 from tasks.model.names import human_age, human_bytes, new_id
-from tasks.model.outcome import Outcome, StageResult, worst
+from tasks.model.outcome import Outcome, StageResult, combined
 from tasks.model.report import Report
 from tasks.retryable import retryable
 
@@ -37,7 +37,7 @@ def publish(run: str, results: list[StageResult]) -> Path:
     now = datetime.now(UTC)
     path = places.store().reports / f"{run}-{new_id(now)}.json"
     write_model(path, Report(run=run, ended=now, results=tuple(results)))
-    overall = worst(result.outcome for result in results)
+    overall = combined(result.outcome for result in results)
     create_table_artifact(
         table=table(results), key=f"{run}-report", description=f"**{overall.value}** · kept as {path.name}"
     )

@@ -1,12 +1,15 @@
 """The one way GBS declares a Prefect task: never cached, retried only for transient errors."""
 
+import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
 
 from tasks.errors import is_transient
 from tasks.model.names import human_age
@@ -24,7 +27,7 @@ def retryable(name: str, run_name: str | None = None, *, retries: int = 2) -> Ca
     task here has side effects, and Prefect may otherwise skip a second equal call in the same run.
     """
 
-    return task(
+    declare = task(
         name=name,
         task_run_name=run_name,
         cache_policy=NO_CACHE,
@@ -32,26 +35,28 @@ def retryable(name: str, run_name: str | None = None, *, retries: int = 2) -> Ca
         retries=retries,
         retry_delay_seconds=RETRY_DELAYS_S[:retries],
         retry_condition_fn=_failed_for_now,
-        on_running=[_say_began],
-        on_completion=[_say_done],
     )
+    return lambda function: declare(_telling(function))
 
 
-def _is_no_hook_line(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(("Running hook ", "Hook "))
+def _telling(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, saying by the run's name that it begins, and how long it took if that was worth a word.
 
+    Not Prefect's hooks: it logs four lines of its own about each pair of them.
+    """
 
-# Prefect tells of each hook twice: four lines a task, in the run's log, around the two that say something.
-logging.getLogger("prefect.task_runs").addFilter(_is_no_hook_line)
+    @functools.wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        context = TaskRunContext.get()
+        called = context.task_run.name if context else function.__name__
+        log.info("%s ...", called)
+        began = time.monotonic()
+        result = function(*args, **kwargs)
+        if (took_s := time.monotonic() - began) >= 1:
+            log.info("%s: done in %s", called, human_age(took_s))
+        return result
 
-
-def _say_began(_task: Task[..., Any], run: TaskRun, _state: State[Any]) -> None:
-    log.info("%s ...", run.name)
-
-
-def _say_done(_task: Task[..., Any], run: TaskRun, _state: State[Any]) -> None:
-    took = f" in {human_age(run.total_run_time.total_seconds())}" if run.total_run_time else ""
-    log.info("%s: done%s", run.name, took)
+    return told
 
 
 def _failed_for_now(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -113,13 +113,14 @@ def rows(title: str, columns: Sequence[str], body: Sequence[Sequence[Any]], as_j
         out.print(f"{title}: {empty}")
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
+    for place, column in enumerate(columns):
         # Only the words of reasons may break: names and ids are copied from here.
         wraps = column in ("reason", "why", "fields", "paths", "databases")
-        table.add_column(column.upper(), overflow="fold", no_wrap=not wraps, header_style="dim")
+        width = 20 if wraps else max(len(str(row[place] or "")) for row in (*body, columns))
+        table.add_column(column.upper(), overflow="fold", no_wrap=not wraps, min_width=width, header_style="dim")
     for row in body:
         table.add_row(*(_styled(str(value if value is not None else "")) for value in row))
-    out.print(table)
+    out.print(table, crop=False)
 
 
 COLOURS = {"OK": "green", "WARNING": "yellow", "PARTIAL": "yellow", "FAILED": "red", "MISSED": "red", "SKIPPED": "dim"}

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from tasks.drivers.host_shell import run_each
 from tasks.drivers.ssh import Shell
 from tasks.errors import CommandFailed
 from tasks.model.facts import FACTS, Facts, assemble
@@ -16,8 +17,8 @@ def collect(shell: Shell, now: datetime) -> Facts:
     Raises CommandFailed naming the command when a fact that must be there cannot be had or read.
     """
     values: dict[str, Any] = {}
-    for name, fact in FACTS.items():
-        output = shell.run(fact.command, deadline_s=DEADLINE_S, check=False)
+    outputs = run_each(shell, [fact.command for fact in FACTS.values()], deadline_s=DEADLINE_S)
+    for (name, fact), output in zip(FACTS.items(), outputs, strict=True):
         if output.status != 0:
             if fact.optional:
                 continue

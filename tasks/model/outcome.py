@@ -56,6 +56,13 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
     return max(outcomes, key=ORDER.index, default=Outcome.OK)
 
 
+def combined(outcomes: Iterable[Outcome]) -> Outcome:
+    """What several stages come to: the worst of those that ran; SKIPPED when none did."""
+    found = list(outcomes)
+    ran = [outcome for outcome in found if outcome is not Outcome.SKIPPED]
+    return worst(ran) if ran or not found else Outcome.SKIPPED
+
+
 def exit_code(results: Iterable[StageResult]) -> int:
     """The exit code of a run with these results."""
     return EXIT_CODES[worst(result.outcome for result in results)]

@@ -17,22 +17,7 @@ from tasks.drivers.ssh import Output
 from tasks.errors import CommandFailed, DumpFailed
 from tasks.model.manifest import DumpRecord
 
-HOSTILE = [
-    "plain",
-    "-rf",
-    "--help",
-    "a b",
-    "a'b",
-    'a"b',
-    "$(touch pwned)",
-    "`id`",
-    "a;b",
-    "a\\b",
-    "a=b",
-    "é",
-    "*",
-    "a\nb",
-]
+HOSTILE = ["-rf", "a b*", "a'b", 'a"b', "$(touch pwned)`id`;x", "a\\b", "a=b", "é\nz"]
 # Writes its name, PGDATABASE, the number of its arguments and these to the log, each ended by NUL; prints its answer.
 STUB = """#!/bin/sh
 name=${0##*/}
@@ -111,7 +96,7 @@ def test_mariadb_name_is_one_argument_behind_the_options(shell: Any, tmp_path: P
     assert argv[argv.index("--") :] == ["--", name]
     ((query, _),) = shell.calls("mariadb")
     assert name.encode().hex() in query[-1]
-    assert name == "plain" or name not in query[-1] or len(name) < 3
+    assert name not in query[-1]
     check_record(made, name, tmp_path)
 
 
@@ -155,8 +140,12 @@ def test_dump_that_fails_keeps_the_old_one(shell: Any, tmp_path: Path, engine: E
     with pytest.raises(DumpFailed, match=f"{engine} database 'shop' on db1"):
         databases.dump_database(shell, engine, "shop", folder, 30)
     assert Path(before.path).read_bytes() == content
-    shell.answer()
-    databases.dump_database(shell, engine, "shop", folder, 30)
+
+
+def test_partial_dump_that_was_left_does_not_stop_the_next(shell: Any, tmp_path: Path) -> None:
+    before = databases.dump_database(shell, "mariadb", "shop", str(tmp_path / "dumps"), 30)
+    Path(f"{before.path}.partial").write_text("cut")
+    databases.dump_database(shell, "mariadb", "shop", str(tmp_path / "dumps"), 30)
     assert [path.name for path in Path(before.path).parent.iterdir()] == [Path(before.path).name]
 
 

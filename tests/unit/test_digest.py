@@ -32,7 +32,7 @@ def sha256sum_agrees(root: Path, listing: Path) -> bool:
     return subprocess.run(argv, cwd=root, capture_output=True, check=False).returncode == 0
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(NAMES.filter(lambda name: name not in (b".", b"..")), min_size=1, max_size=8))
 @example(set(HOSTILE))
 def test_sha256sum_checks_our_listing_whatever_files_are_called(
@@ -51,7 +51,7 @@ def test_sha256sum_checks_our_listing_whatever_files_are_called(
         assert {path for _, path in map(parse_listing_line, lines)} == names
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(NAMES)
 @example(b"\\\\n")
 def test_line_is_read_back_as_it_was_written(name: bytes) -> None:

@@ -127,7 +127,7 @@ def test_facts_survive_json() -> None:
     assert Facts.model_validate_json(before.model_dump_json()) == before
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.uuids(), st.uuids())
 def test_flavour_never_depends_on_uuids(one: object, other: object) -> None:
     def named(uuid: object) -> str:

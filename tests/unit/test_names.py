@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.model.names import human_age, human_bytes, new_id, slug, time_of_id
 
-FAST = settings(max_examples=150, deadline=None)
+FAST = settings(max_examples=60, deadline=None)
 NAMES = st.one_of(
     st.text(st.characters(codec=None), max_size=90),
     st.text(alphabet="ab.-A_ /0123456789abcdef", max_size=80),

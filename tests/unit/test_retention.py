@@ -53,7 +53,7 @@ def policies(draw: st.DrawFn) -> list[Retain]:
     return [row for row in rows if row.count]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(policies(), st.integers(0, 1 << 30), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
 def test_400_nights_with_failures_keep_the_promises(retain: list[Retain], seed: int, failing: float) -> None:
     points: Points = {}
