@@ -18,6 +18,10 @@ class GbsError(Exception):
     def __str__(self) -> str:
         return self.template.format(*self.args)
 
+    def __repr__(self) -> str:
+        """What the log of a retry shows."""
+        return f"{type(self).__name__}: {self}"
+
 
 class ConfigError(GbsError):
     """The operator's declaration or command line is wrong: (what, where, what to do)."""

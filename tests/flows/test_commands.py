@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import click
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import kvm, terminal
@@ -174,7 +175,7 @@ def test_flow_parameters_and_blocks_hold_no_secret(site: FakeSite, run) -> None:
     (site.root / "key").write_text(secret)
     run("run", "nightly", "--client", "db1")
     with get_client(sync_client=True) as client:
-        newest = client.read_flow_runs(limit=5)
+        newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=5)
         blocks = client.read_block_documents()
     assert {"clients": ["db1"]} in [flow_run.parameters for flow_run in newest]
     texts = [str(flow_run.parameters) for flow_run in newest] + [str(block.data) for block in blocks]

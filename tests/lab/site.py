@@ -1,6 +1,5 @@
 """A GBS site for a lab: an inventory, a store, a permanent store with its marker."""
 
-
 import yaml
 
 from tests.lab.lab import Lab
