@@ -78,15 +78,20 @@ def pull(client: str) -> Transferred:
 def _require_plausible(client: str, moved: Transferred, last: NightManifest | None, max_shrink_percent: int) -> None:
     if moved.files == 0 or moved.size_bytes == 0:
         raise SourceRefused(client, "it is empty")
-    if last is not None and moved.size_bytes * 100 < last.size_bytes * (100 - max_shrink_percent):
-        change = f"it shrank from {last.size_bytes} to {moved.size_bytes} bytes, more than {max_shrink_percent} %"
+    if last is not None:
+        _require_not_shrunk(client, "bytes", last.size_bytes, moved.size_bytes, max_shrink_percent)
+
+
+def _require_not_shrunk(client: str, unit: str, before: int, now: int, max_shrink_percent: int) -> None:
+    if now * 100 < before * (100 - max_shrink_percent):
+        change = f"it shrank from {before} to {now} {unit}, more than {max_shrink_percent} %"
         raise SourceRefused(client, f"{change}; if that is right, raise max_shrink_percent for one night")
 
 
 @retryable("publish night", "publish night of {client}", retries=0)
 def publish(client: str, started: datetime, moved: Transferred) -> NightManifest:
     """Check the dumps that arrived, list every file's sha256, and make the staging tree the overnight copy."""
-    system, _ = places.system_of(client)
+    system, policy = places.system_of(client)
     store, prepared = places.store(), read_prepared.fn(client)
     staging, published = store.staging(client), store.overnight(client)
     _verify_dumps(staging / "data", prepared.dumps)
@@ -94,6 +99,8 @@ def publish(client: str, started: datetime, moved: Transferred) -> NightManifest
         files, size_bytes = write_listing(
             staging / "data", staging / LISTING, published / "data", store.listing_of(client)
         )
+    if (last := store.night_of(client)) is not None:
+        _require_not_shrunk(client, "files", last.files, files, policy.max_shrink_percent)
     write_model(staging / "facts.json", prepared.facts)
     warnings = (*prepared.failures, *(f"vanished while read: {line}" for line in moved.vanished))
     manifest = NightManifest(

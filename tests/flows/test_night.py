@@ -163,6 +163,17 @@ def test_overnight_client_lost_most_of_its_files_is_refused(site: FakeSite) -> N
     assert (site.store / "overnight/db1/data/srv/big").stat().st_size == 10_000
 
 
+def test_overnight_client_lost_most_of_its_small_files_is_refused(site: FakeSite) -> None:
+    site.files["db1"].update({f"/srv/small-{number}": b"x" for number in range(20)} | {"/srv/big": bytes(10_000)})
+    prepare(["db1"])
+    overnight(["db1"])
+    for number in range(20):
+        del site.files["db1"][f"/srv/small-{number}"]
+    with pytest.raises(ClientsFailed, match=r"it shrank from \d+ to \d+ files"):
+        overnight(["db1"])
+    assert (site.store / "overnight/db1/data/srv/small-7").exists()
+
+
 def test_overnight_never_prepared_says_which_command(site: FakeSite) -> None:
     with pytest.raises(ClientsFailed, match="run: gbs run prepare"):
         overnight(["db1"])
