@@ -52,6 +52,8 @@ def stage(definition: Definition, vm: str, image_id: str) -> Path:
     """An empty folder for the image, on a store that has room for it; StoreFull otherwise."""
     store = places.store()
     folder = store.images(definition.kvm_host, vm) / f".partial-{image_id}"
+    for left in folder.parent.glob(".partial-*"):  # of a run that was killed: the VM's lock is ours now
+        discard(left, store.trash, left.name)
     sources = [str(disk.source) for disk in select_disks(definition.domain).taken]
     target, _ = places.kvm_host(definition.kvm_host)
     with ssh.connect(target) as shell:

@@ -53,15 +53,20 @@ def category(code: int, domain: int) -> type[GbsError]:
     return CODES.get(code, HypervisorError)
 
 
+def no_connection(system: str, message: str) -> GbsError:
+    """AccessDenied when the words are those of a refusal, else Unreachable."""
+    for pattern, advice in REFUSALS.items():
+        if re.search(pattern, message):
+            return AccessDenied(system, message, advice)
+    return Unreachable(system, message)
+
+
 def translate(exc: libvirt.libvirtError, system: str, vm: str, action: str) -> GbsError:
     """Our error for libvirt's: `system` is what operators call the host, `vm` may be empty, `action` is what failed."""
     message = str(exc.get_error_message() or exc).strip()
     found = category(exc.get_error_code() or -1, exc.get_error_domain() or -1)
     if found is Unreachable:
-        for pattern, advice in REFUSALS.items():
-            if re.search(pattern, message):
-                return AccessDenied(system, message, advice)
-        return Unreachable(system, message)
+        return no_connection(system, message)
     if found is AccessDenied:
         return AccessDenied(system, message, "let the login user use libvirt")
     return found(vm or f"(on {system})", action, message)

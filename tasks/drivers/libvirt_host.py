@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 import libvirt
 
-from tasks.drivers.libvirt_errors import translate
+from tasks.drivers.libvirt_errors import no_connection, translate
 from tasks.errors import ConfigError, UnknownName, Unreachable
 from tasks.model.ssh_target import SshTarget, ssh_argv
 
@@ -168,7 +168,12 @@ def connect(target: SshTarget | None, uri: str = LOCAL_URI) -> Iterator[Host]:
         where = uri if target is None else remote_uri(target, uri, _ssh_wrapper(target, folder))
         host = Host(name, None, uri)
         stack.callback(_end_ssh, folder)
-        host.connection = host.call("connect", "", lambda: libvirt.open(where), deadline_s=CONNECT_DEADLINE_S)
+        try:
+            host.connection = host.call("connect", "", lambda: libvirt.open(where), deadline_s=CONNECT_DEADLINE_S)
+        except Unreachable as exc:
+            # libvirt passes on what ssh said only if it looks in time; the wrapper keeps it.
+            words = (folder / "stderr").read_text("utf-8", "replace").strip() if (folder / "stderr").exists() else ""
+            raise no_connection(name, words or str(exc.args[1])) from exc
         stack.callback(_close, host)
         host.call(
             "watch the connection",
@@ -191,7 +196,8 @@ def remote_uri(target: SshTarget, uri: str, ssh_command: Path) -> str:
 def _ssh_wrapper(target: SshTarget, folder: Path) -> Path:
     """An executable that libvirt runs as its ssh: exactly our options, which win as ssh takes the first of each."""
     wrapper = folder / "ssh"
-    script = f'#!/bin/sh\necho $$ >{shlex.quote(str(folder / "pid"))}\nexec {shlex.join(ssh_argv(target))} "$@"\n'
+    pid, stderr = (shlex.quote(str(folder / name)) for name in ("pid", "stderr"))
+    script = f'#!/bin/sh\necho $$ >{pid}\nexec {shlex.join(ssh_argv(target))} "$@" 2>{stderr}\n'
     wrapper.write_text(script)
     wrapper.chmod(0o700)
     return wrapper

@@ -240,9 +240,9 @@ def _hidden(path: Path) -> Iterator[None]:
         aside.rename(path)
 
 
-def _tree(folder: Path) -> list[str]:
+def _tree(folder: Path) -> list[bytes]:
     argv = ["find", str(folder), "-printf", "%p %i %T@ %C@\\n"]
-    return sorted(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines())
+    return sorted(subprocess.run(argv, capture_output=True, check=True).stdout.splitlines())
 
 
 def test_permanent_store_without_marker_is_not_written(world: Demo, nights: Nights) -> None:
@@ -298,6 +298,7 @@ def test_flow_killed_in_the_window_is_reconciled_and_the_next_image_succeeds(wor
     require_settled(world)
     again = gbs(world, "kvmimg-get")
     assert again.returncode == 0, again.stderr[-3000:]
+    assert list(world.site.store.glob("images/kvm1/web1/.partial-*")) == []
 
 
 def test_recovery_by_a_worker_brings_back_the_last_night(world: Demo) -> None:
