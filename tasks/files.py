@@ -38,6 +38,10 @@ def excludes_of(system: System, prepared: Prepared) -> tuple[str, ...]:
 @retryable("read preparation", "read preparation of {client}", retries=0)
 def read_prepared(client: str) -> Prepared:
     """What stage 0 left; NothingToRecover when it never ran for this client."""
+    return _prepared(client)
+
+
+def _prepared(client: str) -> Prepared:
     path = places.store().prepared(client)
     prepared = read_model(path, Prepared)
     if prepared is None:
@@ -53,7 +57,7 @@ def pull(client: str) -> Transferred:
     those of the published night that shares the inode. What an interrupted pull brought is linked in, not sent again.
     """
     system, policy = places.system_of(client)
-    store, prepared = places.store(), read_prepared.fn(client)
+    store, prepared = places.store(), _prepared(client)
     staging, aborted = store.staging(client), store.aborted(client)
     require_space(store.root, 0, places.reserve_bytes())
     if staging.exists() and not aborted.exists():
@@ -92,7 +96,7 @@ def _require_not_shrunk(client: str, unit: str, before: int, now: int, max_shrin
 def publish(client: str, started: datetime, moved: Transferred) -> NightManifest:
     """Check the dumps that arrived, list every file's sha256, and make the staging tree the overnight copy."""
     system, policy = places.system_of(client)
-    store, prepared = places.store(), read_prepared.fn(client)
+    store, prepared = places.store(), _prepared(client)
     staging, published = store.staging(client), store.overnight(client)
     _verify_dumps(staging / "data", prepared.dumps)
     with reporting(log, f"list files of {client}"):

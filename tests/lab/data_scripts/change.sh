@@ -16,7 +16,7 @@ perl -e '
         elsif ($file % 20 == ($night + 5) % 20) { open my $out, ">>", $path or die; print $out "night $night\n" }
         elsif ($file % 50 == ($night + 7) % 50) { rename $path, "$path.moved-$night" }
     }' "$night"
-printf 'night %s' "$night" | dd of=big.bin bs=1M seek="$((night % 50))" conv=notrunc status=none
+printf 'night %s' "$night" | dd of=big.bin bs=1M seek="$((night % 16))" conv=notrunc status=none
 printf 'island %s' "$night" | dd of=sparse.img bs=1M seek="$((40 + night % 40))" conv=notrunc status=none
 chmod "$((600 + night % 8))" links/first
 ln -f links/first "links/linked-$night"

@@ -15,7 +15,7 @@ perl -e '
             chmod((0644, 0600, 0640, 0755, 0444)[$file % 5], $path);
         }
     }'
-head -c 50M /dev/urandom >big.bin
+head -c 16M /dev/urandom >big.bin
 truncate -s 80M sparse.img
 printf 'island' | dd of=sparse.img bs=1M seek=40 conv=notrunc status=none
 
