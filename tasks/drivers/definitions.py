@@ -1,5 +1,6 @@
 """VMs as the backup data of the KVM hosts knows them: found with every host dead."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from tasks.drivers.store import Store
 from tasks.errors import Ambiguous, ConfigError, IntegrityError, NothingToRecover
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.manifest import LISTING, NightManifest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ def _definitions(store: Store, host: str, folder: str, vm: str) -> list[Definiti
         xml = file.read_text("utf-8", "surrogateescape")
         try:
             domain = parse_domain(xml)
-        except ConfigError:
-            continue  # a file that is no definition cannot be the VM's; one that is damaged is not found either
+        except ConfigError as exc:
+            # It may be something else's XML, or the very VM's, damaged: the search goes on, and says so.
+            log.warning("%s is no VM definition that can be read: %s", file, exc)
+            continue
         if vm in (domain.name, domain.uuid):
             _verify(root, file, night)
             found.append(Definition(host, night.id, file, xml, domain))

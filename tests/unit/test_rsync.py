@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -126,7 +125,6 @@ def test_vanished_files_are_told(bin_folder: Path, tmp_path: Path) -> None:
     assert seen[-1] == (1000, 1000)
 
 
-@pytest.mark.skipif(shutil.which("rsync") is None, reason="needs rsync")
 def test_pull_copies_hostile_names_and_links_what_did_not_change(bin_folder: Path, tmp_path: Path) -> None:
     """The real rsync on both ends; `ssh` runs the remote half here."""
     fake(
