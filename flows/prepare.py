@@ -44,13 +44,14 @@ def _dump_engine(client: str, database: Database, running: Stage) -> list[DumpRe
     engine, dumps = database.engine, []
     try:
         dumps.append(preparation.dump_accounts(client, engine))
-        names = database.names or preparation.list_databases(client, engine)
+        sizes = preparation.list_databases(client, engine)
     except GbsError as exc:
         running.say(Outcome.PARTIAL, str(exc))
         return dumps
-    for name in names:
+    for name in database.names or sizes:
+        # A name that the server does not list is tried all the same: the dump's own error says best what is wrong.
         try:
-            dumps.append(preparation.dump_database(client, engine, name))
+            dumps.append(preparation.dump_database(client, engine, name, sizes.get(name, 0)))
         except GbsError as exc:
             running.say(Outcome.PARTIAL, str(exc))
     return dumps

@@ -20,18 +20,18 @@ def collect_facts(client: str) -> Facts:
 
 
 @retryable("list databases", "list {engine} of {client}")
-def list_databases(client: str, engine: EngineName) -> list[str]:
-    """The databases of a running server; DumpFailed when it does not answer."""
+def list_databases(client: str, engine: EngineName) -> dict[str, int]:
+    """The bytes of each database of a running server; DumpFailed when it does not answer."""
     with ssh.connect(places.target_of(client)) as shell:
         return databases.list_databases(shell, engine)
 
 
 @retryable("dump database", "dump {engine} {database} of {client}")
-def dump_database(client: str, engine: EngineName, database: str) -> DumpRecord:
+def dump_database(client: str, engine: EngineName, database: str, size_bytes: int) -> DumpRecord:
     """One database's dump in the client's dump folder, proven whole."""
     system, policy = places.system_of(client)
     with ssh.connect(places.target_of(client)) as shell:
-        return databases.dump_database(shell, engine, database, system.dump_folder, policy.dump_deadline_s)
+        return databases.dump_database(shell, engine, database, size_bytes, system.dump_folder, policy.dump_deadline_s)
 
 
 @retryable("dump accounts", "dump {engine} accounts of {client}")

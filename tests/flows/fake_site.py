@@ -239,7 +239,9 @@ class FakeSite:
         patch.setattr(libvirt_host, "connect", self.hypervisor)
         patch.setattr(facts, "collect", self.facts)
         patch.setattr(databases, "list_databases", lambda shell, _engine: self._listed(shell))
-        patch.setattr(databases, "dump_database", lambda shell, *rest: self.dump(shell, "dump", *rest[:2]))
+        patch.setattr(
+            databases, "dump_database", lambda shell, engine, name, *_: self.dump(shell, "dump", engine, name)
+        )
         patch.setattr(databases, "dump_accounts", lambda shell, engine, *_: self.dump(shell, "accounts", engine, ""))
         patch.setattr(rsync, "pull", self.pull)
         patch.setattr(rsync, "fetch_file", self.fetch)
@@ -257,9 +259,9 @@ class FakeSite:
                 if isinstance(task, Task):
                     patch.setattr(task, "retry_delay_seconds", [0 for _ in range(task.retries)])
 
-    def _listed(self, shell: "FakeShell") -> list[str]:
+    def _listed(self, shell: "FakeShell") -> dict[str, int]:
         self.call("list databases", shell.target.name)
-        return ["shop"]
+        return {"shop": 1000}
 
     def _noting(self, verb: str, real: Any) -> Any:
         def noted(config: Path, *rest: Any) -> Any:

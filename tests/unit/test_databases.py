@@ -82,21 +82,17 @@ def shell(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_postgresql_name_goes_through_the_environment(shell: Any, tmp_path: Path, name: str) -> None:
-    made = databases.dump_database(shell, "postgresql", name, str(tmp_path / "dumps"), 30)
+    made = databases.dump_database(shell, "postgresql", name, 7, str(tmp_path / "dumps"), 30)
     ((argv, database),) = shell.calls("pg_dump")
     assert (argv, database) == (["--format=custom"], name)
-    assert {database for _, database in shell.calls("psql")} == {name}
     check_record(made, name, tmp_path)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_mariadb_name_is_one_argument_behind_the_options(shell: Any, tmp_path: Path, name: str) -> None:
-    made = databases.dump_database(shell, "mariadb", name, str(tmp_path / "dumps"), 30)
+    made = databases.dump_database(shell, "mariadb", name, 7, str(tmp_path / "dumps"), 30)
     ((argv, _),) = shell.calls("mariadb-dump")
     assert argv[argv.index("--") :] == ["--", name]
-    ((query, _),) = shell.calls("mariadb")
-    assert name.encode().hex() in query[-1]
-    assert name not in query[-1]
     check_record(made, name, tmp_path)
 
 
@@ -113,7 +109,7 @@ def check_record(made: DumpRecord, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["a b", "$(touch pwned)", "-rf", "a'b\"c", "back\\slash"])
 def test_dump_folder_is_data_too(shell: Any, tmp_path: Path, folder: str) -> None:
-    made = databases.dump_database(shell, "mariadb", "d", str(tmp_path / folder), 30)
+    made = databases.dump_database(shell, "mariadb", "d", 7, str(tmp_path / folder), 30)
     assert Path(made.path).is_file()
     assert databases.dump_accounts(shell, "mariadb", str(tmp_path / folder), 30).kind == "accounts"
     assert not (tmp_path / "pwned").exists()
@@ -122,37 +118,33 @@ def test_dump_folder_is_data_too(shell: Any, tmp_path: Path, folder: str) -> Non
 @pytest.mark.parametrize(
     ("engine", "answers"),
     [
-        ("mariadb", {"mariadb": None}),
-        ("mariadb", {"mariadb": "not a number"}),
-        ("mariadb", {"mariadb": str(1 << 60)}),
         ("mariadb", {"mariadb_x_dump": None}),
         ("mariadb", {"mariadb_x_dump": "CREATE TABLE x ("}),
-        ("postgresql", {"psql": None}),
         ("postgresql", {"pg_dump": None}),
         ("postgresql", {"pg_restore": None}),
     ],
 )
 def test_dump_that_fails_keeps_the_old_one(shell: Any, tmp_path: Path, engine: EngineName, answers: dict) -> None:
     folder = str(tmp_path / "dumps")
-    before = databases.dump_database(shell, engine, "shop", folder, 30)
+    before = databases.dump_database(shell, engine, "shop", 7, folder, 30)
     content = Path(before.path).read_bytes()
     shell.answer(**answers)
     with pytest.raises(DumpFailed, match=f"{engine} database 'shop' on db1"):
-        databases.dump_database(shell, engine, "shop", folder, 30)
+        databases.dump_database(shell, engine, "shop", 7, folder, 30)
     assert Path(before.path).read_bytes() == content
 
 
 def test_partial_dump_that_was_left_does_not_stop_the_next(shell: Any, tmp_path: Path) -> None:
-    before = databases.dump_database(shell, "mariadb", "shop", str(tmp_path / "dumps"), 30)
+    before = databases.dump_database(shell, "mariadb", "shop", 7, str(tmp_path / "dumps"), 30)
     Path(f"{before.path}.partial").write_text("cut")
-    databases.dump_database(shell, "mariadb", "shop", str(tmp_path / "dumps"), 30)
+    databases.dump_database(shell, "mariadb", "shop", 7, str(tmp_path / "dumps"), 30)
     assert [path.name for path in Path(before.path).parent.iterdir()] == [Path(before.path).name]
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_accounts_are_dumped_and_restored_before_databases(shell: Any, tmp_path: Path, engine: EngineName) -> None:
     folder = str(tmp_path / "dumps")
-    dumps = [databases.dump_database(shell, engine, "a$(id)", folder, 30)]
+    dumps = [databases.dump_database(shell, engine, "a$(id)", 7, folder, 30)]
     dumps.append(databases.dump_accounts(shell, engine, folder, 30))
     shell.log.unlink()
     databases.restore(shell, dumps, 30)
@@ -163,7 +155,7 @@ def test_accounts_are_dumped_and_restored_before_databases(shell: Any, tmp_path:
 
 
 def test_dump_that_is_not_the_one_that_was_made_is_not_restored(shell: Any, tmp_path: Path) -> None:
-    made = databases.dump_database(shell, "postgresql", "shop", str(tmp_path / "dumps"), 30)
+    made = databases.dump_database(shell, "postgresql", "shop", 7, str(tmp_path / "dumps"), 30)
     shell.log.unlink()
     shell.log.touch()
     Path(made.path).write_text("something else")
@@ -174,9 +166,23 @@ def test_dump_that_is_not_the_one_that_was_made_is_not_restored(shell: Any, tmp_
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_names_are_listed_from_hexadecimal_digits(shell: Any, engine: EngineName) -> None:
-    lines = "\n".join(name.encode().hex() for name in HOSTILE)
+    lines = "\n".join(f"{name.encode().hex()}\t{size}" for size, name in enumerate(HOSTILE))
     shell.answer(psql=lines, mariadb=lines)
-    assert databases.list_databases(shell, engine) == sorted(HOSTILE)
+    assert databases.list_databases(shell, engine) == {name: size for size, name in enumerate(HOSTILE)}
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("answer", ["73686f70", "shop 7", "73686f70 many", "73686f70 7 7"])
+def test_list_that_cannot_be_read_is_told(shell: Any, engine: EngineName, answer: str) -> None:
+    shell.answer(psql=answer, mariadb=answer)
+    with pytest.raises(DumpFailed, match=f"{engine} on db1"):
+        databases.list_databases(shell, engine)
+
+
+def test_database_that_may_not_fit_is_not_dumped(shell: Any, tmp_path: Path) -> None:
+    with pytest.raises(DumpFailed, match=r"bytes and .* inodes free, the dump may need"):
+        databases.dump_database(shell, "mariadb", "shop", 1 << 60, str(tmp_path), 30)
+    assert not shell.log.exists()
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))

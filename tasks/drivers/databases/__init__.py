@@ -20,6 +20,7 @@ from tasks.model.names import slug
 
 EngineName = Literal["postgresql", "mariadb"]
 QUERY_DEADLINE_S = 60
+DUMP_TO_SIZE = 1.1
 
 # One script and one round trip a dump. $1: the database, $2: the dump's file. The old dump stays until the new one is
 # whole; what is printed last is the new one's size and sha256.
@@ -63,32 +64,33 @@ def script(text: str, *arguments: str) -> list[str]:
     return ["sh", "-euc", text, "gbs", *arguments]
 
 
-def list_databases(shell: Shell, engine: EngineName) -> list[str]:
-    """The databases that the running server holds, without templates; DumpFailed when it does not answer."""
+def list_databases(shell: Shell, engine: EngineName) -> dict[str, int]:
+    """The bytes that each database of a running server holds, without templates; DumpFailed when it does not answer."""
     try:
         output = shell.run(script(ENGINES[engine].databases), deadline_s=QUERY_DEADLINE_S, name=f"listing {engine}")
-    except CommandFailed as exc:
+        rows = [line.split() for line in output.stdout.splitlines()]
+        found = {bytes.fromhex(name).decode(): int(size) for name, size in rows}
+    except (CommandFailed, ValueError) as exc:
         raise DumpFailed(f"{engine} on {shell.target.name}", _reason(exc)) from exc
-    return sorted(bytes.fromhex(line).decode() for line in output.stdout.split())
+    return dict(sorted(found.items()))
 
 
-def dump_database(shell: Shell, engine: EngineName, database: str, folder: str, deadline_s: float) -> DumpRecord:
+def dump_database(
+    shell: Shell, engine: EngineName, database: str, size_bytes: int, folder: str, deadline_s: float
+) -> DumpRecord:
     """Dump one database into `folder` of the client; the old dump stays until this one is good.
 
-    Raises DumpFailed when there is no room for what the engine says it holds, when the dump fails, or when it does not
-    prove itself whole.
+    Raises DumpFailed when there is no room for the `size_bytes` that the engine says it holds, when the dump fails, or
+    when it does not prove itself whole.
     """
     spoken = ENGINES[engine]
     path = str(PurePosixPath(folder, engine, f"{slug(database)}{spoken.suffix}"))
     text = f"""{PROLOGUE}
-size() {{ {spoken.size}
-}}
 dump() {{ {spoken.dump}
 }}
 check() {{ {spoken.check}
 }}
-bytes=$(size "$1")
-room $((bytes + bytes / 10)) "$2"
+room {int(size_bytes * DUMP_TO_SIZE)} "$2"
 dump "$1" "$2.partial"
 check "$2.partial"
 {EPILOGUE}"""

@@ -14,9 +14,8 @@ class Engine:
     ready: str
     """Fails unless the server accepts connections."""
     databases: str
-    """Prints a line per database, its name in UTF-8 as hexadecimal digits, without templates and the engine's own."""
-    size: str
-    """Prints the bytes that database $1 holds."""
+    """Prints a line per database, without templates and the engine's own: its name in UTF-8 as hexadecimal digits,
+    white space, the bytes that it holds."""
     dump: str
     """Writes database $1 to the file $2."""
     check: str

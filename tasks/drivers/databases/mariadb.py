@@ -12,15 +12,13 @@ MARIADB = Engine(
     data_folders=("/var/lib/mysql/*",),
     suffix=".sql",
     ready=f'{_CLIENT} --batch -e "SELECT 1" > /dev/null',
+    # BINARY: the schema's own collation takes crm and CRM for one database.
     databases=f"""
-{_CLIENT} --batch --skip-column-names -e "SELECT HEX(schema_name) FROM information_schema.schemata
-    WHERE schema_name NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')"
-""",  # noqa: S608
-    # The name travels as hexadecimal digits, so that no quote in it can end the string.
-    size=f"""
-hex=$(printf %s "$1" | od -An -tx1 | tr -d ' \\n')
-{_CLIENT} --batch --skip-column-names -e "SELECT COALESCE(SUM(data_length + index_length), 0)
-    FROM information_schema.tables WHERE table_schema = CONVERT(X'$hex' USING utf8mb4)"
+{_CLIENT} --batch --skip-column-names -e "
+    SELECT HEX(schema_name), COALESCE(SUM(data_length + index_length), 0)
+    FROM information_schema.schemata LEFT JOIN information_schema.tables ON table_schema = BINARY schema_name
+    WHERE BINARY schema_name NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')
+    GROUP BY HEX(schema_name)"
 """,  # noqa: S608
     dump=f"""
 umask 077

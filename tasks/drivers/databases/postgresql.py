@@ -11,12 +11,10 @@ POSTGRESQL = Engine(
     ready='runuser -u postgres -- psql -XAtq -d postgres -c "SELECT 1" > /dev/null',
     databases="""
 runuser -u postgres -- psql -XAtq -d postgres -c \
-    "SELECT encode(convert_to(datname, 'UTF8'), 'hex') FROM pg_database WHERE datallowconn AND datname <> 'template1'"
+    "SELECT encode(convert_to(datname, 'UTF8'), 'hex') || ' ' || pg_database_size(oid)
+    FROM pg_database WHERE datallowconn AND datname <> 'template1'"
 """,
-    size="""
-runuser -u postgres -- env PGDATABASE="$1" psql -XAtq -c "SELECT pg_database_size(current_database())"
-""",
-    dump='umask 077; nice -n 10 runuser -u postgres -- env PGDATABASE="$1" pg_dump --format=custom > "$2"',
+    dump='umask 077; PGDATABASE="$1" runuser -u postgres -- nice -n 10 pg_dump --format=custom > "$2"',
     check='nice -n 10 pg_restore --file=/dev/null -- "$1"',
     restore="""
 if [ "$1" = postgres ]; then
