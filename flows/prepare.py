@@ -1,12 +1,13 @@
 """Stage 0, backup preparation: on each client, facts and database dumps."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 from prefect import State, flow
 
 from flows.ending import conclude
 from flows.run_name import named
-from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.side_by_side import chosen, for_each_client, task_runner, together
 from flows.stage import Stage, stage
 from flows.vm_name import ClientName
 from tasks import places, preparation
@@ -23,17 +24,16 @@ def prepare_client(client: str) -> list[StageResult]:
     with stage(client, "prepare") as running:
         system, _ = places.system_of(client)
         facts = preparation.collect_facts(client)
-        dumps: list[DumpRecord] = []
-        for database in system.databases:
-            dumps += _dump_engine(client, database, running)
-        running.bytes_moved = sum(dump.size_bytes for dump in dumps)
+        dumps = together([partial(_dump_engine, client, database, running) for database in system.databases])
+        made = tuple(dump for engine in dumps for dump in engine)
+        running.bytes_moved = sum(dump.size_bytes for dump in made)
         preparation.record(
             Prepared(
                 client=client,
                 started=started,
                 ended=datetime.now(UTC),
                 facts=facts,
-                dumps=tuple(dumps),
+                dumps=made,
                 failures=tuple(running.reasons),
             )
         )

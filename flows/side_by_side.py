@@ -6,7 +6,9 @@ the thread that it needs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 from prefect import tags, task
 from prefect.cache_policies import NO_CACHE
@@ -22,6 +24,7 @@ NOT_GOOD = (Outcome.FAILED, Outcome.MISSED)
 task_runner: Any = ThreadPoolTaskRunner(max_workers=AT_ONCE)
 """The task runner of every flow over clients."""
 Work = Callable[[str], list[StageResult]]
+T = TypeVar("T")
 
 
 def chosen(clients: Sequence[str] | None) -> list[str]:
@@ -48,6 +51,16 @@ def for_each_client(work: Work, clients: Sequence[str], run_name: str = "{client
 
     futures = [one.submit(client) for client in clients]
     return [result for future in futures for result in _results(future)]
+
+
+def together(works: Sequence[Callable[[], T]]) -> list[T]:
+    """The results of independent parts of one client's work, in their order; all end before the first error is raised.
+
+    Each part calls its tasks in a copy of this thread's context, as a task runner would.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, len(works))) as pool:
+        futures = [pool.submit(copy_context().run, work) for work in works]
+    return [future.result() for future in futures]
 
 
 def require_good(results: Sequence[StageResult]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 
 import fabric
 import invoke.exceptions
@@ -79,20 +80,39 @@ class Shell:
         return Output(result.exited, result.stdout, result.stderr)
 
 
-_kept: ContextVar[dict[SshTarget, Shell] | None] = ContextVar("_kept", default=None)
+class _Kept:
+    """Open connections, for threads that share them: a system has one, whose channels are used side by side."""
+
+    def __init__(self) -> None:
+        self._shells: dict[SshTarget, Shell] = {}
+        self._lock = Lock()
+
+    def shell(self, target: SshTarget) -> Shell:
+        with self._lock:
+            if target in self._shells and not self._shells[target].alive:
+                self._shells.pop(target).close()
+            if target not in self._shells:
+                self._shells[target] = _open(target)
+            return self._shells[target]
+
+    def close(self) -> None:
+        for shell in self._shells.values():
+            shell.close()
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("_kept", default=None)
 
 
 @contextmanager
 def kept_open() -> Iterator[None]:
     """Within the block, connections stay open for the next `connect` to the same system: a login costs 0.3 to 3 s."""
-    shells: dict[SshTarget, Shell] = {}
-    token = _kept.set(shells)
+    kept = _Kept()
+    token = _kept.set(kept)
     try:
         yield
     finally:
         _kept.reset(token)
-        for shell in shells.values():
-            shell.close()
+        kept.close()
 
 
 @contextmanager
@@ -102,19 +122,15 @@ def connect(target: SshTarget) -> Iterator[Shell]:
     Raises AccessDenied for a host key that is unknown or changed and for a refused login, Unreachable when there is
     no answer.
     """
-    shells = _kept.get()
-    if shells is None:
-        shell = _open(target)
-        try:
-            yield shell
-        finally:
-            shell.close()
+    kept = _kept.get()
+    if kept is not None:
+        yield kept.shell(target)
         return
-    if target in shells and not shells[target].alive:
-        shells.pop(target).close()
-    if target not in shells:
-        shells[target] = _open(target)
-    yield shells[target]
+    shell = _open(target)
+    try:
+        yield shell
+    finally:
+        shell.close()
 
 
 def _open(target: SshTarget) -> Shell:

@@ -26,8 +26,8 @@ DUMP_TO_SIZE = 1.1
 # whole; what is printed last is the new one's size and sha256.
 PROLOGUE = """
 umask 077
-mkdir -p -- "${2%/*}"
-rm -f -- "$2.partial"
+[ -d "${2%/*}" ] || mkdir -p -- "${2%/*}"
+[ ! -e "$2.partial" ] || rm -f -- "$2.partial"
 room() {
     df -B1 --output=avail,iavail -- "${2%/*}" | {
         read -r _; read -r bytes inodes
