@@ -6,6 +6,7 @@ python3 -m tests.lab.lab [--name NAME] up | down | purge | status | seed | ssh k
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
@@ -82,6 +83,8 @@ class Lab:
         """End and remove all of this lab; the cache stays."""
         self.kvm1.remove()
         shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.directory.parent.rmdir()
 
     def describe(self) -> str:
         """What there is and how to reach it, for a person."""
