@@ -6,6 +6,9 @@ Each class has a template and positional attributes, so that an error pickles, p
 
 from typing import ClassVar
 
+TRY_AGAIN_LATER = 75
+"""EX_TEMPFAIL of sysexits.h."""
+
 
 class GbsError(Exception):
     """An error with a message template filled from positional attributes."""
@@ -14,6 +17,7 @@ class GbsError(Exception):
     transient: ClassVar[bool] = False
     """True when the same call may succeed later: the only thing that decides a retry."""
     exit_code: ClassVar[int] = 1
+    """What a command that ends with it exits with."""
 
     def __str__(self) -> str:
         return self.template.format(*self.args)
@@ -55,6 +59,7 @@ class Unreachable(GbsError):
 
     template = "{0} is unreachable: {1}"
     transient = True
+    exit_code = TRY_AGAIN_LATER
 
 
 class AccessDenied(GbsError):
@@ -74,6 +79,7 @@ class CommandTimedOut(CommandFailed):
 
     template = "{0} was killed after {1} s: {2}"
     transient = True
+    exit_code = TRY_AGAIN_LATER
 
 
 class TransferInterrupted(CommandFailed):
@@ -81,6 +87,7 @@ class TransferInterrupted(CommandFailed):
 
     template = "{0} was interrupted (status {1}): {2}"
     transient = True
+    exit_code = TRY_AGAIN_LATER
 
 
 class SourceRefused(GbsError):
@@ -105,6 +112,7 @@ class DomainBusy(HypervisorError):
     """Another job holds the domain: (domain, action, reason)."""
 
     transient = True
+    exit_code = TRY_AGAIN_LATER
 
 
 class GuestAgentError(HypervisorError):

@@ -11,6 +11,7 @@ from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.progress import reporting
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.store import discard, read_model, replace, require_space, sync_folder, write_model
+from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
 from tasks.model.facts import flavour
 from tasks.model.inventory import DEFAULT_EXCLUDES, System
@@ -122,6 +123,7 @@ def publish(client: str, started: datetime, moved: Transferred) -> NightManifest
         size_bytes=size_bytes,
         listing_sha256=sha256_file(staging / LISTING),
         facts_sha256=sha256_file(staging / "facts.json"),
+        tools=tool_versions("rsync"),
     )
     write_model(staging / MANIFEST, manifest)
     replace(staging, published)

@@ -16,8 +16,10 @@ from tasks.drivers.progress import reporting
 from tasks.drivers.snaplive import open_window
 from tasks.drivers.snaplive_evidence import look
 from tasks.drivers.snaplive_settle import close_window
+from tasks.drivers.snaplive_watch import WindowWatch
 from tasks.drivers.ssh import Shell
 from tasks.drivers.store import discard, publish, require_space, write_model
+from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import HypervisorError, IntegrityError
 from tasks.model.domain_xml import Disk, parse_domain
 from tasks.model.image_policy import due_reason
@@ -73,11 +75,12 @@ def take_live(definition: Definition, image_id: str, folder: Path) -> Taken:
     vm, uuid, started = definition.domain.name, definition.domain.uuid, datetime.now(UTC)
     policy, journal = places.policy_of_vm(vm), places.journal(definition.kvm_host, uuid)
     with places.hypervisor(definition.kvm_host) as (host, shell):
+        tools = host.versions()
         window = open_window(host, shell, journal, uuid, image_id, freeze_deadline_s=policy.freeze_deadline_s)
         log.info("%s: snapshot of %d disk(s), %s-consistent", vm, len(window.disks), window.consistency)
         began = time.monotonic()
         try:
-            _copy_disks(definition.kvm_host, vm, window.disks, folder, policy)
+            _copy_disks(definition.kvm_host, vm, window.disks, folder, policy, WindowWatch(host, shell, window))
         finally:
             copy_s = time.monotonic() - began
             with reporting(log, f"commit {vm}") as progress:
@@ -96,6 +99,7 @@ def take_live(definition: Definition, image_id: str, folder: Path) -> Taken:
         frozen_s=window.frozen_s,
         xml=window.plan.xml,
         disks=window.disks,
+        tools=tools,
         warnings=window.warnings,
     )
 
@@ -105,7 +109,7 @@ def take_offline(definition: Definition, image_id: str, folder: Path) -> Taken:
     """Copy the disks of a VM that is shut off, as they are; HypervisorError when it was started meanwhile."""
     vm, started = definition.domain.name, datetime.now(UTC)
     with places.hypervisor(definition.kvm_host) as (host, shell):
-        domain = host.domain(definition.domain.uuid)
+        domain, tools = host.domain(definition.domain.uuid), host.versions()
         xml = domain.inactive_xml() or definition.xml
         disks = tuple(_at_rest(shell, disk) for disk in select_disks(parse_domain(xml)).taken)
         began = time.monotonic()
@@ -125,6 +129,7 @@ def take_offline(definition: Definition, image_id: str, folder: Path) -> Taken:
         frozen_s=0,
         xml=xml,
         disks=disks,
+        tools=tools,
     )
 
 
@@ -143,7 +148,14 @@ def _at_rest(shell: Shell, disk: Disk) -> PlannedDisk:
     )
 
 
-def _copy_disks(kvm_host: str, vm: str, disks: Sequence[PlannedDisk], folder: Path, policy: Policy) -> None:
+def _copy_disks(
+    kvm_host: str,
+    vm: str,
+    disks: Sequence[PlannedDisk],
+    folder: Path,
+    policy: Policy,
+    watch: WindowWatch | None = None,
+) -> None:
     target, _ = places.kvm_host(kvm_host)
     for disk in disks:
         with reporting(log, f"copy {vm} {disk.target}") as progress:
@@ -153,6 +165,7 @@ def _copy_disks(kvm_host: str, vm: str, disks: Sequence[PlannedDisk], folder: Pa
                 folder / disk_file(disk),
                 deadline_s=policy.transfer_deadline_s,
                 on_progress=progress.update,
+                watch=watch,
             )
 
 
@@ -204,6 +217,7 @@ def publish_image(folder: Path, definition: Definition, taken: Taken, vm: str) -
         ),
         files=files,
         warnings=taken.warnings,
+        tools={**taken.tools, **tool_versions("rsync", "qemu-img")},
     )
     write_model(folder / MANIFEST, manifest)
     publish(folder, folder.with_name(taken.id))

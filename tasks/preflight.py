@@ -4,17 +4,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import databases, permanent, ssh
-from tasks.errors import GbsError
-from tasks.model.inventory import System
+from tasks.drivers import databases, host_files, permanent, ssh
+from tasks.drivers.ssh import Shell
+from tasks.errors import GbsError, StoreFull
+from tasks.model.inventory import KvmHost, System
 from tasks.model.names import human_bytes
 
 LOCAL_TOOLS = ("rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
 REMOTE_TOOLS = ("rsync", "lsblk", "findmnt", "sha256sum", "df", "stat")
 HOST_TOOLS = ("virsh", "qemu-img", "mv")
+MIN_FREE_THERE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
             yield Finding(
                 subject, "tools", not missing, f"missing: {' '.join(missing)}" if missing else " ".join(tools)
             )
+            for purpose, folder in _written(system):
+                yield _try(subject, f"{purpose} {folder}", partial(_free_there, shell, folder))
             for database in system.databases:
                 ready = databases.is_ready(shell, database.engine)
                 yield Finding(subject, database.engine, ready, "accepts connections" if ready else "does not answer")
@@ -96,7 +101,22 @@ def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
         yield _try(subject, "libvirt", lambda: _libvirt(name))
 
 
+def _written(system: System) -> Iterator[tuple[str, str]]:
+    """The folders of a system that we write to, and for what."""
+    if system.databases:
+        yield "dumps in", system.dump_folder
+    if isinstance(system, KvmHost):
+        yield "recovered disks in", system.image_folder
+
+
+def _free_there(shell: Shell, folder: str) -> str:
+    left = host_files.free_space(shell, folder)
+    if left.size_bytes < MIN_FREE_THERE_BYTES:
+        raise StoreFull(f"{shell.target.name}:{folder}", MIN_FREE_THERE_BYTES, left.size_bytes)
+    return f"{human_bytes(left.size_bytes)} free"
+
+
 def _libvirt(name: str) -> str:
     with places.hypervisor(name) as (host, _):
-        version = host.call("ask for the version", "", lambda: int(host.connection.getLibVersion()))
-        return f"{version // 1000000}.{version // 1000 % 1000}.{version % 1000}, {len(host.domain_names())} VM(s)"
+        versions = ", ".join(f"{name} {version}" for name, version in host.versions().items())
+        return f"{versions}, {len(host.domain_names())} VM(s)"

@@ -45,7 +45,7 @@ def gbs() -> None:
     `gbs inventory validate`, `gbs apply` and `gbs check`; then `gbs run nightly` and `gbs status`.
 
     Exit codes: 0 done, 1 failed, 2 usage or inventory error, 3 done with warnings or partly, 10 nothing to recover
-    from, 11 locked by another run, 130 cancelled.
+    from, 11 locked by another run, 75 try again later, 130 cancelled.
     """
 
 

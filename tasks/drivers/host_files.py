@@ -8,6 +8,7 @@ from tasks.drivers.ssh import Output
 from tasks.errors import CommandFailed
 
 DEADLINE_S = 30
+_FREE_FORMAT = "%a %S %d %c"
 BOOT_ID_ARGV = ("cat", "/proc/sys/kernel/random/boot_id")
 
 
@@ -50,7 +51,7 @@ def stat_files(shell: HostShell, paths: Sequence[str]) -> list[FileStat | None]:
 
 def free_space_argv(path: str) -> list[str]:
     """Ask what the file system of a path has left; `parse_free_space` reads the answer."""
-    return ["stat", "-f", "-c", "%a %S %d %c", "--", path]
+    return ["stat", "-f", "-c", _FREE_FORMAT, "--", path]
 
 
 def parse_free_space(done: Output, path: str) -> FreeSpace:
@@ -59,6 +60,13 @@ def parse_free_space(done: Output, path: str) -> FreeSpace:
         raise CommandFailed(f"stat -f {path}", done.status, done.stderr.strip())
     blocks, block_bytes, inodes, all_inodes = map(int, done.stdout.split())
     return FreeSpace(blocks * block_bytes, inodes if all_inodes else None)
+
+
+def free_space(shell: HostShell, folder: str) -> FreeSpace:
+    """What is left on the file system where `folder` is, or would be made; CommandFailed when that cannot be said."""
+    nearest = 'while [ "$1" ] && ! [ -e "$1" ]; do set -- "${1%/*}" "$2"; done; exec stat -f -c "$2" -- "${1:-/}"'
+    argv = ["sh", "-c", nearest, "sh", folder, _FREE_FORMAT]
+    return parse_free_space(shell.run(argv, deadline_s=DEADLINE_S, name=f"stat -f {folder}"), folder)
 
 
 def remove(shell: HostShell, paths: Sequence[str]) -> None:

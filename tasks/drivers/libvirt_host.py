@@ -51,6 +51,16 @@ class Host:
         except TimeoutError as exc:
             raise Unreachable(self.name, f"libvirt did not answer within {deadline_s:.0f} s: {action} {vm}") from exc
 
+    def versions(self) -> dict[str, str]:
+        """The versions of the host's libvirt and of its hypervisor, by name."""
+
+        def ask() -> dict[str, int]:
+            return {"libvirt": self.connection.getLibVersion(), "qemu": self.connection.getVersion()}
+
+        # libvirt counts 1,000,000 * major + 1,000 * minor + release.
+        found = self.call("ask for versions", "", ask)
+        return {name: f"{n // 1000000}.{n // 1000 % 1000}.{n % 1000}" for name, n in found.items()}
+
     def domain_names(self) -> list[str]:
         """The names of all VMs that the host knows, running or not."""
         names = self.call("list", "", lambda: [domain.name() for domain in self.connection.listAllDomains(0)])

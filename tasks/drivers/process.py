@@ -19,6 +19,7 @@ from typing import IO
 from tasks.errors import CommandFailed, CommandTimedOut
 
 TAIL_BYTES = 4000
+WATCH_EVERY_S = 1.0
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -68,9 +69,12 @@ def run(
     env: Mapping[str, str] | None = None,
     accept: Callable[[int], bool] = lambda status: status == 0,
     on_output: Callable[[bytes], None] | None = None,
+    watch: Callable[[], None] | None = None,
     name: str | None = None,
 ) -> Finished:
     """Run `argv` to its end and return what it left; `on_output` sees standard output as it comes.
+
+    `watch` is called about every second meanwhile; what it raises ends the program and goes to the caller.
 
     Raises CommandTimedOut after `deadline_s` (the whole session is killed) and CommandFailed when `accept(status)` is
     false or the program does not exist. `name` is what messages call it (default: the first words of argv).
@@ -90,7 +94,7 @@ def run(
         raise CommandFailed(called, 126, f"{argv[0]} cannot be started: {exc.strerror}") from exc
     try:
         ends_at = time.monotonic() + deadline_s
-        stdout, stderr = _communicate(process, stdin, ends_at, on_output)
+        stdout, stderr = _communicate(process, stdin, ends_at, on_output, watch)
         status = _wait(process, ends_at, stderr)
     except TimeoutError as exc:
         kill_session(process)
@@ -112,12 +116,14 @@ def _communicate(
     stdin: bytes | None,
     ends_at: float,
     on_output: Callable[[bytes], None] | None,
+    watch: Callable[[], None] | None,
 ) -> tuple[bytes, str]:
     """Feed and drain the pipes until both outputs close; TimeoutError carries the end of standard error."""
     assert process.stdout is not None  # noqa: S101 - both are pipes: `run` asked for them
     assert process.stderr is not None  # noqa: S101
     out, err = bytearray(), bytearray()
     pending = memoryview(stdin or b"")
+    next_watch = time.monotonic() + WATCH_EVERY_S
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, out)
         selector.register(process.stderr, selectors.EVENT_READ, err)
@@ -128,7 +134,10 @@ def _communicate(
             left_s = ends_at - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError(_tail(err))
-            for key, _ in selector.select(left_s):
+            if watch is not None and time.monotonic() >= next_watch:
+                watch()
+                next_watch = time.monotonic() + WATCH_EVERY_S
+            for key, _ in selector.select(left_s if watch is None else min(left_s, WATCH_EVERY_S)):
                 pipe: IO[bytes] = key.fileobj  # type: ignore[assignment]
                 if key.data is None:
                     pending = _feed(selector, pipe, pending)

@@ -84,12 +84,20 @@ def pull(
 
 
 def fetch_file(
-    target: SshTarget, path: str, destination: Path, *, deadline_s: float, on_progress: OnProgress | None = None
+    target: SshTarget,
+    path: str,
+    destination: Path,
+    *,
+    deadline_s: float,
+    on_progress: OnProgress | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> Transferred:
-    """Copy one large file of `target` to `destination` (a file), holes kept, resumable."""
+    """Copy one large file of `target` to `destination` (a file), holes kept, resumable; `watch` as `process.run`."""
     argv = _file_argv(target)
     host = f"[{target.address}]" if ":" in target.address else target.address
-    return _run([*argv, "--", f"{host}:{path}", str(destination)], target.name, destination, deadline_s, on_progress)
+    return _run(
+        [*argv, "--", f"{host}:{path}", str(destination)], target.name, destination, deadline_s, on_progress, watch
+    )
 
 
 def send_file(
@@ -108,7 +116,14 @@ def _file_argv(target: SshTarget) -> list[str]:
     ]
 
 
-def _run(argv: list[str], source: str, local: Path, deadline_s: float, on_progress: OnProgress | None) -> Transferred:
+def _run(
+    argv: list[str],
+    source: str,
+    local: Path,
+    deadline_s: float,
+    on_progress: OnProgress | None,
+    watch: Callable[[], None] | None = None,
+) -> Transferred:
     output = bytearray()
 
     def take(chunk: bytes) -> None:
@@ -119,7 +134,12 @@ def _run(argv: list[str], source: str, local: Path, deadline_s: float, on_progre
             on_progress(done, done * 100 // percent if percent else None)
 
     finished = process.run(
-        argv, deadline_s=deadline_s, accept=lambda status: True, on_output=take, name=f"rsync of {source}"
+        argv,
+        deadline_s=deadline_s,
+        accept=lambda status: True,
+        on_output=take,
+        watch=watch,
+        name=f"rsync of {source}",
     )
     stats = {name: _number(pattern, output) for name, pattern in _STATS.items()}
     vanished = tuple(line for line in finished.stderr.splitlines() if "vanished" in line)

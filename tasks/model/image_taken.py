@@ -1,5 +1,6 @@
 """How the disks of an image were taken: what the manifest will say."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -23,4 +24,6 @@ class Taken:
     frozen_s: float
     xml: str
     disks: tuple[PlannedDisk, ...]
+    tools: Mapping[str, str]
+    """Versions of libvirt and QEMU on the KVM host."""
     warnings: tuple[str, ...] = ()

@@ -142,7 +142,7 @@ class FakeSite:
     def hypervisor(self, target: SshTarget, uri: str) -> Iterator[object]:
         """Stands for libvirt_host.connect."""
         self.call("libvirt", target.name)
-        yield types.SimpleNamespace(name=target.name)
+        yield types.SimpleNamespace(name=target.name, versions=lambda: {"libvirt": "9.0.0", "qemu": "7.2.0"})
 
     def facts(self, shell: "FakeShell", now: datetime) -> Facts:
         """Stands for facts.collect."""

@@ -18,9 +18,9 @@ from tasks.drivers.dead_man import armed
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.snaplive_settle import close_window, reconcile
-from tasks.drivers.snaplive_watch import reason_to_end
+from tasks.drivers.snaplive_watch import WindowWatch
 from tasks.drivers.ssh import Shell
-from tasks.errors import GbsError, LeftBehind, Unreachable
+from tasks.errors import GbsError, HypervisorError, LeftBehind, Unreachable
 from tasks.model.domain_recovery import rewrite_for_recovery
 from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Phase, Step
@@ -146,14 +146,16 @@ def test_vm_stopped_by_a_full_overlay_goes_on_after_the_close(
     guest.host.virsh("start", guest.name)
     journal = journal_of(host, folder, guest)
     window = opened(host, shell, journal, guest)
-    assert reason_to_end(host, shell, window, min_free_bytes=1 << 20) is None
-    assert "left" in str(reason_to_end(host, shell, window, min_free_bytes=1 << 30))
+    WindowWatch(host, shell, window, min_free_bytes=1 << 20, every_s=0)()
+    with pytest.raises(HypervisorError, match="left on kvm1"):
+        WindowWatch(host, shell, window, min_free_bytes=1 << 30, every_s=0)()
     guest.host.run(["sh", "-c", f"cat /dev/zero >{small_folder}/filler 2>/dev/null; true"])
     end = time.monotonic() + 60
     while guest.host.virsh("domstate", guest.name, "--reason").strip() != "paused (I/O error)":
         assert time.monotonic() < end
         time.sleep(0.2)
-    assert "I/O error" in str(reason_to_end(host, shell, window, min_free_bytes=1))
+    with pytest.raises(HypervisorError, match="I/O error"):
+        WindowWatch(host, shell, window, min_free_bytes=1, every_s=0)()
     outcomes = close_window(host, shell, journal)
     assert all(outcome.settled for outcome in outcomes)
     assert guest.host.virsh("domstate", guest.name).strip() == "running"

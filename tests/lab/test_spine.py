@@ -302,22 +302,29 @@ def test_kvmsnap_create_then_purge_puts_the_vm_back_on_its_base(world: Demo, nig
     require_settled(world)
 
 
-def test_flow_killed_in_the_window_is_reconciled_and_the_next_image_succeeds(world: Demo, nights: Nights) -> None:
+# FREEZE: the guest is frozen, or just about to be; nobody of ours is left who would thaw it.
+@pytest.mark.parametrize("step", ["FREEZE", "THAW"])
+def test_flow_killed_in_the_window_is_reconciled_and_the_next_image_succeeds(
+    world: Demo, nights: Nights, step: str
+) -> None:
     uuid = world.lab.kvm1.virsh("domuuid", "web1").strip()
     journal = world.site.store / f"journal/kvm1/{uuid}.jsonl"
     argv = [str(BIN / "gbs-kvmimg-get"), "web1"]
     run = subprocess.Popen(argv, env=world.environment, stderr=subprocess.DEVNULL, start_new_session=True)
     ends_at = time.monotonic() + 300
-    while not (journal.exists() and '"THAW"' in journal.read_text()):
+    while not (journal.exists() and f'"{step}"' in journal.read_text()):
         assert time.monotonic() < ends_at
         assert run.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.002)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    assert any(".gbs-" in source for source in sources(world))
+    reached = {json.loads(line)["step"] for line in journal.read_text().splitlines()}
+    assert ("THAW" in reached) is (step == "THAW"), reached
+    assert step == "FREEZE" or any(".gbs-" in source for source in sources(world))
     done = gbs(world, "reconcile")
     assert done.returncode == 0, done.stderr[-3000:]
     require_settled(world)
+    assert world.lab.web1.run("touch /root/writable && sync /root/writable", timeout_s=30).returncode == 0
     again = gbs(world, "kvmimg-get")
     assert again.returncode == 0, again.stderr[-3000:]
     assert list(world.site.store.glob("images/kvm1/web1/.partial-*")) == []
@@ -336,6 +343,22 @@ def test_recovery_by_a_worker_brings_back_the_last_night(world: Demo) -> None:
     assert inventory_of(world.lab) == before
     assert world.lab.kvm1.virsh("domuuid", "web1").strip() == uuid
     require_settled(world)
+
+
+def test_check_finds_all_good_and_says_what_is_not(world: Demo) -> None:
+    done = gbs(world, "check", "--json")
+    assert done.returncode == 0, done.stdout
+    found = {(row["subject"], row["check"]) for row in json.loads(done.stdout)}
+    for expected in (
+        *(("client web1", "dumps in /var/backups/gbs"), ("client web1", "mariadb"), ("client web1", "ssh")),
+        *(("KVM host kvm1", "libvirt"), ("KVM host kvm1", "recovered disks in /var/lib/libvirt/images")),
+        *(("this server", "tool rsnapshot"), ("permanent store", str(world.site.permanent))),
+    ):
+        assert expected in found
+    with _hidden(world.site.permanent / ".gbs-store"):
+        done = gbs(world, "check")
+    assert done.returncode == 1
+    assert re.search(r"^BAD  permanent store: .*: the marker .gbs-store is missing", done.stdout, re.M)
 
 
 def _api(demo: Demo, path: str, body: dict[str, Any] | None = None) -> Any:

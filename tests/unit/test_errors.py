@@ -27,6 +27,10 @@ CODES = {
     "RecoveredPartly": 3,
     "NothingToRecover": 10,
     "Locked": 11,
+    "Unreachable": 75,
+    "CommandTimedOut": 75,
+    "TransferInterrupted": 75,
+    "DomainBusy": 75,
 }
 TRANSIENT = {"Unreachable", "CommandTimedOut", "TransferInterrupted", "DomainBusy"}
 

@@ -152,3 +152,20 @@ run(["sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 300"], deadline_s=300)
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
     assert gone(child)
+
+
+def test_watch_is_called_while_a_silent_program_runs_and_what_it_raises_ends_it(tmp_path: Path) -> None:
+    looks: list[float] = []
+    pid_file = tmp_path / "pid"
+
+    def watch() -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 2:
+            raise CommandFailed("the disk", 1, "filled up")
+
+    began = time.monotonic()
+    with pytest.raises(CommandFailed, match="filled up"):
+        run(["sh", "-c", f"echo $$ >{pid_file}; sleep 60"], deadline_s=60, watch=watch)
+    assert len(looks) == 2
+    assert time.monotonic() - began < 30
+    assert gone(pid_in(pid_file))
