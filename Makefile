@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Root needs no sudo; a developer's account does.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Before a command that may be silent for long: says every few seconds that it still works.
+BEAT = ( while sleep 4; do echo "  ... $$SECONDS s"; done ) & beat=$$!; trap 'kill $$beat' EXIT;
 
 .PHONY: help system venv check test unit demo lab-down bench format constraints
 
@@ -20,7 +22,7 @@ system: ## install the Debian packages that are missing (debian-packages.txt)
 	have=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $$wanted 2>/dev/null | sed -n 's/^installed //p' || true); \
 	missing=$$(comm -23 <(tr -s ' ' '\n' <<<"$$wanted" | sed '/^$$/d' | sort -u) <(sort -u <<<"$$have") | xargs); \
 	if [ -n "$$missing" ]; then \
-	  echo "Installing Debian packages: $$missing"; \
+	  echo "Installing Debian packages: $$missing"; $(BEAT) \
 	  $(SUDO) apt-get update; \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	else echo "Debian packages: all there"; fi
@@ -31,7 +33,7 @@ venv: $(STAMP) ## make or refresh the virtual environment
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Virtual environment $(VENV): installing what constraints.txt pins"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	@$(BEAT) $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
 	@touch $@
 
 check: venv ## ruff, mypy, import contracts (seconds)

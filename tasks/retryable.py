@@ -21,7 +21,7 @@ RETRY_DELAYS_S = [5.0, 30.0]
 
 
 def retryable(name: str, run_name: str | None = None, *, retries: int = 2) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Declare a task by its name in the UI; `run_name` is a template over its parameters.
+    """Declare a task by its name in the UI; `run_name` is a template over its parameters (default: the name).
 
     A failure is retried after RETRY_DELAYS_S only when its error says that it is transient. NO_CACHE because every
     task here has side effects, and Prefect may otherwise skip a second equal call in the same run.
@@ -29,7 +29,7 @@ def retryable(name: str, run_name: str | None = None, *, retries: int = 2) -> Ca
 
     declare = task(
         name=name,
-        task_run_name=run_name,
+        task_run_name=run_name or name,
         cache_policy=NO_CACHE,
         persist_result=False,
         retries=retries,

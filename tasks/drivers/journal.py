@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tasks.drivers.store import sync_folder
 from tasks.errors import IntegrityError
 from tasks.model.names import slug
 from tasks.model.window import OpenWindow, Phase, Record, Step, WindowPlan, open_window_of
@@ -61,8 +62,8 @@ class Journal:
         finally:
             os.close(handle)
         if created:
-            _sync_folder(self.path.parent)
-            _sync_folder(self.path.parent.parent)
+            sync_folder(self.path.parent)
+            sync_folder(self.path.parent.parent)
 
     @contextmanager
     def step(self, step: Step, target: str = "", note: str = "") -> Iterator[None]:
@@ -89,7 +90,7 @@ class Journal:
             return
         self.append(Step.DONE, note=note)
         self.path.rename(self.done_path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -127,11 +128,3 @@ def _is_json(line: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
