@@ -1,5 +1,6 @@
 """Stage 0, backup preparation: on each client, facts and database dumps."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 
@@ -41,20 +42,31 @@ def prepare_client(client: str) -> list[StageResult]:
 
 
 def _dump_engine(client: str, database: Database, running: Stage) -> list[DumpRecord]:
-    engine, dumps = database.engine, []
+    """The dumps of one engine: its databases one after the other, its accounts beside them."""
+    engine = database.engine
+
+    def attempt(dump: Callable[[], DumpRecord]) -> list[DumpRecord]:
+        try:
+            return [dump()]
+        except GbsError as exc:
+            running.say(Outcome.PARTIAL, str(exc))
+            return []
+
+    def dump_databases() -> list[DumpRecord]:
+        # A name that the server does not list is tried all the same: the dump's own error says best what is wrong.
+        works = [
+            partial(preparation.dump_database, client, engine, name, sizes.get(name, 0))
+            for name in database.names or sizes
+        ]
+        return [dump for work in works for dump in attempt(work)]
+
     try:
-        dumps.append(preparation.dump_accounts(client, engine))
         sizes = preparation.list_databases(client, engine)
     except GbsError as exc:
         running.say(Outcome.PARTIAL, str(exc))
-        return dumps
-    for name in database.names or sizes:
-        # A name that the server does not list is tried all the same: the dump's own error says best what is wrong.
-        try:
-            dumps.append(preparation.dump_database(client, engine, name, sizes.get(name, 0)))
-        except GbsError as exc:
-            running.say(Outcome.PARTIAL, str(exc))
-    return dumps
+        return []
+    accounts, dumps = together([lambda: attempt(partial(preparation.dump_accounts, client, engine)), dump_databases])
+    return accounts + dumps
 
 
 @flow(name="prepare", flow_run_name=named("clients", "prepare of {}", "all clients"), task_runner=task_runner)

@@ -2,7 +2,8 @@
 
 Tasks and not subflows: a subflow costs 0.3 to 2 s on the API, a task run a few milliseconds, and a night has hundreds
 of clients. Inside a client's task the stages' tasks are called, never submitted: waiting for a submitted one would hold
-the thread that it needs.
+the thread that it needs. Tasks bear no tags: for each set of them Prefect asks the server for a limit, one client after
+the other (2 s a client, measured with 3.8.8); the client's name is in the run's name.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from prefect import tags, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -44,7 +45,7 @@ def for_each_client(work: Work, clients: Sequence[str], run_name: str = "{client
 
     @task(name="client", task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)
     def one(client: str) -> list[StageResult]:
-        with tags(f"client:{client}"), places.connections_kept():
+        with places.connections_kept():
             results = work(client)
         require_good(results)
         return results

@@ -144,17 +144,16 @@ def restore_databases(client: str, engine: databases.EngineName, dumps: Sequence
     return tuple(f"{dump.engine} {dump.database or dump.kind}" for dump in dumps)
 
 
-@retryable("probe", "probe {client}", retries=1)
+@retryable("probe", "probe {client}: {probe.words}", retries=1)
 def probe(client: str, probe: Probe) -> str:
     """Run a probe in the recovered VM; CommandFailed when it does not hold, its words when it does."""
     command = list(probe.command) or ["bash", "-c", TCP_PROBE, "gbs", str(probe.tcp)]
-    words = " ".join(probe.command) or f"tcp port {probe.tcp}"
     with ssh.connect(places.target_of(client)) as shell:
         try:
             shell.run(command, deadline_s=QUICK_S)
         except CommandFailed as exc:
-            raise CommandFailed(f"probe {words!r} of {client}", *exc.args[1:]) from exc
-    return words
+            raise CommandFailed(f"probe {probe.words!r} of {client}", *exc.args[1:]) from exc
+    return probe.words
 
 
 @retryable("undo recovery", "undo recovery of {sources.vm} on {kvm_host}", retries=1)

@@ -145,6 +145,11 @@ class Probe(_Section):
             raise ValueError("a probe is either a command or a tcp port")
         return self
 
+    @property
+    def words(self) -> str:
+        """What operators read for it."""
+        return " ".join(self.command) or f"tcp port {self.tcp}"
+
 
 class System(_Section):
     """A system whose files we pull over ssh."""

@@ -1,5 +1,6 @@
 """A GBS site in a folder, real but for what lies beyond ssh: clients, hypervisor and rsync answer from here."""
 
+import hashlib
 import json
 import shutil
 import types
@@ -15,7 +16,6 @@ from prefect import Task
 
 from tasks import files, images, nights, places, points, preparation, recovery, reports, updating, windows
 from tasks.drivers import databases, facts, libvirt_host, rsnapshot, rsync, ssh
-from tasks.drivers.digest import sha256_file
 from tasks.drivers.journal import Journal
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive import Window
@@ -169,15 +169,14 @@ class FakeSite:
         self.call(verb, name)
         path = f"/var/backups/gbs/{engine}/{database or 'accounts'}.dump"
         self.files[name][path] = f"{engine} {database}".encode()
-        made = self.root / "dump"
-        made.write_bytes(self.files[name][path])
+        content = self.files[name][path]
         return DumpRecord(
             engine=engine,
             kind="database" if database else "accounts",
             database=database,
             path=path,
-            size_bytes=made.stat().st_size,
-            sha256=sha256_file(made),
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
         )
 
     def pull(self, target: SshTarget, paths: Sequence[str], destination: Path, **_: Any) -> Transferred:

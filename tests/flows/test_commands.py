@@ -193,7 +193,7 @@ def test_run_server_down_one_line(site: FakeSite) -> None:
         timeout=120,
         check=False,
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 75
     assert ended.stderr.startswith(f"error: the Prefect server {DEAD} is unreachable: ")
     assert len(ended.stderr.splitlines()) == 1
 
@@ -203,7 +203,7 @@ def test_command_server_down_one_line(site: FakeSite, run, monkeypatch: pytest.M
     monkeypatch.setenv("PREFECT_API_URL", DEAD)
     with temporary_settings({PREFECT_API_URL: DEAD}):
         ended = run(command)
-    assert ended.code == 1
+    assert ended.code == 75
     assert len(ended.errors) == 1
     assert ended.errors[0].startswith(f"error: the Prefect server {DEAD} is unreachable: ")
 
