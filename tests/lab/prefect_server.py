@@ -56,11 +56,14 @@ class PrefectServer:
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_CLI_PROMPT": "false",
             "DO_NOT_TRACK": "1",
+            # Prefect leaves folders in it.
+            "TMPDIR": str(self.directory / "tmp"),
             "PATH": f"{_BIN}:{os.environ.get('PATH', '')}",
         }
 
     def start(self) -> None:
         """Start it, or leave the one that runs; returns when its API answers."""
+        (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
         if not self._running("server"):
             self._spawn("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
         ends_at = time.monotonic() + _START_DEADLINE_S
