@@ -234,7 +234,10 @@ ODD_NAMES = ("CRM", "it's $HOME; \u00e9")
 
 
 def _each_odd_database(demo: Demo, statement: str) -> None:
-    for command, quote in (("runuser -u postgres -- psql -v ON_ERROR_STOP=1", '"'), ("mariadb", "`")):
+    for command, quote in (
+        ("runuser -u postgres -- psql -v ON_ERROR_STOP=1", '"'),
+        ("mariadb --default-character-set=utf8mb4", "`"),
+    ):
         text = "".join(f"{statement} DATABASE {quote}{name}{quote};\n" for name in ODD_NAMES)
         demo.lab.web1.run(command, stdin=text.encode())
 
