@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import flow
 
@@ -10,32 +11,40 @@ from flows.side_by_side import for_each_client
 from flows.stage import stage
 from flows.vm_name import VmName
 from tasks import images, places, windows
-from tasks.errors import HypervisorError
+from tasks.model.definition import Definition
+from tasks.model.image_method import Choice, WantedMethod
+from tasks.model.image_taken import Taken
 from tasks.model.manifest import ImageManifest
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome, StageResult
-from tasks.model.window_decision import Power
 
 
-def take_image(vm: str) -> ImageManifest:
-    """Take and publish an image of the VM: live when it runs, as it is when it is shut off."""
+def take_image(vm: str, method: WantedMethod | None = None, full: bool = False) -> ImageManifest:
+    """Take and publish an image of the VM, by `method` or as its policy says; `full` copies all of it in any case."""
     definition = images.find(vm)
     host, uuid = definition.kvm_host, definition.domain.uuid
     with places.locked("vm", uuid):
         require_settled(host, uuid)
-        power = windows.power(host, uuid)
-        if power not in (Power.ON, Power.OFF):
-            raise HypervisorError(vm, "taking its image", f"it is {power.value} on {host}")
+        choice = images.choose(definition, windows.power(host, uuid), method)
         image_id = new_id(datetime.now(UTC))
         folder = images.stage(definition, vm, image_id)
         try:
-            take = images.take_live if power is Power.ON else images.take_offline
-            taken = take(definition, image_id, folder)
+            taken = _take(definition, image_id, folder, choice, full)
             for disk in taken.disks:
                 images.verify_disk(vm, disk, folder)
-            return images.publish_image(folder, definition, taken, vm)
+            manifest = images.publish_image(folder, definition, taken, vm)
         finally:
             images.discard_staged(folder, vm)
+        if choice.method == "backup-api":
+            images.delete_old_checkpoints(definition, manifest, vm)
+        return manifest
+
+
+def _take(definition: Definition, image_id: str, folder: Path, choice: Choice, full: bool) -> Taken:
+    if choice.method == "backup-api":
+        return images.take_backup(definition, image_id, folder, choice.reason, full=full)
+    take = images.take_live if choice.method == "snaplive" else images.take_offline
+    return take(definition, image_id, folder, choice.reason)
 
 
 def image_if_due(client: str) -> list[StageResult]:
@@ -63,10 +72,12 @@ def images_due(clients: Sequence[str]) -> list[StageResult]:
 
 
 @flow(name="kvmimg-get", flow_run_name="image of {vm}")
-def kvmimg_get(vm: VmName) -> ImageManifest:
-    """Fetch an image of the VM now: live by SnapLive when it runs, as it is when it is shut off.
+def kvmimg_get(vm: VmName, method: WantedMethod | None = None, full: bool = False) -> ImageManifest:
+    """Fetch an image of the VM now.
 
     Args:
         vm: The VM, as libvirt names it. It is found in the backup data of the KVM hosts.
+        method: auto, backup-api, snaplive or offline. None means as the VM's policy says.
+        full: Copy all of it, also where its changes since the last image would do.
     """
-    return take_image(vm)
+    return take_image(vm, method, full)

@@ -7,25 +7,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import definitions, qemu_img, rsync, ssh
-from tasks.drivers.definitions import Definition
+from tasks.drivers import backup_api, backup_job, definitions, qemu_img, rsync, ssh
+from tasks.drivers.backup_api import Parent, Wishes
+from tasks.drivers.chunks import SUFFIX
 from tasks.drivers.digest import record
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.journal import read_records
+from tasks.drivers.libvirt_host import Host
 from tasks.drivers.progress import reporting
-from tasks.drivers.snaplive import open_window
+from tasks.drivers.snaplive import Window, open_window
 from tasks.drivers.snaplive_evidence import look
 from tasks.drivers.snaplive_settle import close_window
-from tasks.drivers.snaplive_watch import WindowWatch
+from tasks.drivers.space_watch import SpaceWatch
 from tasks.drivers.ssh import Shell
 from tasks.drivers.store import discard, publish, require_space, write_model
 from tasks.drivers.tool_versions import tool_versions
-from tasks.errors import HypervisorError, IntegrityError
+from tasks.errors import GbsError, HypervisorError, IntegrityError
+from tasks.model.definition import Definition
 from tasks.model.domain_xml import Disk, parse_domain
+from tasks.model.image_method import Choice, WantedMethod, choose_method
 from tasks.model.image_policy import due_reason
-from tasks.model.image_taken import Taken
+from tasks.model.image_taken import Taken, TakenDisk
 from tasks.model.inventory import Policy
-from tasks.model.manifest import MANIFEST, DiskRecord, ImageManifest
+from tasks.model.manifest import MANIFEST, DiskRecord, FileRecord, ImageManifest
 from tasks.model.window import PlannedDisk, Step, select_disks
 from tasks.model.window_decision import Power
 from tasks.retryable import retryable
@@ -66,8 +70,21 @@ def stage(definition: Definition, vm: str, image_id: str) -> Path:
     return folder
 
 
+@retryable("choose method", "choose method for {definition.domain.name}", retries=1)
+def choose(definition: Definition, power: Power, wanted: WantedMethod | None) -> Choice:
+    """How the image is taken: as asked for, else as the VM's policy says; its host shows in a trial what it can do."""
+    vm = definition.domain.name
+    wanted = wanted or places.policy_of_vm(vm).image_method
+    if power is not Power.ON or wanted == "snaplive":
+        return choose_method(vm, power, wanted, None)
+    with places.hypervisor(definition.kvm_host) as (host, _):
+        domain = host.domain(definition.domain.uuid)
+        why_not = backup_job.why_unsupported(host, domain, parse_domain(domain.xml()))
+    return choose_method(vm, power, wanted, why_not)
+
+
 @retryable("SnapLive", "take {definition.domain.name} live", retries=1)
-def take_live(definition: Definition, image_id: str, folder: Path) -> Taken:
+def take_live(definition: Definition, image_id: str, folder: Path, reason: str) -> Taken:
     """Snapshot the running VM, copy its disks, commit and pivot: the window closes whatever happens.
 
     One task, so that nothing but the copy stands between snapshot and pivot, and no call to Prefect's API can.
@@ -80,7 +97,7 @@ def take_live(definition: Definition, image_id: str, folder: Path) -> Taken:
         log.info("%s: snapshot of %d disk(s), %s-consistent", vm, len(window.disks), window.consistency)
         began = time.monotonic()
         try:
-            _copy_disks(definition.kvm_host, vm, window.disks, folder, policy, WindowWatch(host, shell, window))
+            _copy_disks(definition.kvm_host, vm, window.disks, folder, policy, _watch(host, shell, window))
         finally:
             copy_s = time.monotonic() - began
             with reporting(log, f"commit {vm}") as progress:
@@ -91,21 +108,40 @@ def take_live(definition: Definition, image_id: str, folder: Path) -> Taken:
         started=started,
         instant=window.instant,
         method="snaplive",
-        method_reason="the VM runs, and SnapLive serves every host since QEMU 2.1",
+        method_reason=reason,
         consistency=window.consistency,
         consistency_reason=window.consistency_reason or "the guest's file systems were frozen for the snapshot",
         window_s=(max(pivoted) - window.instant).total_seconds(),
         copy_s=copy_s,
         frozen_s=window.frozen_s,
         xml=window.plan.xml,
-        disks=window.disks,
+        disks=tuple(_taken(disk) for disk in window.disks),
         tools=tools,
         warnings=window.warnings,
     )
 
 
+@retryable("backup API", "take {definition.domain.name} by the backup API", retries=1)
+def take_backup(definition: Definition, image_id: str, folder: Path, reason: str, *, full: bool = False) -> Taken:
+    """Copy what changed since the VM's last published image, or all of it, from one instant; see `backup_api.take`."""
+    vm, uuid = definition.domain.name, definition.domain.uuid
+    policy, journal = places.policy_of_vm(vm), places.journal(definition.kvm_host, uuid)
+    target, _ = places.kvm_host(definition.kvm_host)
+    wishes = Wishes(
+        full=full, freeze_deadline_s=policy.freeze_deadline_s, transfer_deadline_s=policy.transfer_deadline_s
+    )
+    with places.hypervisor(definition.kvm_host) as (host, shell):
+        return backup_api.take(host, shell, target, journal, uuid, image_id, folder, _parent(vm, uuid), wishes, reason)
+
+
+def _parent(vm: str, uuid: str) -> Parent | None:
+    """The last published image of this very VM."""
+    images = [Parent(*found) for found in places.store().images_of(vm) if found[1].uuid == uuid]
+    return images[0] if images else None
+
+
 @retryable("offline copy", "take {definition.domain.name} offline", retries=1)
-def take_offline(definition: Definition, image_id: str, folder: Path) -> Taken:
+def take_offline(definition: Definition, image_id: str, folder: Path, reason: str) -> Taken:
     """Copy the disks of a VM that is shut off, as they are; HypervisorError when it was started meanwhile."""
     vm, started = definition.domain.name, datetime.now(UTC)
     with places.hypervisor(definition.kvm_host) as (host, shell):
@@ -121,14 +157,14 @@ def take_offline(definition: Definition, image_id: str, folder: Path) -> Taken:
         started=started,
         instant=started,
         method="offline",
-        method_reason="the VM was shut off",
+        method_reason=reason,
         consistency="file-system",
         consistency_reason="the guest was shut off",
         window_s=0,
         copy_s=time.monotonic() - began,
         frozen_s=0,
         xml=xml,
-        disks=disks,
+        disks=tuple(_taken(disk) for disk in disks),
         tools=tools,
     )
 
@@ -148,13 +184,22 @@ def _at_rest(shell: Shell, disk: Disk) -> PlannedDisk:
     )
 
 
+def _watch(host: Host, shell: Shell, window: Window) -> SpaceWatch:
+    folders = [disk.base.rpartition("/")[0] or "/" for disk in window.disks]
+    return SpaceWatch(host, shell, window.plan.vm, window.plan.uuid, folders)
+
+
+def _taken(disk: PlannedDisk) -> TakenDisk:
+    return TakenDisk(disk.target, disk.base, disk.format, disk.format, disk.virtual_size_bytes)
+
+
 def _copy_disks(
     kvm_host: str,
     vm: str,
     disks: Sequence[PlannedDisk],
     folder: Path,
     policy: Policy,
-    watch: WindowWatch | None = None,
+    watch: SpaceWatch | None = None,
 ) -> None:
     target, _ = places.kvm_host(kvm_host)
     for disk in disks:
@@ -162,7 +207,7 @@ def _copy_disks(
             rsync.fetch_file(
                 target,
                 disk.base,
-                folder / disk_file(disk),
+                folder / _taken(disk).file,
                 deadline_s=policy.transfer_deadline_s,
                 on_progress=progress.update,
                 watch=watch,
@@ -170,9 +215,9 @@ def _copy_disks(
 
 
 @retryable("verify disk", "verify {disk.target} of {vm}", retries=0)
-def verify_disk(vm: str, disk: PlannedDisk, folder: Path) -> None:
+def verify_disk(vm: str, disk: TakenDisk, folder: Path) -> None:
     """IntegrityError unless the copied disk is whole, sound and as large as its source."""
-    path, shell = str(folder / disk_file(disk)), LocalShell()
+    path, shell = str(folder / disk.file), LocalShell()
     found = qemu_img.info(shell, path, disk.format)
     qemu_img.require_complete(found)
     if found.virtual_size_bytes != disk.virtual_size_bytes:
@@ -188,7 +233,7 @@ def publish_image(folder: Path, definition: Definition, taken: Taken, vm: str) -
     client = places.inventory().vms.get(vm)
     night = places.store().night_of(client) if client else None
     with reporting(log, f"checksums of the image of {vm}"):
-        files = tuple(record(path, folder) for path in sorted(folder.iterdir()))
+        files = tuple(_file_record(path, folder) for path in sorted(folder.iterdir()))
     manifest = ImageManifest(
         id=taken.id,
         vm=definition.domain.name,
@@ -205,13 +250,17 @@ def publish_image(folder: Path, definition: Definition, taken: Taken, vm: str) -
         copy_s=taken.copy_s,
         frozen_s=taken.frozen_s,
         flavour=night.flavour if night else "",
+        parent=taken.parent,
+        checkpoint=taken.checkpoint,
         disks=tuple(
             DiskRecord(
                 target=disk.target,
-                file=disk_file(disk),
+                file=disk.file,
                 format=disk.format,
-                source=disk.base,
+                source=disk.source,
+                source_format=disk.source_format,
                 virtual_size_bytes=disk.virtual_size_bytes,
+                increment=disk.increment,
             )
             for disk in taken.disks
         ),
@@ -224,12 +273,26 @@ def publish_image(folder: Path, definition: Definition, taken: Taken, vm: str) -
     return manifest
 
 
+def _file_record(path: Path, folder: Path) -> FileRecord:
+    """What proves a file: the listing of its chunks where there is one, made as it was copied, else its sha256."""
+    chunks = path.with_name(path.name + SUFFIX)
+    if chunks.exists():
+        return FileRecord(path=path.name, size_bytes=path.stat().st_size, chunks=chunks.name)
+    return record(path, folder)
+
+
+@retryable("delete old checkpoints", "delete old checkpoints of {vm}", retries=0)
+def delete_old_checkpoints(definition: Definition, image: ImageManifest, vm: str) -> None:
+    """Of our checkpoints, the VM keeps the one of its newest image; what does not go now goes with the next image."""
+    try:
+        with places.hypervisor(definition.kvm_host) as (host, _):
+            domain = host.domain(definition.domain.uuid)
+            backup_job.delete_checkpoints(domain, {image.checkpoint} if image.checkpoint else ())
+    except GbsError as exc:
+        log.warning("VM %s keeps an old checkpoint until its next image: %s", vm, exc)
+
+
 @retryable("discard image", "discard what was copied of {vm}", retries=0)
 def discard_staged(folder: Path, vm: str) -> None:
     """Remove an image that did not become whole."""
     discard(folder, places.store().trash, folder.name)
-
-
-def disk_file(disk: PlannedDisk) -> str:
-    """The file of a disk inside an image."""
-    return f"{disk.target}.{disk.format}"

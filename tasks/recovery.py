@@ -20,7 +20,7 @@ from tasks.model.domain_recovery import rewrite_for_recovery
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory import Probe
 from tasks.model.manifest import DiskRecord, DumpRecord
-from tasks.model.recovery import PlacedDisk, Sources, UpdatedImage
+from tasks.model.recovery import PlacedDisk, Sources, UpdatedImage, working_disks
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def start(sources: Sources, kvm_host: str, disks: Sequence[PlacedDisk]) -> tuple
         name=domain.name,
         uuid=domain.uuid,
         domain_type=domain.type,
-        formats={disk.target: disk.format for disk in sources.image.disks},
+        formats={disk.target: disk.format for disk in working_disks(sources.image)},
     )
     with places.hypervisor(kvm_host) as (host, _):
         host.define(rewritten.xml, domain.name)

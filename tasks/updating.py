@@ -9,17 +9,17 @@ from pathlib import Path
 from tasks import places
 from tasks.drivers import appliance, process, qemu_img
 from tasks.drivers.appliance import MountedBy, UpdateResult
-from tasks.drivers.definitions import Definition
 from tasks.drivers.digest import record
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import read_model, require_space, sync_tree, verify_image, write_model
 from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused
+from tasks.model.definition import Definition
 from tasks.model.facts import Facts
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import new_id
 from tasks.model.night_choice import Night
-from tasks.model.recovery import Sources, UpdatedImage
+from tasks.model.recovery import Sources, UpdatedImage, working_disks
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,13 @@ def copy_image(sources: Sources) -> Path:
     needed = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks)
     require_space(store.root, needed + sources.night.size_bytes // 4, places.reserve_bytes())
     folder.mkdir(parents=True)
-    for disk in sources.image.disks:
+    for disk, wanted in zip(sources.image.disks, working_disks(sources.image), strict=True):
+        source, target = str(sources.image_folder / disk.file), str(folder / wanted.file)
+        argv = ["cp", "--reflink=auto", "--sparse=always", "--", source, target]
+        if wanted.format != disk.format:
+            argv = qemu_img.convert_argv(source, disk.format, target, wanted.format)
         with reporting(log, f"copy {disk.file}"):
-            argv = ["cp", "--reflink=auto", "--sparse=always", "--", str(sources.image_folder / disk.file)]
-            process.run([*argv, str(folder / disk.file)], deadline_s=COPY_DEADLINE_S, name=f"copy of {disk.file}")
+            process.run(argv, deadline_s=COPY_DEADLINE_S, name=f"copy of {disk.file}")
     return folder
 
 
@@ -89,7 +92,7 @@ def update(sources: Sources, folder: Path) -> UpdateResult:
         raise RecoveryRefused(f"VM {sources.vm}", reason, "an image needs all file systems: leave out `paths`")
     if len(sources.image.disks) != 1:
         raise RecoveryRefused(f"VM {sources.vm}", "its image has several disks", "only one is supported for now")
-    disk = sources.image.disks[0]
+    (disk,) = working_disks(sources.image)
     kept = [pattern for pattern in sources.night.excluded if pattern.startswith("/")]
     # Each file system has a lost+found of its own that no backup holds.
     kept += [f"{row.mountpoint.rstrip('/')}/lost+found" for row in systems]
@@ -109,17 +112,18 @@ def update(sources: Sources, folder: Path) -> UpdateResult:
 def finish(sources: Sources, folder: Path, result: UpdateResult) -> UpdatedImage:
     """Check the updated disks with qemu-img, write their checksums and a manifest."""
     shell = LocalShell()
-    for disk in sources.image.disks:
+    disks = working_disks(sources.image)
+    for disk in disks:
         qemu_img.require_complete(qemu_img.info(shell, str(folder / disk.file), disk.format))
         qemu_img.check(shell, str(folder / disk.file), disk.format, deadline_s=COPY_DEADLINE_S)
     with reporting(log, f"checksums of the updated image of {sources.vm}"):
-        files = tuple(record(folder / disk.file, folder) for disk in sources.image.disks)
+        files = tuple(record(folder / disk.file, folder) for disk in disks)
     updated = UpdatedImage(
         vm=sources.vm,
         folder=folder,
         image=sources.image.id,
         night=sources.night.id,
-        disks=sources.image.disks,
+        disks=disks,
         files=files,
         files_changed=result.files_changed,
         files_deleted=result.files_deleted,

@@ -8,29 +8,40 @@ import click
 from flows.cli import terminal
 from tasks.model.names import human_age, human_bytes
 
+METHODS = ("auto", "backup-api", "snaplive", "offline")
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.command("gbs-kvmimg-get", context_settings=HELP)
 @click.argument("vm")
+@click.option("--method", type=click.Choice(METHODS), help="How; without it, as the VM's policy says (auto).")
+@click.option("--full", is_flag=True, help="Copy all of it, also where its changes since the last image would do.")
 @terminal.json_option
-def kvmimg_get_command(vm: str, as_json: bool) -> None:
+def kvmimg_get_command(vm: str, method: Any, full: bool, as_json: bool) -> None:
     """Fetch an image of VM now, found by name or UUID in the backup data of the KVM hosts.
 
-    A running VM is taken live (SnapLive: snapshot, copy, block commit, pivot); one that is shut off is copied as it is.
+    \b
+    auto        the backup API where a trial shows that the host has it, else SnapLive; offline when VM is shut off
+    backup-api  only what changed since the last image travels; the new image is a whole disk all the same
+    snaplive    snapshot, copy, block commit, pivot: serves every host since QEMU 2.1
+    offline     copy a VM that is shut off, as it is
     """
     from flows.kvmimg_get import kvmimg_get as flow
 
-    manifest = flow(vm)
+    manifest = flow(vm, method, full)
     if as_json:
         print(manifest.model_dump_json(indent=1))
         return
     size = sum(file.size_bytes for file in manifest.files)
+    window = f", window {human_age(manifest.window_s)}" if manifest.window_s else ""
     terminal.out.print(
         f"image {manifest.id} of {manifest.vm} from {manifest.kvm_host}: {human_bytes(size)}, {manifest.method}, "
-        f"{manifest.consistency}-consistent, window {human_age(manifest.window_s)}",
+        f"{manifest.consistency}-consistent{window}",
         markup=False,
     )
+    for disk in manifest.disks:
+        if disk.increment:
+            terminal.out.print(f"{disk.target}: {disk.increment}", markup=False)
     for warning in manifest.warnings:
         terminal.out.print(f"warning: {warning}", style="yellow", markup=False)
 

@@ -2,27 +2,16 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.drivers.digest import parse_listing_line, sha256_file
 from tasks.drivers.store import Store
 from tasks.errors import Ambiguous, ConfigError, IntegrityError, NothingToRecover
-from tasks.model.domain_xml import Domain, parse_domain
+from tasks.model.definition import Definition
+from tasks.model.domain_xml import parse_domain
 from tasks.model.manifest import LISTING, NightManifest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Definition:
-    """A VM's definition in a KVM host's overnight copy."""
-
-    kvm_host: str
-    night: str
-    file: Path
-    xml: str
-    domain: Domain
 
 
 def find(store: Store, hosts: Mapping[str, str], vm: str) -> Definition:

@@ -39,7 +39,8 @@ class Finished:
         return self.stdout.decode("utf-8", "surrogateescape")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Between fork and exec: this process gets SIGKILL when the thread that started it ends."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -49,7 +50,7 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen:
         list(argv),
         env={**os.environ, **(env or {})},
         start_new_session=True,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - it calls prctl(2) and nothing that takes a lock
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl(2) and nothing that takes a lock
         **popen,
     )
 

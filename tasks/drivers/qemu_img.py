@@ -31,6 +31,8 @@ class ImageInfo:
     backing_format: str | None = None
     data_file: str | None = None
     encrypted: bool = False
+    keeps_bitmaps: bool = False
+    """It is qcow2 version 3 (compat 1.1), which can keep track of changes."""
 
 
 def program_argv(*words: str) -> list[str]:
@@ -63,6 +65,7 @@ def parse_info(done: Output, path: str, image_format: str) -> ImageInfo:
             backing=found.get("backing-filename"),
             backing_format=found.get("backing-filename-format"),
             data_file=data.get("data-file"),
+            keeps_bitmaps=found["format"] == "qcow2" and data.get("compat") == "1.1",
             encrypted=bool(found.get("encrypted")) or "encrypt" in data,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as exc:

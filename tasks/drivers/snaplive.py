@@ -4,22 +4,20 @@ The caller holds the VM's lock, copies the disks' base images while the window i
 `tasks.drivers.snaplive_settle.close_window` whatever happens.
 """
 
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import libvirt
 
-from tasks.drivers import guest_agent, host_files, qemu_img
-from tasks.drivers.dead_man import armed
+from tasks.drivers import backup_job, host_files, qemu_img
 from tasks.drivers.guest_agent import Consistency
 from tasks.drivers.host_files import FreeSpace
 from tasks.drivers.host_shell import HostShell, run_each
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host, HostDomain
+from tasks.drivers.quiesce import INSTANT_DEADLINE_S, quiesced
 from tasks.drivers.snaplive_settle import abandon_opening
 from tasks.drivers.ssh import Output
 from tasks.errors import DomainBusy, HypervisorError, StoreFull, UnsupportedDisk, WindowOpen
@@ -29,7 +27,6 @@ from tasks.model.window import PlannedDisk, Selection, Step, WindowPlan, overlay
 
 MIN_FREE_BYTES = 1 << 30
 MIN_FREE_INODES = 100
-SNAPSHOT_DEADLINE_S = 60
 SURVEY_DEADLINE_S = 60
 FREEZE_DEADLINE_S = 20
 _FLAGS = (
@@ -82,6 +79,8 @@ def open_window(
     if (left := journal.open_window()) is not None:
         raise WindowOpen(domain.name, "a snapshot", f"run {left.plan.run} did not end")
     _require_idle(domain)
+    # libvirt takes no snapshot of a VM that has checkpoints; the next backup copies its disks whole then.
+    backup_job.delete_checkpoints(domain, ())
     description = parse_domain(domain.xml())
     selection = select_disks(description)
     plan = _plan(shell, domain, selection, run_id, min_free_bytes)
@@ -191,28 +190,21 @@ class _Opening:
 
     def snapshot(self, freeze_deadline_s: int, quiesce: bool) -> Window:
         """Freeze, snapshot, thaw, and prove that each disk is on its overlay."""
-        running = self.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
-        wanted = quiesce and running
-        limit_s = freeze_deadline_s + SNAPSHOT_DEADLINE_S
-        may_freeze = wanted and self.has_channel
-        with armed(self.shell, self.domain, "domfsthaw", limit_s) if may_freeze else nullcontext():
-            began = time.monotonic()
-            frozen = guest_agent.freeze(
-                self.domain, self.journal, has_channel=self.has_channel, wanted=wanted, deadline_s=freeze_deadline_s
-            )
-            try:
-                instant = self._take()
-            finally:
-                if frozen.asked:
-                    guest_agent.thaw(self.domain, self.journal)
-                frozen_s = time.monotonic() - began if frozen.frozen else 0.0
+        with quiesced(
+            self.shell,
+            self.journal,
+            self.domain,
+            has_channel=self.has_channel,
+            deadline_s=freeze_deadline_s,
+            wanted=quiesce,
+        ) as held:
+            instant = self._take()
         self._note_overlays()
-        reason = frozen.reason if running else "the VM is paused"
         warnings = [f"disk {target} is not in the image: {why}" for target, why in self.selection.left_out]
-        if frozen.consistency == "crash":
-            warnings.append(f"the image is only crash-consistent: {reason}")
+        if held.consistency == "crash":
+            warnings.append(f"the image is only crash-consistent: {held.reason}")
         left_out = self.selection.left_out
-        return Window(self.plan, instant, frozen.consistency, reason, frozen_s, left_out, tuple(warnings))
+        return Window(self.plan, instant, held.consistency, held.reason, held.frozen_s, left_out, tuple(warnings))
 
     def _take(self) -> datetime:
         xml = render_snapshot(self.plan, [target for target, _ in self.selection.left_out])
@@ -222,7 +214,7 @@ class _Opening:
 
         with self.journal.step(Step.SNAPSHOT):
             instant = datetime.now(UTC)
-            self.domain.call("snapshot", create, deadline_s=SNAPSHOT_DEADLINE_S)
+            self.domain.call("snapshot", create, deadline_s=INSTANT_DEADLINE_S)
         return instant
 
     def _note_overlays(self) -> None:

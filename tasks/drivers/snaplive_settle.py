@@ -12,7 +12,7 @@ from typing import Any
 
 import libvirt
 
-from tasks.drivers import guest_agent, host_files
+from tasks.drivers import backup_job, guest_agent, host_files
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host, HostDomain
@@ -96,7 +96,10 @@ def reconcile(
     trouble = ""
     if domain is not None:
         trouble = _await_snapshot(window, domain) or _let_go(shell, journal, window, domain)
-    outcomes = _Settling(host, shell, journal, commit_deadline_s, on_progress).run()
+    if window.plan.scratch:
+        outcomes = [_end_backup(shell, window, domain)]
+    else:
+        outcomes = _Settling(host, shell, journal, commit_deadline_s, on_progress).run()
     if trouble:
         outcomes = [
             DiskOutcome(o.vm, o.target, Action.HANDS_OFF, trouble, settled=False, overlay=o.overlay) for o in outcomes
@@ -104,6 +107,20 @@ def reconcile(
     if finish and all(outcome.settled for outcome in outcomes):
         journal.finish()
     return outcomes
+
+
+def _end_backup(shell: HostShell, window: OpenWindow, domain: HostDomain | None) -> DiskOutcome:
+    """End the backup job that a window left; it changed nothing of the VM, but its scratch files grow."""
+    plan, settled, reason = window.plan, True, "its backup job is ended"
+    try:
+        if domain is not None:
+            backup_job.end(shell, domain, plan.scratch)
+        else:
+            host_files.remove(shell, plan.scratch)
+    except HypervisorError as exc:
+        settled, reason = False, f"its backup job could not be ended: {exc.args[-1]}"
+    undo = "" if settled or domain is None else f"virsh --connect {domain.host.local_uri} domjobabort {plan.uuid}"
+    return DiskOutcome(plan.vm, "backup job", Action.UNLINK, reason, settled, plan.scratch[0], undo)
 
 
 def abandon_opening(host: Host, shell: HostShell, journal: Journal) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from tasks.drivers.chunks import read_chunks, verify_chunks
 from tasks.drivers.digest import sha256_file
 from tasks.errors import IntegrityError, StoreError, StoreFull
 from tasks.model.manifest import LISTING, MANIFEST, ImageManifest, NightManifest
@@ -197,15 +198,18 @@ def verify_night(folder: Path, manifest: NightManifest) -> None:
 
 def verify_image(folder: Path, manifest: ImageManifest) -> None:
     """Raise IntegrityError unless every file of the image has its recorded size and sha256."""
-    for file in manifest.files:
+    # The listings of chunks first: they are what the disks are measured by.
+    for file in sorted(manifest.files, key=lambda file: file.chunks is not None):
         path = folder / file.path
         if not path.is_file() or path.stat().st_size != file.size_bytes:
             found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
             raise IntegrityError(str(path), f"{file.size_bytes} bytes", found)
         if path.is_symlink():
             raise IntegrityError(str(path), "a file", "a symbolic link")
-        if (found := sha256_file(path)) != file.sha256:
-            raise IntegrityError(str(path), file.sha256, found)
+        if file.chunks is not None:
+            verify_chunks(path, read_chunks(folder / file.chunks))
+        elif (found := sha256_file(path)) != file.sha256:
+            raise IntegrityError(str(path), str(file.sha256), found)
 
 
 def require_space(folder: Path, needed_bytes: int, reserve_bytes: int) -> None:

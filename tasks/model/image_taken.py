@@ -5,7 +5,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from tasks.model.window import PlannedDisk
+from tasks.model.manifest import ImageMethod
+
+
+@dataclass(frozen=True)
+class TakenDisk:
+    """One disk: where it lay on the KVM host and in which format, the format of its copy, and how it was copied."""
+
+    target: str
+    source: str
+    source_format: Literal["qcow2", "raw"]
+    format: Literal["qcow2", "raw"]
+    virtual_size_bytes: int
+    increment: str = ""
+    """Why its changes were enough, or why all of it was copied."""
+
+    @property
+    def file(self) -> str:
+        """Its file inside the image."""
+        return f"{self.target}.{self.format}"
 
 
 @dataclass(frozen=True)
@@ -15,7 +33,7 @@ class Taken:
     id: str
     started: datetime
     instant: datetime
-    method: Literal["snaplive", "offline"]
+    method: ImageMethod
     method_reason: str
     consistency: Literal["application", "file-system", "crash"]
     consistency_reason: str
@@ -23,7 +41,12 @@ class Taken:
     copy_s: float
     frozen_s: float
     xml: str
-    disks: tuple[PlannedDisk, ...]
+    disks: tuple[TakenDisk, ...]
     tools: Mapping[str, str]
     """Versions of libvirt and QEMU on the KVM host."""
     warnings: tuple[str, ...] = ()
+    parent: str | None = None
+    """The image whose clone this one began as."""
+    checkpoint: str | None = None
+    """libvirt's, which the next increment begins at."""
+    bytes_moved: int = 0

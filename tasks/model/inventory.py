@@ -104,6 +104,9 @@ class PermanentSection(_Section):
 class Policy(_Section):
     """How often, how long, how careful. The default policy suits most clients."""
 
+    image_method: Literal["auto", "backup-api", "snaplive", "offline"] = Field(
+        "auto", description="How images are taken: auto is the backup API where a trial shows it, else SnapLive."
+    )
     image_max_age_days: int = Field(90, ge=1, description="A VM's image older than this is taken again.")
     daily: int = Field(14, ge=2)
     weekly: int = Field(4, ge=0)

@@ -16,6 +16,7 @@ def _inside(path: str) -> str:
     return path
 
 
+ImageMethod = Literal["snaplive", "backup-api", "offline"]
 PathInside = Annotated[str, AfterValidator(_inside)]
 
 
@@ -24,11 +25,21 @@ class _Record(BaseModel):
 
 
 class FileRecord(_Record):
-    """One published file: its path below the manifest's folder, its size and its sha256 (hex)."""
+    """One published file: its path below the manifest's folder, its size, and its sha256 (hex) or a listing of them.
+
+    `chunks` names the file with the sha256 of each chunk (`tasks.drivers.chunks`), which is itself listed with its own.
+    """
 
     path: PathInside
     size_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    chunks: PathInside | None = None
+
+    @model_validator(mode="after")
+    def _has_one_proof(self) -> Self:
+        if (self.sha256 is None) == (self.chunks is None):
+            raise ValueError(f"{self.path}: either a sha256 or a listing of chunks")
+        return self
 
 
 class DumpRecord(_Record):
@@ -66,13 +77,17 @@ class NightManifest(_Record):
 
 
 class DiskRecord(_Record):
-    """One disk of an image: libvirt's target, the file that holds it, its format and where it lay on the KVM host."""
+    """One disk of an image: libvirt's target, the file that holds it, its format, where it lay on the KVM host."""
 
     target: str
     file: PathInside
     format: Literal["qcow2", "raw"]
     source: str
+    source_format: Literal["qcow2", "raw"] | None = None
+    """What it was in on the host; None when it was the image's format."""
     virtual_size_bytes: int = Field(gt=0)
+    increment: str = ""
+    """Why its changes were enough, or why all of it was copied."""
 
 
 class ImageManifest(_Record):
@@ -87,7 +102,7 @@ class ImageManifest(_Record):
     ended: AwareDatetime
     instant: AwareDatetime
     """When the disks were as they are in this image."""
-    method: Literal["snaplive", "backup-api", "offline"]
+    method: ImageMethod
     method_reason: str
     consistency: Literal["application", "file-system", "crash"]
     consistency_reason: str
@@ -97,6 +112,9 @@ class ImageManifest(_Record):
     frozen_s: float = Field(ge=0)
     flavour: str = ""
     parent: str | None = None
+    """The image whose clone this one began as, when only changes were copied."""
+    checkpoint: str | None = None
+    """The checkpoint in libvirt that the next increment begins at."""
     disks: tuple[DiskRecord, ...]
     files: tuple[FileRecord, ...]
     warnings: tuple[str, ...] = ()
@@ -104,7 +122,9 @@ class ImageManifest(_Record):
 
     @model_validator(mode="after")
     def _disks_have_checksums(self) -> Self:
+        listed = {file.path for file in self.files if file.sha256}
         unlisted = {disk.file for disk in self.disks} - {file.path for file in self.files}
+        unlisted |= {file.chunks for file in self.files if file.chunks} - listed
         if unlisted:
-            raise ValueError(f"no checksum of the disk file {min(unlisted)!r}")
+            raise ValueError(f"no checksum of the file {min(unlisted)!r}")
         return self

@@ -26,6 +26,15 @@ class Sources(_Frozen):
     night: NightManifest
 
 
+def working_disks(image: ImageManifest) -> tuple[DiskRecord, ...]:
+    """The disks of an image as a working copy has them: in the formats that the VM had, so that thin stays thin."""
+    return tuple(
+        disk.model_copy(update={"format": was, "file": f"{disk.target}.{was}"})
+        for disk in image.disks
+        for was in (disk.source_format or disk.format,)
+    )
+
+
 class UpdatedImage(_Frozen):
     """A copy of an image with a night's files in it, ready to be sent to a KVM host."""
 

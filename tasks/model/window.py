@@ -25,6 +25,7 @@ class Step(StrEnum):
     FREEZE = "FREEZE"
     SNAPSHOT = "SNAPSHOT"
     THAW = "THAW"
+    BACKUP = "BACKUP"
     COPY = "COPY"
     VERIFY = "VERIFY"
     COMMIT = "COMMIT"
@@ -70,8 +71,8 @@ class WindowPlan(_Frozen):
     """Of the KVM host: a freeze does not outlive it."""
     xml: str
     disks: tuple[PlannedDisk, ...]
-    checkpoint: str | None = None
-    parent: str | None = None
+    scratch: tuple[str, ...] = ()
+    """The files of a backup job of ours on the host; such a window has no overlays."""
 
 
 class Record(_Frozen):
@@ -144,8 +145,8 @@ class Selection:
     left_out: tuple[tuple[str, str], ...]
 
 
-def select_disks(domain: Domain) -> Selection:
-    """The disks of a running VM that an external snapshot can take.
+def select_disks(domain: Domain, *, overlays: bool = True) -> Selection:
+    """The disks of a VM that can be taken; with `overlays`, by external snapshots.
 
     Raises WindowOpen when one is on an overlay of ours, UnsupportedDisk for what cannot be taken yet, or when none can.
     """
@@ -155,7 +156,7 @@ def select_disks(domain: Domain) -> Selection:
             raise WindowOpen(domain.name, "a snapshot", f"disk {disk.target} is on the overlay of run {run}")
         reason = _left_out(disk)
         if reason is None:
-            _require_supported(domain.name, disk)
+            _require_supported(domain.name, disk, overlays)
             taken.append(disk)
         else:
             left_out.append((disk.target, reason))
@@ -179,13 +180,16 @@ def _left_out(disk: Disk) -> str | None:
     return None
 
 
-def _require_supported(vm: str, disk: Disk) -> None:
+def _require_supported(vm: str, disk: Disk, overlays: bool) -> None:
     for refused, reason in (
         (disk.device != "disk", f"its device is {disk.device!r}; only plain disks can have an overlay"),
         (disk.type != "file", f"its source is of type {disk.type!r}; only files are supported for now"),
         (disk.encrypted, "it is encrypted by libvirt"),
         (disk.format not in ("qcow2", "raw"), f"its format is {disk.format!r}; qcow2 and raw are supported"),
-        (bool(disk.backing), f"it has a backing file ({', '.join(disk.backing)}); chains are not supported yet"),
+        (
+            overlays and bool(disk.backing),
+            f"it has a backing file ({', '.join(disk.backing)}); chains are not supported yet",
+        ),
         (not (disk.source or "").startswith("/"), f"its path {disk.source!r} is not absolute"),
     ):
         if refused:

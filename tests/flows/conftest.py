@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tasks.drivers import process
+
 if TYPE_CHECKING:
     from tests.flows.fake_site import FakeSite  # imports Prefect, which must wait for its settings
 
@@ -112,6 +114,7 @@ def prefect_api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C ends the tests first, then the server
+            preexec_fn=process.die_with_parent,  # noqa: PLW1509 - it calls prctl(2) and nothing that takes a lock
         )
     try:
         from prefect.context import refresh_global_settings_context  # 2 s, while the server starts

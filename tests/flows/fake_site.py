@@ -15,7 +15,7 @@ import yaml
 from prefect import Task
 
 from tasks import files, images, nights, places, points, preparation, recovery, reports, updating, windows
-from tasks.drivers import databases, facts, libvirt_host, rsnapshot, rsync, ssh
+from tasks.drivers import backup_job, databases, facts, libvirt_host, rsnapshot, rsync, ssh
 from tasks.drivers.journal import Journal
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive import Window
@@ -142,7 +142,11 @@ class FakeSite:
     def hypervisor(self, target: SshTarget, uri: str) -> Iterator[object]:
         """Stands for libvirt_host.connect."""
         self.call("libvirt", target.name)
-        yield types.SimpleNamespace(name=target.name, versions=lambda: {"libvirt": "9.0.0", "qemu": "7.2.0"})
+        yield types.SimpleNamespace(
+            name=target.name,
+            domain=lambda _: types.SimpleNamespace(xml=lambda: DOMAIN_XML),
+            versions=lambda: {"libvirt": "9.0.0", "qemu": "7.2.0"},
+        )
 
     def facts(self, shell: "FakeShell", now: datetime) -> Facts:
         """Stands for facts.collect."""
@@ -246,6 +250,7 @@ class FakeSite:
         patch.setattr(rsync, "fetch_file", self.fetch)
         patch.setattr(rsnapshot, "sync", self._noting("sync", rsnapshot.sync))
         patch.setattr(rsnapshot, "rotate", self._noting("rotate", rsnapshot.rotate))
+        patch.setattr(backup_job, "why_unsupported", lambda *_: "it is a fake")
         patch.setattr(images, "open_window", self.open_window)
         patch.setattr(images, "close_window", self.close_window)
         patch.setattr(windows, "open_window", self.open_window)

@@ -15,6 +15,7 @@ from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
 from tasks.model.ssh_target import SshTarget
 from tests.lab.kvm_host import KvmHost
+from tests.lab.leftovers import LABS, sweep
 from tests.lab.snaplive_guest import Guests
 from tests.lab.sshd import make_key
 from tests.lab.tiny_guest import TinyGuest
@@ -22,10 +23,16 @@ from tests.lab.tiny_guest import TinyGuest
 _names = (f"snap{number}" for number in itertools.count(1))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_leftovers() -> None:
+    """Nothing of a run that was killed runs on beside this one."""
+    sweep()
+
+
 @pytest.fixture(scope="session")
 def lab_folder() -> Iterator[Path]:
     """A folder that QEMU's user can reach, removed at the end."""
-    folder = Path(f"/var/lib/gbs-lab/test-{os.getpid()}")
+    folder = LABS / f"test-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

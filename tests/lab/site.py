@@ -37,6 +37,8 @@ class Site:
                     "known_hosts_file": str(self.lab.known_hosts),
                 }
             },
+            # What every host can do; the backup API has tests of its own.
+            "policies": {"default": {"image_method": "snaplive"}},
             "kvm_hosts": {
                 "kvm1": {"address": "127.0.0.1", "port": self.lab.kvm1.ssh_port, "paths": ["/etc"]},
             },

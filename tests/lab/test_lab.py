@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.kvm_host import KvmHost
+from tests.lab.leftovers import LABS, sweep
 from tests.lab.sshd import make_key
 from tests.lab.tiny_guest import TinyGuest, last_record
 
@@ -80,3 +81,14 @@ def test_second_host_sees_nothing_of_the_first(host: KvmHost, tmp_path: Path) ->
         assert other.run(["hostname"]).stdout.strip() == "lab-test2"
     finally:
         other.remove()
+
+
+def test_lab_of_a_run_that_was_killed_is_swept(tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    folder = LABS / f"test-swept-{killed.pid}"
+    host = KvmHost("gone1", folder / "hosts/gone1", make_key(tmp_path / "key", "swept"))
+    host.start()
+    sweep()
+    assert not host.running()
+    assert not folder.exists()

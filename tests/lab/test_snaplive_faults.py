@@ -17,8 +17,9 @@ from tasks.drivers import libvirt_host
 from tasks.drivers.dead_man import armed
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
+from tasks.drivers.snaplive import Window
 from tasks.drivers.snaplive_settle import close_window, reconcile
-from tasks.drivers.snaplive_watch import WindowWatch
+from tasks.drivers.space_watch import SpaceWatch
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, HypervisorError, LeftBehind, Unreachable
 from tasks.model.domain_recovery import rewrite_for_recovery
@@ -132,6 +133,12 @@ def small_folder(kvm_host: KvmHost) -> Iterator[str]:
     kvm_host.run(["umount", "-l", folder])
 
 
+def _watch(host: Host, shell: Shell, window: Window, min_free_bytes: int) -> SpaceWatch:
+    folders = [disk.base.rpartition("/")[0] for disk in window.disks]
+    plan = window.plan
+    return SpaceWatch(host, shell, plan.vm, plan.uuid, folders, min_free_bytes=min_free_bytes, every_s=0)
+
+
 def test_vm_stopped_by_a_full_overlay_goes_on_after_the_close(
     host: Host, shell: Shell, guests: Guests, folder: Path, small_folder: str
 ) -> None:
@@ -146,16 +153,16 @@ def test_vm_stopped_by_a_full_overlay_goes_on_after_the_close(
     guest.host.virsh("start", guest.name)
     journal = journal_of(host, folder, guest)
     window = opened(host, shell, journal, guest)
-    WindowWatch(host, shell, window, min_free_bytes=1 << 20, every_s=0)()
+    _watch(host, shell, window, min_free_bytes=1 << 20)()
     with pytest.raises(HypervisorError, match="left on kvm1"):
-        WindowWatch(host, shell, window, min_free_bytes=1 << 30, every_s=0)()
+        _watch(host, shell, window, min_free_bytes=1 << 30)()
     guest.host.run(["sh", "-c", f"cat /dev/zero >{small_folder}/filler 2>/dev/null; true"])
     end = time.monotonic() + 60
     while guest.host.virsh("domstate", guest.name, "--reason").strip() != "paused (I/O error)":
         assert time.monotonic() < end
         time.sleep(0.2)
     with pytest.raises(HypervisorError, match="I/O error"):
-        WindowWatch(host, shell, window, min_free_bytes=1, every_s=0)()
+        _watch(host, shell, window, min_free_bytes=1)()
     outcomes = close_window(host, shell, journal)
     assert all(outcome.settled for outcome in outcomes)
     assert guest.host.virsh("domstate", guest.name).strip() == "running"

@@ -7,6 +7,7 @@ Prefect's API as its run form does.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import urllib.request
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -303,6 +305,68 @@ def test_kvmsnap_create_then_purge_puts_the_vm_back_on_its_base(world: Demo, nig
     purged = gbs(world, "kvmsnap-purge")
     assert purged.returncode == 0, purged.stderr[-3000:]
     require_settled(world)
+
+
+def _define_copy(demo: Demo, image: Path) -> None:
+    """A VM web9, made from web1's definition, whose disk is a copy of the raw file `image`; it has no network."""
+    disk = demo.lab.kvm1.images / "web9.raw"
+    subprocess.run(["cp", "--sparse=always", str(image), str(disk)], check=True)
+    root = ET.fromstring(demo.lab.kvm1.virsh("dumpxml", "--inactive", "web1"))
+    root.remove(_element(root, "uuid"))
+    _element(root, "name").text = "web9"
+    devices = _element(root, "devices")
+    for interface in devices.findall("interface"):
+        devices.remove(interface)
+    _element(root, "devices/disk/driver").set("type", "raw")
+    _element(root, "devices/disk/source").set("file", "/var/lib/libvirt/images/web9.raw")
+    demo.lab.kvm1.virsh("define", "/dev/stdin", input_text=ET.tostring(root, encoding="unicode"))
+
+
+def _element(root: ET.Element, path: str) -> ET.Element:
+    found = root.find(path)
+    assert found is not None, path
+    return found
+
+
+def _agent(demo: Demo, vm: str, command: str, **arguments: Any) -> Any:
+    """What the guest agent of a VM answers; None while it does not."""
+    asked = json.dumps({"execute": command, "arguments": arguments})
+    done = demo.lab.kvm1.run(["virsh", "-q", "qemu-agent-command", "--timeout", "5", vm, asked], check=False)
+    return json.loads(done.stdout)["return"] if done.returncode == 0 else None
+
+
+def test_increment_of_the_backup_api_boots_with_what_was_written_last(world: Demo, nights: Nights) -> None:
+    taken = []
+    for number in (1, 2):
+        world.lab.web1.run(f"echo {number} >/srv/increment && sync")
+        done = gbs(world, "kvmimg-get", "web1", "--method", "backup-api", "--json")
+        assert done.returncode == 0, done.stderr[-3000:]
+        taken.append(json.loads(done.stdout))
+        require_settled(world)
+    full, increment = taken
+    assert (increment["method"], increment["consistency"]) == ("backup-api", "file-system")
+    assert increment["parent"] == full["id"]
+    assert increment["disks"][0]["increment"] == f"its changes since image {full['id']}"
+    folder = world.site.store / "images/kvm1/web1" / increment["id"]
+    _define_copy(world, folder / "vda.raw")
+    virsh = world.lab.kvm1.virsh
+    virsh("start", "web9")
+    try:
+        ends_at = time.monotonic() + 600
+        while _agent(world, "web9", "guest-ping") is None:
+            assert time.monotonic() < ends_at
+            time.sleep(2)
+        handle = _agent(world, "web9", "guest-file-open", path="/srv/increment")
+        read = _agent(world, "web9", "guest-file-read", handle=handle)
+        assert base64.b64decode(read["buf-b64"]) == b"2\n"
+    finally:
+        virsh("destroy", "web9")
+        virsh("undefine", "web9")
+        (world.lab.kvm1.images / "web9.raw").unlink()
+    # A VM with checkpoints takes no snapshot: ours go first.
+    assert gbs(world, "kvmimg-get").returncode == 0
+    require_settled(world)
+    assert virsh("checkpoint-list", "web1", "--name").split() == []
 
 
 # FREEZE: the guest is frozen, or just about to be; nobody of ours is left who would thaw it.

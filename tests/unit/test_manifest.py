@@ -98,4 +98,4 @@ class TestWhole:
 def test_image_manifest_with_disk_without_checksum_is_refused() -> None:
     values = json.loads(image_manifest().model_dump_json())
     values["files"] = []
-    assert "no checksum of the disk file 'vda.qcow2'" in refused(ImageManifest, values)
+    assert "no checksum of the file 'vda.qcow2'" in refused(ImageManifest, values)

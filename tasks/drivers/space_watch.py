@@ -1,7 +1,8 @@
-"""An open window is watched while its disks are copied: it has to end before the overlays' room does."""
+"""A VM is watched while its disks are copied: overlays and scratch files grow, and their room must not run out."""
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import libvirt
@@ -9,12 +10,11 @@ import libvirt
 from tasks.drivers import host_files
 from tasks.drivers.host_shell import HostShell, run_each
 from tasks.drivers.libvirt_host import Host
-from tasks.drivers.snaplive import Window
 from tasks.errors import GbsError, HypervisorError
 from tasks.model.names import human_bytes
 
 MIN_FREE_BYTES = 256 << 20
-"""Less room than this for overlays, and the copy is given up: what is committed then needs some of it."""
+"""Less room than this, and the copy is given up: what is committed then needs some of it."""
 EVERY_S = 10.0
 _DEADLINE_S = 60
 _IO_ERROR = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
@@ -22,16 +22,18 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class WindowWatch:
-    """Called as often as you like while a window is open, it looks every `every_s` and raises when the window must end.
+class SpaceWatch:
+    """Called as often as you like while a copy runs, it looks every `every_s` and raises when the copy must end.
 
-    HypervisorError then says why: the overlays' room runs out, or the VM has stopped for want of it. Such a VM goes on
-    by itself once its window is closed; no write of the guest is lost.
+    HypervisorError then says why: the room in one of `folders` of the host runs out, or the VM has stopped for want of
+    it. Such a VM goes on once its window is closed; no write of the guest is lost.
     """
 
     host: Host
     shell: HostShell
-    window: Window
+    vm: str
+    uuid: str
+    folders: Sequence[str]
     min_free_bytes: int = MIN_FREE_BYTES
     every_s: float = EVERY_S
     _looked: float = field(default_factory=time.monotonic)
@@ -43,25 +45,25 @@ class WindowWatch:
             reason = self._reason_to_end()
         except GbsError as exc:
             # A host that cannot be asked now is no reason to throw the copy away: its own end will tell.
-            _log.warning("VM %s: its window could not be looked at: %s", self.window.plan.vm, exc)
+            _log.warning("VM %s could not be looked at: %s", self.vm, exc)
             reason = None
         self._looked = time.monotonic()
         if reason is not None:
-            raise HypervisorError(self.window.plan.vm, "a live copy", reason)
+            raise HypervisorError(self.vm, "a live copy", reason)
 
     def _reason_to_end(self) -> str | None:
-        plan = self.window.plan
-        domain = self.host.find_uuid(plan.uuid)
+        domain = self.host.find_uuid(self.uuid)
         if domain is None:
             return "the VM is not defined any more"
         if domain.state() == _IO_ERROR:
-            return "the VM was stopped by an I/O error: the file system of its overlays may be full"
-        folders = sorted({disk.base.rpartition("/")[0] or "/" for disk in plan.disks})
+            return "the VM was stopped by an I/O error: a file system of its host may be full"
+        folders = sorted(set(self.folders))
         answers = run_each(
             self.shell, [host_files.free_space_argv(folder) for folder in folders], deadline_s=_DEADLINE_S
         )
         for folder, answer in zip(folders, answers, strict=True):
             left = host_files.parse_free_space(answer, folder)
             if left.size_bytes < self.min_free_bytes:
-                return f"only {human_bytes(left.size_bytes)} are left on {self.host.name}:{folder} for overlays"
+                room = human_bytes(left.size_bytes)
+                return f"only {room} are left on {self.host.name}:{folder} for its overlays or scratch files"
         return None

@@ -1,0 +1,337 @@
+"""A VM's disks by the backup API: libvirt freezes an instant of all of them and serves it over NBD while the VM runs.
+
+Only what changed since the last published image travels; the new image begins as that image's clone and is a whole
+disk again. Whatever stands against an increment makes the disk be copied whole, with the reason.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import libvirt
+
+from tasks.drivers import backup_job, host_files, nbd, process, qemu_img
+from tasks.drivers.backup_job import SCRATCH_MARK
+from tasks.drivers.chunks import SUFFIX
+from tasks.drivers.host_shell import HostShell, run_each
+from tasks.drivers.journal import Journal
+from tasks.drivers.libvirt_host import Host, HostDomain
+from tasks.drivers.progress import reporting
+from tasks.drivers.quiesce import INSTANT_DEADLINE_S, Quiesced, quiesced
+from tasks.drivers.snaplive_settle import abandon_opening
+from tasks.drivers.space_watch import SpaceWatch
+from tasks.drivers.ssh_forward import forwarded
+from tasks.errors import DomainBusy, GbsError, HypervisorError, StoreFull
+from tasks.model.backup_xml import BackupDisk, bitmap_of, render_backup, render_checkpoint
+from tasks.model.domain_xml import parse_domain
+from tasks.model.image_taken import Taken, TakenDisk
+from tasks.model.increment import DiskNow, DiskPlan, checkpoint_name, plan_increment
+from tasks.model.manifest import ImageManifest
+from tasks.model.ssh_target import SshTarget
+from tasks.model.window import Selection, Step, WindowPlan, select_disks
+
+MIN_FREE_BYTES = 1 << 30
+SURVEY_DEADLINE_S = 60
+CLONE_DEADLINE_S = 6 * 3600
+_FOLDER = 'for folder in /var/lib/libvirt/qemu/domain-"$1"-*; do [ -d "$folder" ] && printf %s "$folder" && break; done'
+_DISK_IN_ERROR = re.compile(r"disk '?([a-z0-9]+)'?")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The last published image of the VM and where it lies."""
+
+    folder: Path
+    image: ImageManifest
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How a backup is to be taken."""
+
+    full: bool = False
+    freeze_deadline_s: int = 20
+    transfer_deadline_s: float = 6 * 3600
+    min_free_bytes: int = MIN_FREE_BYTES
+
+
+def take(
+    host: Host,
+    shell: HostShell,
+    target: SshTarget,
+    journal: Journal,
+    uuid: str,
+    image_id: str,
+    folder: Path,
+    parent: Parent | None,
+    wishes: Wishes,
+    reason: str = "",
+) -> Taken:
+    """Copy the disks of a running VM, as of one instant, into `folder`: raw files with listings of their chunks.
+
+    `reason` says why by this method.
+
+    The VM's lock is held, its journal has no open window. Raises DomainBusy for somebody else's job, StoreFull when the
+    host has no room for scratch files, UnsupportedDisk, CommandFailed. Whatever it raises, the job is ended, the guest
+    thawed and the checkpoint gone, or the journal is unfinished and `reconcile` will see to it.
+    """
+    domain, started = host.domain(uuid), datetime.now(UTC)
+    backup = _Backup(host, shell, journal, domain, image_id, folder, parent, wishes)
+    backup_job.end(shell, domain, [])  # refuses a job of somebody else
+    backup_job.delete_checkpoints(domain, backup.kept)
+    backup.survey()
+    backup.plan()
+    try:
+        instant, held = backup.begin()
+        copy_began = time.monotonic()
+        moved = backup.pull(target)
+        copy_s = time.monotonic() - copy_began
+    except BaseException:
+        backup.abandon()
+        raise
+    backup.finish()
+    warnings = [f"disk {name} is not in the image: {why}" for name, why in backup.selection.left_out]
+    if held.consistency == "crash":
+        warnings.append(f"the image is only crash-consistent: {held.reason}")
+    increments = any(plan.since for plan in backup.plans.values())
+    return Taken(
+        id=image_id,
+        started=started,
+        instant=instant,
+        method="backup-api",
+        method_reason=reason,
+        consistency=held.consistency,
+        consistency_reason=held.reason or "the guest's file systems were frozen for the instant of the backup",
+        window_s=0,
+        copy_s=copy_s,
+        frozen_s=held.frozen_s,
+        xml=domain.inactive_xml() or domain.xml(),
+        disks=tuple(backup.taken()),
+        tools=host.versions(),
+        warnings=tuple(warnings),
+        parent=parent.image.id if parent and increments else None,
+        checkpoint=backup.checkpoint,
+        bytes_moved=moved,
+    )
+
+
+class _Backup:
+    """One backup: what is known of the disks, how each is copied, and the job."""
+
+    def __init__(
+        self,
+        host: Host,
+        shell: HostShell,
+        journal: Journal,
+        domain: HostDomain,
+        image_id: str,
+        folder: Path,
+        parent: Parent | None,
+        wishes: Wishes,
+    ) -> None:
+        self.host, self.shell, self.journal, self.domain = host, shell, journal, domain
+        self.image_id, self.folder, self.parent, self.wishes = image_id, folder, parent, wishes
+        self.description = parse_domain(domain.xml())
+        self.selection: Selection = select_disks(self.description, overlays=False)
+        self.disks: list[DiskNow] = []
+        self.plans: dict[str, DiskPlan] = {}
+        self.checkpoint: str | None = None
+        self.socket = ""
+
+    @property
+    def kept(self) -> set[str]:
+        """The checkpoint that must stay: that of the last published image."""
+        published = self.parent.image.checkpoint if self.parent else None
+        return {published} if published else set()
+
+    # Before the job.
+
+    def survey(self) -> None:
+        """Ask the host about the disks in one round trip: sizes, whether they keep bitmaps, room for scratch files."""
+        state, _ = self.domain.state()
+        if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED):
+            raise HypervisorError(self.domain.name, "a backup", "the VM does not run; take its image offline")
+        running = self.domain.call("ask for its number", lambda handle: int(handle.ID()))
+        commands: list[Sequence[str]] = [["sh", "-c", _FOLDER, "sh", str(running)], host_files.BOOT_ID_ARGV]
+        for disk in self.selection.taken:
+            commands.append(qemu_img.info_argv(str(disk.source), str(disk.format), shared=True))
+            commands.append(host_files.free_space_argv(_folder_of(str(disk.source))))
+        qemu_folder, boot_id, *answers = run_each(self.shell, commands, deadline_s=SURVEY_DEADLINE_S)
+        if not qemu_folder.stdout:
+            raise HypervisorError(self.domain.name, "a backup", "libvirt's folder of the running VM was not found")
+        self.socket, self.boot_id = f"{qemu_folder.stdout}/gbs-{self.image_id}", boot_id.stdout.strip()
+        for index, disk in enumerate(self.selection.taken):
+            source = str(disk.source)
+            found = qemu_img.parse_info(answers[2 * index], source, str(disk.format))
+            free = host_files.parse_free_space(answers[2 * index + 1], source)
+            if free.size_bytes < self.wishes.min_free_bytes:
+                where = f"{_folder_of(source)} (scratch files of VM {self.domain.name})"
+                raise StoreFull(where, self.wishes.min_free_bytes, free.size_bytes)
+            self.disks.append(DiskNow(disk.target, source, found.virtual_size_bytes, found.keeps_bitmaps))
+
+    def plan(self) -> None:
+        """Decide for each disk, and lay out its file: a clone of the parent's, or an empty one."""
+        parent = self.parent.image if self.parent else None
+        known = backup_job.checkpoints(self.domain)
+        self.plans = dict(plan_increment(parent, self.disks, known, full=self.wishes.full))
+        for disk in self.disks:
+            self._lay_out(disk)
+        if any(disk.bitmaps for disk in self.disks):
+            self.checkpoint = checkpoint_name(self.image_id)
+
+    def _lay_out(self, disk: DiskNow) -> None:
+        file = self.folder / f"{disk.target}.raw"
+        file.unlink(missing_ok=True)
+        if self.parent is None or self.plans[disk.target].since is None:
+            file.touch()
+            return
+        with reporting(log, f"clone {disk.target} of image {self.parent.image.id}"):
+            argv = ["cp", "--reflink=auto", "--sparse=always", "--", str(self.parent.folder / file.name), str(file)]
+            process.run(argv, deadline_s=CLONE_DEADLINE_S, name=f"clone of {file.name}")
+
+    # The job.
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """The scratch files on the host, beside the disks."""
+        return tuple(f"{disk.source}{SCRATCH_MARK}{self.image_id}" for disk in self.disks)
+
+    def begin(self) -> tuple[datetime, Quiesced]:
+        """Begin the job at one instant of the guest; a disk whose changes libvirt cannot give is copied whole."""
+        self._announce()
+        while True:
+            try:
+                return self._begin_once()
+            except DomainBusy:
+                raise
+            except HypervisorError as exc:
+                self._fall_back(exc)
+
+    def _announce(self) -> None:
+        plan = WindowPlan(
+            run=self.image_id,
+            vm=self.domain.name,
+            uuid=self.domain.uuid,
+            boot_id=self.boot_id,
+            xml=self.domain.inactive_xml() or "",
+            disks=(),
+            scratch=self.scratch,
+        )
+        self.journal.append(Step.PREPARE, plan=plan)
+
+    def _begin_once(self) -> tuple[datetime, Quiesced]:
+        left_out = [target for target, _ in self.selection.left_out]
+        disks = [
+            BackupDisk(disk.target, scratch, self.plans[disk.target].since)
+            for disk, scratch in zip(self.disks, self.scratch, strict=True)
+        ]
+        backup = render_backup(self.socket, disks, left_out)
+        checkpoint = None
+        if self.checkpoint:
+            tracked = [disk.target for disk in self.disks if disk.bitmaps]
+            others = [*left_out, *(disk.target for disk in self.disks if not disk.bitmaps)]
+            checkpoint = render_checkpoint(self.checkpoint, tracked, others)
+        with (
+            quiesced(
+                self.shell,
+                self.journal,
+                self.domain,
+                has_channel=self.description.guest_agent,
+                deadline_s=self.wishes.freeze_deadline_s,
+            ) as held,
+            self.journal.step(Step.BACKUP),
+        ):
+            instant = datetime.now(UTC)
+            self.domain.call(
+                "begin a backup",
+                lambda handle: handle.backupBegin(backup, checkpoint, 0),
+                deadline_s=INSTANT_DEADLINE_S,
+            )
+        return instant, held
+
+    def _fall_back(self, refused: HypervisorError) -> None:
+        """Plan to copy whole what libvirt cannot give the changes of: the disk it names, else all; raise if none is."""
+        reason = str(refused.args[-1])
+        left = [disk for disk in self.disks if self.plans[disk.target].since]
+        if not left:
+            raise refused
+        named = [disk for disk in left if disk.target in _DISK_IN_ERROR.findall(reason)]
+        for disk in named or left:
+            self.plans[disk.target] = DiskPlan(None, f"libvirt could not give its changes: {reason}")
+            self._lay_out(disk)
+            log.warning("VM %s: disk %s is copied whole: %s", self.domain.name, disk.target, reason)
+
+    def pull(self, target: SshTarget) -> int:
+        """Copy each disk; the bytes that travelled."""
+        watch = SpaceWatch(
+            self.host, self.shell, self.domain.name, self.domain.uuid, [_folder_of(disk.source) for disk in self.disks]
+        )
+        with self._reachable(target) as socket:
+            return sum(self._pull(disk, socket, watch) for disk in self.disks)
+
+    def _pull(self, disk: DiskNow, socket: Path, watch: Callable[[], None]) -> int:
+        file, plan = self.folder / f"{disk.target}.raw", self.plans[disk.target]
+        chunks = file.with_name(file.name + SUFFIX)
+        since = self.parent.folder / chunks.name if self.parent and plan.since else None
+        with reporting(log, f"copy {self.domain.name} {disk.target}") as progress:
+            return nbd.pull(
+                socket,
+                disk.target,
+                file,
+                disk.virtual_size_bytes,
+                bitmap=bitmap_of(disk.target) if plan.since else None,
+                chunks=chunks,
+                parent_chunks=since,
+                deadline_s=self.wishes.transfer_deadline_s,
+                on_progress=progress.update,
+                watch=watch,
+            )
+
+    @contextmanager
+    def _reachable(self, target: SshTarget) -> Iterator[Path]:
+        """The job's socket on this machine, by a plain name on the host: VM names may hold what ssh would expand."""
+        link = f"/run/gbs-{self.image_id}-{self.domain.uuid}"
+        self.shell.run(["ln", "-sfT", "--", self.socket, link], deadline_s=SURVEY_DEADLINE_S)
+        try:
+            with forwarded(target, link) as socket:
+                yield socket
+        finally:
+            self.shell.run(["rm", "-f", "--", link], deadline_s=SURVEY_DEADLINE_S, check=False)
+
+    def finish(self) -> None:
+        """End the job; the checkpoint stays for the next increment."""
+        backup_job.end(self.shell, self.domain, self.scratch)
+        self.journal.finish()
+
+    def abandon(self) -> None:
+        """End the job and take the checkpoint back; what cannot be done now is left to `reconcile` and the next run."""
+        abandon_opening(self.host, self.shell, self.journal)
+        try:
+            backup_job.delete_checkpoints(self.domain, self.kept)
+        except GbsError as exc:
+            log.warning("VM %s: a checkpoint of ours stays until its next image: %s", self.domain.name, exc)
+
+    def taken(self) -> list[TakenDisk]:
+        """What was copied."""
+        formats: Mapping[str, str | None] = {disk.target: disk.format for disk in self.selection.taken}
+        return [
+            TakenDisk(
+                target=disk.target,
+                source=disk.source,
+                source_format="raw" if formats[disk.target] == "raw" else "qcow2",
+                format="raw",
+                virtual_size_bytes=disk.virtual_size_bytes,
+                increment=self.plans[disk.target].reason,
+            )
+            for disk in self.disks
+        ]
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0] or "/"

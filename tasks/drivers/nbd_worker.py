@@ -1,0 +1,232 @@
+"""The child process that copies one export of a QEMU's NBD server into a raw file: JSON request in, JSON lines out.
+
+A full copy writes what is allocated into an empty file, an incremental one what the bitmap calls dirty into a clone of
+the parent. Both leave the sha256 of every chunk that they touched, made from the bytes that came over the wire.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbd
+
+from tasks.drivers.chunks import CHUNK_BYTES, digest_of, read_chunks, write_chunks
+from tasks.errors import GbsError
+
+CONNECTIONS = 3
+ALLOCATION = "base:allocation"
+_STATE_ZERO = 2
+"""Of base:allocation: reads as zero. https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md"""
+_DIRTY = 1
+"""Of qemu:dirty-bitmap:*."""
+_STATUS_BYTES = 1 << 30
+_PIECE_BYTES = 64 << 10
+"""A run of zeros that is worth a hole."""
+_PUNCH_HOLE_KEEP_SIZE = 3
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_ZERO_PIECE = bytes(_PIECE_BYTES)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A run of bytes of the export, and whether it reads as zero."""
+
+    offset: int
+    length: int
+    zero: bool
+
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self.offset + self.length
+
+
+def extents(handle: Any, bitmap: str | None) -> Iterator[Extent]:
+    """What is to be copied, in order: of a full copy the extents that are not zero, else those that are dirty."""
+    size, place = handle.get_size(), 0
+    while place < size:
+        found: dict[str, list[int]] = {}
+
+        def note(context: str, _offset: int, entries: list[int], _error: int, found: Any = found) -> int:
+            found[context] = entries
+            return 0
+
+        handle.block_status(min(_STATUS_BYTES, size - place), place, note)
+        zero = _runs(found[ALLOCATION], place, _STATE_ZERO)
+        wanted = _runs(found[bitmap], place, _DIRTY) if bitmap else [(place, zero[-1][1], True)]
+        # Each context may answer for less than was asked: what both have told about is taken.
+        end = min(zero[-1][1], wanted[-1][1])
+        yield from _both(wanted, zero, end, keep_zero=bitmap is not None)
+        place = end
+
+
+def _runs(entries: list[int], place: int, flag: int) -> list[tuple[int, int, bool]]:
+    runs = []
+    for length, flags in zip(entries[0::2], entries[1::2], strict=True):
+        runs.append((place, place + length, bool(flags & flag)))
+        place += length
+    return runs
+
+
+def _both(
+    wanted: list[tuple[int, int, bool]], zero: list[tuple[int, int, bool]], end: int, *, keep_zero: bool
+) -> Iterator[Extent]:
+    position = 0
+    for begin, until, is_wanted in wanted:
+        place = begin
+        while is_wanted and place < min(until, end):
+            while zero[position][1] <= place:
+                position += 1
+            stop = min(until, end, zero[position][1])
+            if keep_zero or not zero[position][2]:
+                yield Extent(place, stop - place, zero[position][2])
+            place = stop
+
+
+def by_chunk(found: Iterator[Extent]) -> Iterator[tuple[int, list[Extent]]]:
+    """The extents cut at the borders of chunks, those of one chunk together."""
+    number, parts = -1, list[Extent]()
+    for extent in found:
+        place = extent.offset
+        while place < extent.end:
+            stop = min(extent.end, (place // CHUNK_BYTES + 1) * CHUNK_BYTES)
+            if place // CHUNK_BYTES != number:
+                if parts:
+                    yield number, parts
+                number, parts = place // CHUNK_BYTES, []
+            parts.append(Extent(place, stop - place, extent.zero))
+            place = stop
+    if parts:
+        yield number, parts
+
+
+class Copy:
+    """A copy under way: several connections, each with a thread that takes chunk after chunk."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+        self.bitmap: str | None = request["bitmap"]
+        self.handle = os.open(request["target"], os.O_RDWR | os.O_CLOEXEC)
+        self.copied = 0
+        self._connections = threading.local()
+
+    def run(self) -> dict[str, Any]:
+        """Copy all, flush it, write the listing; what was copied."""
+        digests = read_chunks(Path(self.request["parent_chunks"])) if self.request["parent_chunks"] else {}
+        first = self._connect(with_status=True)
+        size = first.get_size()
+        if size != self.request["size_bytes"]:
+            raise ValueError(f"the export has {size} bytes, not {self.request['size_bytes']}")
+        os.ftruncate(self.handle, size)
+        work = list(by_chunk(extents(first, self.bitmap)))
+        total = sum(part.length for _, parts in work for part in parts if not part.zero)
+        say(progress=[0, total])
+        with ThreadPoolExecutor(CONNECTIONS if first.can_multi_conn() else 1) as pool:
+            spoken = time.monotonic()
+            for number, digest, size_bytes in pool.map(self._chunk, work):
+                digests.pop(number, None)
+                if digest is not None:
+                    digests[number] = digest
+                self.copied += size_bytes
+                if time.monotonic() - spoken > 1:
+                    say(progress=[self.copied, total])
+                    spoken = time.monotonic()
+        os.fsync(self.handle)
+        write_chunks(Path(self.request["chunks"]), digests)
+        return {"bytes_copied": self.copied}
+
+    def _connect(self, *, with_status: bool) -> Any:
+        handle = nbd.NBD()
+        handle.set_export_name(self.request["export"])
+        if with_status:
+            handle.add_meta_context(ALLOCATION)
+            if self.bitmap:
+                handle.add_meta_context(self.bitmap)
+        handle.connect_unix(self.request["socket"])
+        if with_status and not all(
+            handle.can_meta_context(context) for context in filter(None, (ALLOCATION, self.bitmap))
+        ):
+            raise ValueError(f"the NBD server does not tell about {self.bitmap or ALLOCATION}")
+        return handle
+
+    def _chunk(self, work: tuple[int, list[Extent]]) -> tuple[int, str | None, int]:
+        """Copy the extents of one chunk and hash the chunk as it then is."""
+        number, parts = work
+        if not hasattr(self._connections, "handle"):
+            self._connections.handle = self._connect(with_status=False)
+        begin = number * CHUNK_BYTES
+        length = min(CHUNK_BYTES, self.request["size_bytes"] - begin)
+        whole = sum(part.length for part in parts) == length
+        # Of a clone, the chunk is what it was but for what is dirty.
+        known = os.pread(self.handle, length, begin) if self.bitmap and not whole else bytes(length)
+        content = bytearray(known)
+        copied = 0
+        for part in parts:
+            if part.zero:
+                content[part.offset - begin : part.end - begin] = bytes(part.length)
+                self._punch(part.offset, part.length)
+                continue
+            data = self._connections.handle.pread(part.length, part.offset)
+            content[part.offset - begin : part.end - begin] = data
+            self._write(data, part.offset)
+            copied += part.length
+        return number, digest_of(content), copied
+
+    def _write(self, data: bytes | bytearray, offset: int) -> None:
+        """Write what is not zero, and leave or make holes for the rest."""
+        view, begin = memoryview(data), 0
+        is_zero = data[:_PIECE_BYTES] == _ZERO_PIECE[: len(view)]
+        for place in range(_PIECE_BYTES, len(view) + _PIECE_BYTES, _PIECE_BYTES):
+            piece = data[place : place + _PIECE_BYTES]
+            next_zero = piece == _ZERO_PIECE[: len(piece)] if place < len(view) else None
+            if next_zero is is_zero:
+                continue
+            stop = min(place, len(view))
+            if not is_zero:
+                _write_all(self.handle, view[begin:stop], offset + begin)
+            elif self.bitmap:
+                self._punch(offset + begin, stop - begin)
+            begin, is_zero = stop, bool(next_zero)
+
+    def _punch(self, offset: int, length: int) -> None:
+        if _libc.fallocate(self.handle, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
+            _write_all(self.handle, memoryview(bytes(length)), offset)
+
+
+def _write_all(handle: int, view: memoryview, offset: int) -> None:
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written
+
+
+_lock = threading.Lock()
+
+
+def say(**line: Any) -> None:
+    """Write one line."""
+    with _lock:
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> int:
+    """Answer the request on standard input."""
+    try:
+        say(answer=Copy(json.loads(sys.stdin.read())).run())
+    except (nbd.Error, OSError, ValueError, GbsError) as exc:
+        say(failure=str(exc))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

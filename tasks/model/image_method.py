@@ -1,0 +1,41 @@
+"""By which method an image is taken: what the VM's state and its host allow, or what the operator asks for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.errors import HypervisorError
+from tasks.model.manifest import ImageMethod
+from tasks.model.window_decision import Power
+
+WantedMethod = Literal["auto", "backup-api", "snaplive", "offline"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method and why it was chosen, for the manifest."""
+
+    method: ImageMethod
+    reason: str
+
+
+def choose_method(vm: str, power: Power, wanted: WantedMethod, why_no_backup_api: str | None) -> Choice:
+    """The method for a VM that runs (ON) or is shut off (OFF); HypervisorError when the wanted one cannot be had.
+
+    `why_no_backup_api` is what a probe of the host found, None when the backup API can be used.
+    """
+    if power is Power.OFF:
+        if wanted in ("backup-api", "snaplive"):
+            raise HypervisorError(vm, f"an image by {wanted}", "the VM is shut off; start it or take it offline")
+        return Choice("offline", "the VM is shut off")
+    if power is not Power.ON:
+        raise HypervisorError(vm, "taking its image", f"it is {power.value}")
+    if wanted == "offline":
+        raise HypervisorError(vm, "an offline image", "the VM runs; shut it down first, or choose another method")
+    if wanted == "snaplive":
+        return Choice("snaplive", "it was asked for")
+    if why_no_backup_api is None:
+        asked = "it was asked for, and" if wanted == "backup-api" else "the VM runs, and"
+        return Choice("backup-api", f"{asked} a trial showed that its host has it")
+    if wanted == "backup-api":
+        raise HypervisorError(vm, "an image by backup-api", why_no_backup_api)
+    return Choice("snaplive", f"the VM runs, and the backup API cannot be used: {why_no_backup_api}")

@@ -1,0 +1,267 @@
+"""The backup API on real guests: every image, full or increment, is one instant of all disks, whatever happened before.
+
+Judged by qemu-img, sha256sum, virsh and the numbered log that the guest keeps writing on two disks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tasks.drivers import backup_api, backup_job
+from tasks.drivers.backup_api import Parent, Wishes
+from tasks.drivers.digest import record
+from tasks.drivers.libvirt_host import Host
+from tasks.drivers.ssh import Shell
+from tasks.errors import DomainBusy
+from tasks.model.image_taken import Taken
+from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest
+from tasks.model.ssh_target import SshTarget
+from tests.lab.snaplive_guest import Guests, journal_of
+from tests.lab.tiny_guest import TinyGuest, last_record
+
+WISHES = Wishes(min_free_bytes=1 << 20)
+
+
+class Images:
+    """Takes images of a guest one after the other, each the parent of the next."""
+
+    def __init__(self, host: Host, shell: Shell, target: SshTarget, guest: TinyGuest, folder: Path) -> None:
+        self.host, self.shell, self.target, self.guest, self.folder = host, shell, target, guest, folder
+        self.journal = journal_of(host, folder / "journal", guest)
+        self.count = 0
+        self.last: Parent | None = None
+
+    def take(self, wishes: Wishes = WISHES) -> tuple[Path, Taken]:
+        """The next image; published when it is whole."""
+        self.count += 1
+        image_id = f"image-{self.count}"
+        folder = self.folder / image_id
+        folder.mkdir()
+        uuid = self.host.domain(self.guest.name).uuid
+        taken = backup_api.take(
+            self.host, self.shell, self.target, self.journal, uuid, image_id, folder, self.last, wishes
+        )
+        self.last = Parent(folder, manifest_of(taken, folder, uuid))
+        backup_job.delete_checkpoints(self.host.domain(uuid), [taken.checkpoint or ""])
+        return folder, taken
+
+
+def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
+    now = datetime.now(UTC)
+    disks = [
+        DiskRecord(
+            target=disk.target,
+            file=disk.file,
+            format=disk.format,
+            source=disk.source,
+            virtual_size_bytes=disk.virtual_size_bytes,
+        )
+        for disk in taken.disks
+    ]
+    files = [
+        *(record(folder / f"{disk.file}.chunks", folder) for disk in disks),
+        *(FileRecord(path=disk.file, size_bytes=1, chunks=f"{disk.file}.chunks") for disk in disks),
+    ]
+    common = {"kvm_host": "kvm1", "started": now, "ended": now, "instant": now, "method_reason": "test"}
+    common |= {"consistency": "crash", "consistency_reason": "", "window_s": 0, "copy_s": 0, "frozen_s": 0}
+    return ImageManifest.model_validate(
+        {
+            **common,
+            "id": taken.id,
+            "vm": "test",
+            "uuid": uuid,
+            "method": taken.method,
+            "checkpoint": taken.checkpoint,
+            "parent": taken.parent,
+            "disks": disks,
+            "files": files,
+        }
+    )
+
+
+@pytest.fixture
+def images(host: Host, shell: Shell, kvm_target: SshTarget, guests: Guests, folder: Path) -> Images:
+    """Images of a guest that writes to two disks."""
+    folder.mkdir()
+    return Images(host, shell, kvm_target, guests(disk_count=2), folder)
+
+
+def records_of(folder: Path) -> tuple[int, int]:
+    """The last record on each disk of an image, which must not be more than one apart."""
+    first, second = (last_record(folder / f"{target}.raw", "raw") for target in ("vda", "vdb"))
+    assert first - second in (0, 1), "the disks are not from one instant"
+    return first, second
+
+
+def assert_chunks(folder: Path, name: str) -> None:
+    """dd and sha256sum find each chunk as listed, and zeros in all others."""
+    lines = (folder / f"{name}.chunks").read_text().splitlines()
+    listed = {int(line.split()[1]): line.split()[0] for line in lines}
+    size = (folder / name).stat().st_size
+    for number in range(-(-size // (4 << 20))):
+        script = 'dd if="$1" bs=4M skip="$2" count=1 status=none | sha256sum'
+        argv = ["sh", "-c", script, "sh", str(folder / name), str(number)]
+        found = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()[0]
+        zeros = subprocess.run(
+            ["sh", "-c", f"head -c {min(4 << 20, size - number * (4 << 20))} /dev/zero | sha256sum"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()[0]
+        assert found == listed.get(number, zeros), number
+
+
+def assert_left_alone(images: Images, checkpoint: str | None) -> None:
+    """The VM runs on its bases, has no job, no scratch file, and of our checkpoints only this one."""
+    guest = images.guest
+    assert guest.host.virsh("domstate", guest.name).strip() == "running"
+    assert guest.host.run(["virsh", "-q", "backup-dumpxml", guest.name], check=False).returncode != 0
+    names = guest.host.virsh("checkpoint-list", guest.name, "--name").split()
+    assert names == ([checkpoint] if checkpoint else [])
+    assert list(guest.host.images.glob("*.gbs-scratch-*")) == []
+    assert images.journal.open_window() is None
+    assert guest.host.run(["sh", "-c", "ls /run/gbs-* 2>/dev/null | wc -l"]).stdout.strip() == "0"
+
+
+def test_full_then_increments_are_each_one_instant_and_whole(images: Images) -> None:
+    records = []
+    for number in range(4):
+        folder, taken = images.take()
+        records.append(records_of(folder)[0])
+        for target in ("vda", "vdb"):
+            assert_chunks(folder, f"{target}.raw")
+            subprocess.run(["qemu-img", "info", "-f", "raw", str(folder / f"{target}.raw")], check=True)
+        reasons = {disk.increment for disk in taken.disks}
+        expected = {f"its changes since image image-{number}"} if number else {"there is no image to begin with"}
+        assert reasons == expected
+        assert taken.parent == (f"image-{number}" if number else None)
+        assert_left_alone(images, f"gbs-image-{number + 1}")
+        images.guest.wait_for_record(last_record_of(images.guest) + 50)
+    assert records == sorted(set(records))
+
+
+def last_record_of(guest: TinyGuest) -> int:
+    return last_record(guest.outside(guest.disks[0].path), guest.disks[0].format)
+
+
+def test_image_equals_what_the_stopped_guest_has(images: Images) -> None:
+    images.take()
+    images.guest.host.virsh("suspend", images.guest.name)
+    folder, _ = images.take()
+    for disk in images.guest.disks:
+        argv = ["qemu-img", "compare", "-U", "-f", "raw", "-F", disk.format]
+        subprocess.run([*argv, str(folder / f"{disk.target}.raw"), str(images.guest.outside(disk.path))], check=True)
+    images.guest.host.virsh("resume", images.guest.name)
+
+
+def test_image_boots(images: Images, guests: Guests) -> None:
+    images.take()
+    folder, _ = images.take()
+    other = guests(disk_count=2, disk_format="raw")
+    other.host.virsh("destroy", other.name)
+    for disk in other.disks:
+        subprocess.run(["cp", str(folder / f"{disk.target}.raw"), str(other.outside(disk.path))], check=True)
+    before, _ = records_of(folder)
+    other.host.virsh("start", other.name)
+    assert other.wait_for_record(before + 20) > before
+
+
+def test_raw_disk_is_copied_whole_each_time(
+    host: Host, shell: Shell, kvm_target: SshTarget, guests: Guests, folder: Path
+) -> None:
+    folder.mkdir()
+    images = Images(host, shell, kvm_target, guests(disk_count=2, disk_format="raw"), folder)
+    for _ in range(2):
+        taken_folder, taken = images.take()
+        records_of(taken_folder)
+        assert taken.checkpoint is None
+    assert {disk.increment for disk in taken.disks} == {"image image-1 was taken without a checkpoint"}
+    assert_left_alone(images, None)
+
+
+@pytest.mark.parametrize("harm", ["checkpoint deleted", "libvirt forgot", "bitmap gone", "QEMU killed", "restarted"])
+def test_next_image_succeeds_whatever_became_of_the_checkpoint(images: Images, harm: str) -> None:
+    images.take()
+    guest = images.guest
+    virsh, name = guest.host.virsh, "gbs-image-1"
+    if harm == "checkpoint deleted":
+        virsh("checkpoint-delete", guest.name, name)
+    elif harm == "libvirt forgot":
+        virsh("checkpoint-delete", guest.name, name, "--metadata")
+    elif harm == "bitmap gone":
+        virsh("destroy", guest.name)
+        for disk in guest.disks[1:]:
+            subprocess.run(["qemu-img", "bitmap", "--remove", str(guest.outside(disk.path)), name], check=True)
+        virsh("start", guest.name)
+    elif harm == "QEMU killed":
+        guest.host.run(["sh", "-c", 'kill -9 $(cat "$1")', "sh", f"/run/libvirt/qemu/{guest.name}.pid"])
+        time.sleep(1)
+        virsh("start", guest.name)
+    else:
+        virsh("destroy", guest.name)
+        virsh("start", guest.name)
+    folder, taken = images.take()
+    records_of(folder)
+    for target in ("vda", "vdb"):
+        assert_chunks(folder, f"{target}.raw")
+    print(harm, [disk.increment for disk in taken.disks])
+    changes = [disk.increment.startswith("its changes") for disk in taken.disks]
+    assert changes == {"restarted": [True, True], "bitmap gone": [True, False]}.get(harm, [False, False])
+    assert_left_alone(images, "gbs-image-2")
+    assert all(disk.increment.startswith("its changes") for disk in images.take()[1].disks)
+
+
+def test_disk_added_resized_and_moved_are_copied_whole_the_rest_by_changes(images: Images) -> None:
+    images.take()
+    guest = images.guest
+    guest.host.virsh("blockresize", guest.name, "vdb", "80M")
+    folder, taken = images.take()
+    assert [disk.increment.split(" to ")[0] for disk in taken.disks] == [
+        "its changes since image image-1",
+        "it was resized from 67108864",
+    ]
+    assert (folder / "vdb.raw").stat().st_size == 80 << 20
+    records_of(folder)
+
+
+def test_job_of_somebody_else_is_left_alone(images: Images) -> None:
+    guest = images.guest
+    xml = "<domainbackup mode='pull'><server transport='unix' socket='/run/gbs-lab-foreign'/></domainbackup>"
+    guest.host.run(["mkdir", "-p", "/run/gbs"])
+    guest.host.virsh("backup-begin", guest.name, "/dev/stdin", input_text=xml.replace("/run/gbs-", "/run/gbs/"))
+    with pytest.raises(DomainBusy, match="not ours"):
+        images.take()
+    guest.host.virsh("domjobabort", guest.name)
+    while guest.host.run(["virsh", "-q", "backup-dumpxml", guest.name], check=False).returncode == 0:
+        time.sleep(0.1)
+    images.take()
+
+
+def test_copy_that_fails_leaves_no_job_and_no_checkpoint(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.take()
+
+    def broken(*_args, **_more) -> int:
+        raise RuntimeError("the line was cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.drivers.nbd.pull", broken)
+        with pytest.raises(RuntimeError):
+            images.take()
+    assert_left_alone(images, "gbs-image-1")
+    folder, taken = images.take()
+    assert {disk.increment for disk in taken.disks} == {"its changes since image image-1"}
+    records_of(folder)
+
+
+def test_only_changes_travel(images: Images) -> None:
+    images.take()
+    _, taken = images.take()
+    journal_lines = [json.loads(line) for line in images.journal.done_path.read_text().splitlines()]
+    assert "BACKUP" in {line["step"] for line in journal_lines}
+    assert 0 < taken.bytes_moved < 8 << 20
