@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tasks import places
 from tasks.drivers import backup_api, backup_job, definitions, qemu_img, rsync, ssh
-from tasks.drivers.backup_api import Parent, Wishes
+from tasks.drivers.backup_api import Wishes
+from tasks.drivers.backup_survey import Parent
 from tasks.drivers.chunks import SUFFIX
 from tasks.drivers.digest import record
 from tasks.drivers.host_shell import LocalShell

@@ -7,18 +7,17 @@ disk again. Whatever stands against an increment makes the disk be copied whole,
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import libvirt
-
-from tasks.drivers import backup_job, host_files, nbd, process, qemu_img
+from tasks.drivers import backup_job, nbd, process
 from tasks.drivers.backup_job import SCRATCH_MARK
+from tasks.drivers.backup_survey import Parent, Survey, plan, survey
 from tasks.drivers.chunks import SUFFIX
-from tasks.drivers.host_shell import HostShell, run_each
+from tasks.drivers.host_shell import HostShell
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.drivers.progress import reporting
@@ -26,29 +25,18 @@ from tasks.drivers.quiesce import INSTANT_DEADLINE_S, Quiesced, quiesced
 from tasks.drivers.snaplive_settle import abandon_opening
 from tasks.drivers.space_watch import SpaceWatch
 from tasks.drivers.ssh_forward import forwarded
-from tasks.errors import DomainBusy, GbsError, HypervisorError, StoreFull
+from tasks.errors import DomainBusy, GbsError, HypervisorError
 from tasks.model.backup_xml import BackupDisk, bitmap_of, render_backup, render_checkpoint
-from tasks.model.domain_xml import parse_domain
 from tasks.model.image_taken import Taken, TakenDisk
-from tasks.model.increment import DiskNow, DiskPlan, checkpoint_name, plan_increment
-from tasks.model.manifest import ImageManifest
+from tasks.model.increment import DiskNow, DiskPlan, checkpoint_name
 from tasks.model.ssh_target import SshTarget
-from tasks.model.window import Selection, Step, WindowPlan, select_disks
+from tasks.model.window import Step, WindowPlan
 
 MIN_FREE_BYTES = 1 << 30
-SURVEY_DEADLINE_S = 60
+LINK_DEADLINE_S = 60
 CLONE_DEADLINE_S = 6 * 3600
-_FOLDER = 'for folder in /var/lib/libvirt/qemu/domain-"$1"-*; do [ -d "$folder" ] && printf %s "$folder" && break; done'
 _DISK_IN_ERROR = re.compile(r"disk '?([a-z0-9]+)'?")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The last published image of the VM and where it lies."""
-
-    folder: Path
-    image: ImageManifest
 
 
 @dataclass(frozen=True)
@@ -75,18 +63,19 @@ def take(
 ) -> Taken:
     """Copy the disks of a running VM, as of one instant, into `folder`: raw files with listings of their chunks.
 
-    `reason` says why by this method.
-
-    The VM's lock is held, its journal has no open window. Raises DomainBusy for somebody else's job, StoreFull when the
-    host has no room for scratch files, UnsupportedDisk, CommandFailed. Whatever it raises, the job is ended, the guest
-    thawed and the checkpoint gone, or the journal is unfinished and `reconcile` will see to it.
+    `reason` says why by this method. The VM's lock is held, its journal has no open window. Raises DomainBusy for
+    somebody else's job, StoreFull when the host has no room for scratch files, UnsupportedDisk, CommandFailed. Whatever
+    it raises, the job is ended, the guest thawed and the checkpoint gone, or the journal is unfinished and `reconcile`
+    will see to it.
     """
     domain, started = host.domain(uuid), datetime.now(UTC)
-    backup = _Backup(host, shell, journal, domain, image_id, folder, parent, wishes)
+    published = parent.image.checkpoint if parent else None
     backup_job.end(shell, domain, [])  # refuses a job of somebody else
-    backup_job.delete_checkpoints(domain, backup.kept)
-    backup.survey()
-    backup.plan()
+    backup_job.delete_checkpoints(domain, [published] if published else [])
+    found = survey(shell, domain, wishes.min_free_bytes)
+    plans = plan(found, parent, list(backup_job.checkpoints(domain)), full=wishes.full)
+    backup = _Backup(host, shell, journal, domain, image_id, folder, parent, wishes, found, plans)
+    backup.lay_out()
     try:
         instant, held = backup.begin()
         copy_began = time.monotonic()
@@ -96,10 +85,10 @@ def take(
         backup.abandon()
         raise
     backup.finish()
-    warnings = [f"disk {name} is not in the image: {why}" for name, why in backup.selection.left_out]
+    warnings = [f"disk {name} is not in the image: {why}" for name, why in found.selection.left_out]
     if held.consistency == "crash":
         warnings.append(f"the image is only crash-consistent: {held.reason}")
-    increments = any(plan.since for plan in backup.plans.values())
+    increments = any(planned.since for planned in plans.values())
     return Taken(
         id=image_id,
         started=started,
@@ -121,69 +110,40 @@ def take(
     )
 
 
+@dataclass(frozen=True)
 class _Backup:
     """One backup: what is known of the disks, how each is copied, and the job."""
 
-    def __init__(
-        self,
-        host: Host,
-        shell: HostShell,
-        journal: Journal,
-        domain: HostDomain,
-        image_id: str,
-        folder: Path,
-        parent: Parent | None,
-        wishes: Wishes,
-    ) -> None:
-        self.host, self.shell, self.journal, self.domain = host, shell, journal, domain
-        self.image_id, self.folder, self.parent, self.wishes = image_id, folder, parent, wishes
-        self.description = parse_domain(domain.xml())
-        self.selection: Selection = select_disks(self.description, overlays=False)
-        self.disks: list[DiskNow] = []
-        self.plans: dict[str, DiskPlan] = {}
-        self.checkpoint: str | None = None
-        self.socket = ""
+    host: Host
+    shell: HostShell
+    journal: Journal
+    domain: HostDomain
+    image_id: str
+    folder: Path
+    parent: Parent | None
+    wishes: Wishes
+    survey: Survey
+    plans: dict[str, DiskPlan]
 
     @property
-    def kept(self) -> set[str]:
-        """The checkpoint that must stay: that of the last published image."""
-        published = self.parent.image.checkpoint if self.parent else None
-        return {published} if published else set()
+    def checkpoint(self) -> str | None:
+        """The checkpoint that is made with this image; None when no disk can keep track of changes."""
+        return checkpoint_name(self.image_id) if any(disk.bitmaps for disk in self.survey.disks) else None
 
-    # Before the job.
+    @property
+    def socket(self) -> str:
+        """Where QEMU serves the disks, on the host."""
+        return f"{self.survey.qemu_folder}/gbs-{self.image_id}"
 
-    def survey(self) -> None:
-        """Ask the host about the disks in one round trip: sizes, whether they keep bitmaps, room for scratch files."""
-        state, _ = self.domain.state()
-        if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED):
-            raise HypervisorError(self.domain.name, "a backup", "the VM does not run; take its image offline")
-        running = self.domain.call("ask for its number", lambda handle: int(handle.ID()))
-        commands: list[Sequence[str]] = [["sh", "-c", _FOLDER, "sh", str(running)], host_files.BOOT_ID_ARGV]
-        for disk in self.selection.taken:
-            commands.append(qemu_img.info_argv(str(disk.source), str(disk.format), shared=True))
-            commands.append(host_files.free_space_argv(_folder_of(str(disk.source))))
-        qemu_folder, boot_id, *answers = run_each(self.shell, commands, deadline_s=SURVEY_DEADLINE_S)
-        if not qemu_folder.stdout:
-            raise HypervisorError(self.domain.name, "a backup", "libvirt's folder of the running VM was not found")
-        self.socket, self.boot_id = f"{qemu_folder.stdout}/gbs-{self.image_id}", boot_id.stdout.strip()
-        for index, disk in enumerate(self.selection.taken):
-            source = str(disk.source)
-            found = qemu_img.parse_info(answers[2 * index], source, str(disk.format))
-            free = host_files.parse_free_space(answers[2 * index + 1], source)
-            if free.size_bytes < self.wishes.min_free_bytes:
-                where = f"{_folder_of(source)} (scratch files of VM {self.domain.name})"
-                raise StoreFull(where, self.wishes.min_free_bytes, free.size_bytes)
-            self.disks.append(DiskNow(disk.target, source, found.virtual_size_bytes, found.keeps_bitmaps))
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """The scratch files on the host, beside the disks."""
+        return tuple(f"{disk.source}{SCRATCH_MARK}{self.image_id}" for disk in self.survey.disks)
 
-    def plan(self) -> None:
-        """Decide for each disk, and lay out its file: a clone of the parent's, or an empty one."""
-        parent = self.parent.image if self.parent else None
-        known = backup_job.checkpoints(self.domain)
-        self.plans = dict(plan_increment(parent, self.disks, known, full=self.wishes.full))
-        for disk in self.disks:
+    def lay_out(self) -> None:
+        """Make each disk's file: a clone of the parent's, or an empty one."""
+        for disk in self.survey.disks:
             self._lay_out(disk)
-        if any(disk.bitmaps for disk in self.disks):
-            self.checkpoint = checkpoint_name(self.image_id)
 
     def _lay_out(self, disk: DiskNow) -> None:
         file = self.folder / f"{disk.target}.raw"
@@ -194,13 +154,6 @@ class _Backup:
         with reporting(log, f"clone {disk.target} of image {self.parent.image.id}"):
             argv = ["cp", "--reflink=auto", "--sparse=always", "--", str(self.parent.folder / file.name), str(file)]
             process.run(argv, deadline_s=CLONE_DEADLINE_S, name=f"clone of {file.name}")
-
-    # The job.
-
-    @property
-    def scratch(self) -> tuple[str, ...]:
-        """The scratch files on the host, beside the disks."""
-        return tuple(f"{disk.source}{SCRATCH_MARK}{self.image_id}" for disk in self.disks)
 
     def begin(self) -> tuple[datetime, Quiesced]:
         """Begin the job at one instant of the guest; a disk whose changes libvirt cannot give is copied whole."""
@@ -218,7 +171,7 @@ class _Backup:
             run=self.image_id,
             vm=self.domain.name,
             uuid=self.domain.uuid,
-            boot_id=self.boot_id,
+            boot_id=self.survey.boot_id,
             xml=self.domain.inactive_xml() or "",
             disks=(),
             scratch=self.scratch,
@@ -226,23 +179,23 @@ class _Backup:
         self.journal.append(Step.PREPARE, plan=plan)
 
     def _begin_once(self) -> tuple[datetime, Quiesced]:
-        left_out = [target for target, _ in self.selection.left_out]
+        left_out = [target for target, _ in self.survey.selection.left_out]
         disks = [
             BackupDisk(disk.target, scratch, self.plans[disk.target].since)
-            for disk, scratch in zip(self.disks, self.scratch, strict=True)
+            for disk, scratch in zip(self.survey.disks, self.scratch, strict=True)
         ]
         backup = render_backup(self.socket, disks, left_out)
         checkpoint = None
         if self.checkpoint:
-            tracked = [disk.target for disk in self.disks if disk.bitmaps]
-            others = [*left_out, *(disk.target for disk in self.disks if not disk.bitmaps)]
+            tracked = [disk.target for disk in self.survey.disks if disk.bitmaps]
+            others = [*left_out, *(disk.target for disk in self.survey.disks if not disk.bitmaps)]
             checkpoint = render_checkpoint(self.checkpoint, tracked, others)
         with (
             quiesced(
                 self.shell,
                 self.journal,
                 self.domain,
-                has_channel=self.description.guest_agent,
+                has_channel=self.survey.has_agent,
                 deadline_s=self.wishes.freeze_deadline_s,
             ) as held,
             self.journal.step(Step.BACKUP),
@@ -258,7 +211,7 @@ class _Backup:
     def _fall_back(self, refused: HypervisorError) -> None:
         """Plan to copy whole what libvirt cannot give the changes of: the disk it names, else all; raise if none is."""
         reason = str(refused.args[-1])
-        left = [disk for disk in self.disks if self.plans[disk.target].since]
+        left = [disk for disk in self.survey.disks if self.plans[disk.target].since]
         if not left:
             raise refused
         named = [disk for disk in left if disk.target in _DISK_IN_ERROR.findall(reason)]
@@ -269,11 +222,9 @@ class _Backup:
 
     def pull(self, target: SshTarget) -> int:
         """Copy each disk; the bytes that travelled."""
-        watch = SpaceWatch(
-            self.host, self.shell, self.domain.name, self.domain.uuid, [_folder_of(disk.source) for disk in self.disks]
-        )
+        watch = SpaceWatch(self.host, self.shell, self.domain.name, self.domain.uuid, self.survey.folders)
         with self._reachable(target) as socket:
-            return sum(self._pull(disk, socket, watch) for disk in self.disks)
+            return sum(self._pull(disk, socket, watch) for disk in self.survey.disks)
 
     def _pull(self, disk: DiskNow, socket: Path, watch: Callable[[], None]) -> int:
         file, plan = self.folder / f"{disk.target}.raw", self.plans[disk.target]
@@ -297,12 +248,12 @@ class _Backup:
     def _reachable(self, target: SshTarget) -> Iterator[Path]:
         """The job's socket on this machine, by a plain name on the host: VM names may hold what ssh would expand."""
         link = f"/run/gbs-{self.image_id}-{self.domain.uuid}"
-        self.shell.run(["ln", "-sfT", "--", self.socket, link], deadline_s=SURVEY_DEADLINE_S)
+        self.shell.run(["ln", "-sfT", "--", self.socket, link], deadline_s=LINK_DEADLINE_S)
         try:
             with forwarded(target, link) as socket:
                 yield socket
         finally:
-            self.shell.run(["rm", "-f", "--", link], deadline_s=SURVEY_DEADLINE_S, check=False)
+            self.shell.run(["rm", "-f", "--", link], deadline_s=LINK_DEADLINE_S, check=False)
 
     def finish(self) -> None:
         """End the job; the checkpoint stays for the next increment."""
@@ -313,13 +264,14 @@ class _Backup:
         """End the job and take the checkpoint back; what cannot be done now is left to `reconcile` and the next run."""
         abandon_opening(self.host, self.shell, self.journal)
         try:
-            backup_job.delete_checkpoints(self.domain, self.kept)
+            published = self.parent.image.checkpoint if self.parent else None
+            backup_job.delete_checkpoints(self.domain, [published] if published else [])
         except GbsError as exc:
             log.warning("VM %s: a checkpoint of ours stays until its next image: %s", self.domain.name, exc)
 
     def taken(self) -> list[TakenDisk]:
         """What was copied."""
-        formats: Mapping[str, str | None] = {disk.target: disk.format for disk in self.selection.taken}
+        formats: Mapping[str, str | None] = {disk.target: disk.format for disk in self.survey.selection.taken}
         return [
             TakenDisk(
                 target=disk.target,
@@ -329,9 +281,5 @@ class _Backup:
                 virtual_size_bytes=disk.virtual_size_bytes,
                 increment=self.plans[disk.target].reason,
             )
-            for disk in self.disks
+            for disk in self.survey.disks
         ]
-
-
-def _folder_of(path: str) -> str:
-    return path.rpartition("/")[0] or "/"

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import backup_api, backup_job
-from tasks.drivers.backup_api import Parent, Wishes
+from tasks.drivers.backup_api import Wishes
+from tasks.drivers.backup_survey import Parent
 from tasks.drivers.digest import record
+from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host
+from tasks.drivers.snaplive_settle import reconcile
 from tasks.drivers.ssh import Shell
 from tasks.errors import DomainBusy
 from tasks.model.image_taken import Taken
@@ -24,6 +27,7 @@ from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest
 from tasks.model.ssh_target import SshTarget
 from tests.lab.snaplive_guest import Guests, journal_of
 from tests.lab.tiny_guest import TinyGuest, last_record
+from tests.lab.window_child import ChildTask, host_pid, reach, run_child
 
 WISHES = Wishes(min_free_bytes=1 << 20)
 
@@ -31,7 +35,7 @@ WISHES = Wishes(min_free_bytes=1 << 20)
 class Images:
     """Takes images of a guest one after the other, each the parent of the next."""
 
-    def __init__(self, host: Host, shell: Shell, target: SshTarget, guest: TinyGuest, folder: Path) -> None:
+    def __init__(self, host: Host, shell: HostShell, target: SshTarget, guest: TinyGuest, folder: Path) -> None:
         self.host, self.shell, self.target, self.guest, self.folder = host, shell, target, guest, folder
         self.journal = journal_of(host, folder / "journal", guest)
         self.count = 0
@@ -66,7 +70,7 @@ def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
     ]
     files = [
         *(record(folder / f"{disk.file}.chunks", folder) for disk in disks),
-        *(FileRecord(path=disk.file, size_bytes=1, chunks=f"{disk.file}.chunks") for disk in disks),
+        *(FileRecord(path=d.file, size_bytes=d.virtual_size_bytes, chunks=f"{d.file}.chunks") for d in disks),
     ]
     common = {"kvm_host": "kvm1", "started": now, "ended": now, "instant": now, "method_reason": "test"}
     common |= {"consistency": "crash", "consistency_reason": "", "window_s": 0, "copy_s": 0, "frozen_s": 0}
@@ -265,3 +269,58 @@ def test_only_changes_travel(images: Images) -> None:
     journal_lines = [json.loads(line) for line in images.journal.done_path.read_text().splitlines()]
     assert "BACKUP" in {line["step"] for line in journal_lines}
     assert 0 < taken.bytes_moved < 8 << 20
+
+
+@pytest.mark.parametrize("also", ["nothing else", "libvirtd", "QEMU"])
+@pytest.mark.parametrize(
+    "kill_at",
+    [
+        ("PREPARE", "done", "after"),
+        ("BACKUP", "intent", "after"),
+        ("BACKUP", "done", "before"),
+        ("BACKUP", "done", "after"),
+    ],
+    ids="-".join,
+)
+def test_backup_killed_at_a_record_is_reconciled(images: Images, kill_at, also: str) -> None:
+    images.take()
+    step, phase, when = kill_at
+    guest, folder = images.guest, images.folder / "killed"
+    folder.mkdir()
+    task = ChildTask(
+        host_pid(guest.host),
+        guest.name,
+        "killed",
+        str(images.journal.path),
+        "backup",
+        (step, phase, "", when),
+        str(folder),
+    )
+    died = run_child(task)
+    assert died.returncode == -9, died.stderr
+    if also == "libvirtd":
+        guest.host.kill_libvirtd()
+        guest.host.restart_libvirtd()
+    elif also == "QEMU":
+        guest.host.run(["sh", "-c", 'kill -9 $(cat "$1")', "sh", f"/run/libvirt/qemu/{guest.name}.pid"])
+    with reach(host_pid(guest.host)) as (host, shell):
+        outcomes = reconcile(host, shell, images.journal)
+        assert [(outcome.target, outcome.settled) for outcome in outcomes] == [("backup job", True)]
+        assert reconcile(host, shell, images.journal) == []
+        if also == "QEMU":
+            guest.host.virsh("start", guest.name)
+        images.host, images.shell = host, shell  # the old connection ended with libvirtd
+        taken_folder, _ = images.take()
+    records_of(taken_folder)
+    assert_left_alone(images, "gbs-image-2")
+
+
+def test_parent_that_is_damaged_is_not_built_upon(images: Images) -> None:
+    first, _ = images.take()
+    (first / "vda.raw.chunks").write_text("")
+    folder, taken = images.take()
+    assert [disk.increment for disk in taken.disks] == [
+        "vda.raw.chunks of image image-1 is missing or has another size",
+        "its changes since image image-1",
+    ]
+    records_of(folder)

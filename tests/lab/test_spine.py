@@ -308,15 +308,16 @@ def test_kvmsnap_create_then_purge_puts_the_vm_back_on_its_base(world: Demo, nig
 
 
 def _define_copy(demo: Demo, image: Path) -> None:
-    """A VM web9, made from web1's definition, whose disk is a copy of the raw file `image`; it has no network."""
+    """A VM web9, made from web1's definition, whose disk is a copy of the raw file `image`; no network, no console."""
     disk = demo.lab.kvm1.images / "web9.raw"
     subprocess.run(["cp", "--sparse=always", str(image), str(disk)], check=True)
     root = ET.fromstring(demo.lab.kvm1.virsh("dumpxml", "--inactive", "web1"))
     root.remove(_element(root, "uuid"))
     _element(root, "name").text = "web9"
     devices = _element(root, "devices")
-    for interface in devices.findall("interface"):
-        devices.remove(interface)
+    for tag in ("interface", "serial", "console"):
+        for device in devices.findall(tag):
+            devices.remove(device)
     _element(root, "devices/disk/driver").set("type", "raw")
     _element(root, "devices/disk/source").set("file", "/var/lib/libvirt/images/web9.raw")
     demo.lab.kvm1.virsh("define", "/dev/stdin", input_text=ET.tostring(root, encoding="unicode"))

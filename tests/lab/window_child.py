@@ -17,13 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.drivers import libvirt_host, process
+from tasks.drivers import backup_api, libvirt_host, process
+from tasks.drivers.backup_api import Wishes
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.snaplive import open_window
 from tasks.drivers.snaplive_settle import close_window, reconcile
 from tasks.drivers.ssh import Output
 from tasks.errors import CommandFailed
+from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Phase, Step, WindowPlan
 from tests.lab.kvm_host import KvmHost
 from tests.lab.process import ProcessRecord
@@ -33,7 +35,7 @@ MIN_FREE_BYTES = 1 << 20
 
 @dataclasses.dataclass
 class ChildTask:
-    """What the process does: `verb` is `window` or `reconcile`; it dies at `kill_at` (step, phase, target, when)."""
+    """What the process does (`verb`: window, backup, reconcile); it dies at `kill_at` (step, phase, target, when)."""
 
     host_pid: int
     vm: str
@@ -41,6 +43,7 @@ class ChildTask:
     journal: str
     verb: str = "window"
     kill_at: tuple[str, str, str, str] | None = None
+    folder: str = ""
 
 
 class NamespaceShell:
@@ -116,6 +119,11 @@ def perform(task: ChildTask) -> None:
         journal.kill_at = tuple(task.kill_at) if task.kill_at else None  # type: ignore[assignment]
         if task.verb == "reconcile":
             reconcile(host, shell, journal)
+            return
+        if task.verb == "backup":
+            nowhere = SshTarget("nowhere", "127.0.0.1", "root", 1, Path("/dev/null"), Path("/dev/null"))
+            folder, wishes = Path(task.folder), Wishes(min_free_bytes=MIN_FREE_BYTES)
+            backup_api.take(host, shell, nowhere, journal, host.domain(task.vm).uuid, task.run, folder, None, wishes)
             return
         window = open_window(host, shell, journal, task.vm, task.run, min_free_bytes=MIN_FREE_BYTES)
         for disk in window.disks:
