@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks.drivers import inventory_file, rsnapshot
+from tasks.drivers import definitions, inventory_file, rsnapshot
 from tasks.drivers.store import Store, read_model
 from tasks.errors import UnknownName
 from tasks.model.inventory import Client, Inventory
@@ -82,6 +82,45 @@ def nights(client: str | None = None) -> list[Night]:
 def images() -> list[ImageManifest]:
     """Every published image."""
     return [manifest for _, manifest in _store(inventory_file.load()).all_images()]
+
+
+@dataclass(frozen=True)
+class FoundDisk:
+    """A disk of a VM that was found, and the newest image that holds it."""
+
+    target: str
+    device: str
+    type: str
+    format: str | None
+    source: str | None
+    image: str
+
+
+@dataclass(frozen=True)
+class FoundVm:
+    """A VM in the backup data of a KVM host."""
+
+    vm: str
+    uuid: str
+    kvm_host: str
+    night: str
+    images: int
+    disks: tuple[FoundDisk, ...]
+
+
+def find_vm(name: str) -> FoundVm:
+    """The newest verified definition of a VM by name or UUID, with every host switched off; see `definitions.find`."""
+    declared = inventory_file.load()
+    store = _store(declared)
+    hosts = {host: section.definitions for host, section in declared.kvm_hosts.items()}
+    found = definitions.find(store, hosts, name)
+    images = [image for _, image in store.images_of(found.domain.name) if image.uuid == found.domain.uuid]
+    newest = {disk.target: image.id for image in reversed(images) for disk in image.disks}
+    disks = tuple(
+        FoundDisk(disk.target, disk.device, disk.type, disk.format, disk.source, newest.get(disk.target, ""))
+        for disk in found.domain.disks
+    )
+    return FoundVm(found.domain.name, found.domain.uuid, found.kvm_host, found.night, len(images), disks)
 
 
 def latest_results(store: Store) -> dict[tuple[str, str], StageResult]:

@@ -12,6 +12,8 @@ COMMANDS = {
     "run": ("flows.cli.run", "Run a stage, or the whole night, now."),
     "status": ("flows.cli.show", "What is protected, how well, and since when."),
     "list": ("flows.cli.show", "Images and restore points."),
+    "find": ("flows.cli.verify", "Where a VM is in the backup data."),
+    "verify": ("flows.cli.verify", "Read images again and compare them with their manifests."),
     "recover": ("flows.cli.recover", "Bring back what was lost."),
     "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),
     "inventory": ("flows.cli.inventory", "Validate and show the inventory."),

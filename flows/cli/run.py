@@ -26,7 +26,8 @@ def run_command() -> None:
     """
 
 
-def _show(stage: str, results: list[StageResult], as_json: bool) -> None:
+def show(stage: str, results: list[StageResult], as_json: bool) -> None:
+    """Print the results of a run, one row a client and stage."""
     body = [
         (
             *(result.client, result.stage, result.outcome.value, human_age(result.duration_s)),
@@ -52,9 +53,9 @@ def _command(stage: str, text: str) -> click.Command:
         try:
             results: list[StageResult] = flow(list(clients) or None)
         except ClientsFailed as exc:
-            _show(stage, exc.args[3], as_json)
+            show(stage, exc.args[3], as_json)
             raise
-        _show(stage, results, as_json)
+        show(stage, results, as_json)
         return exit_code(results)
 
     return command

@@ -19,7 +19,7 @@ from tests.flows.fake_site import FakeSite
 ROOT = Path(__file__).parents[2]
 NAMES = {
     *("nightly", "prepare", "overnight", "permanent", "kvmimg-get", "kvmimg-update", "kvmsnap-create"),
-    *("kvmsnap-purge", "recover-vm", "reconcile"),
+    *("kvmsnap-purge", "recover-vm", "reconcile", "verify-images"),
 }
 RUN_DEADLINE_S = 120
 
@@ -110,7 +110,7 @@ def ended(api: httpx.Client, run_id: str) -> dict[str, Any]:
     raise AssertionError(f"run {run['name']} is still {run['state']['name']}")
 
 
-def test_deploy_fresh_server_makes_pool_and_all_ten(deployed: dict[str, dict[str, str]], api: httpx.Client) -> None:
+def test_deploy_fresh_server_makes_pool_and_all(deployed: dict[str, dict[str, str]], api: httpx.Client) -> None:
     assert deployed["gbs"]["kind"] == "work pool"
     assert {row["action"] for row in deployed.values()} == {"created"}
     assert set(deployed) == NAMES | {"gbs"}
@@ -137,6 +137,13 @@ def test_nightly_scheduled_once_by_slug_in_its_time_zone(api: httpx.Client) -> N
     assert found["schedules"][0]["schedule"]["cron"] == "30 0 * * *"
     assert found["global_concurrency_limit"]["limit"] == 1
     assert found["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_reconcile_and_verify_run_by_schedule(api: httpx.Client) -> None:
+    for name, cron in (("reconcile", "*/15 * * * *"), ("verify-images", "30 6 * * *")):
+        (row,) = deployment(api, name)["schedules"]
+        assert (row["active"], row["schedule"]["cron"]) == (True, cron)
+    assert deployment(api, "verify-images")["parameters"] == {"older_than_days": 30, "at_most": 5}
 
 
 def test_run_forms_offer_the_inventory_with_descriptions(api: httpx.Client) -> None:

@@ -1,5 +1,7 @@
 """Images of VMs: when they are taken, that their window always closes, and who may not work on a VM now."""
 
+from typing import Any
+
 import pytest
 
 from flows.kvmimg_get import image_if_due, kvmimg_get
@@ -7,7 +9,8 @@ from flows.kvmsnap_create import kvmsnap_create
 from flows.kvmsnap_purge import kvmsnap_purge
 from flows.nightly import nightly
 from flows.reconcile import reconcile
-from tasks import places
+from flows.verify_images import verify_images
+from tasks import catalogue, places
 from tasks.errors import (
     ClientsFailed,
     HypervisorError,
@@ -150,3 +153,35 @@ def test_kvmimg_get_window_left_by_a_crash_settled_first(site: FakeSite) -> None
     kvmimg_get("web1")
     work = [verb for verb, _ in site.calls if "window" in verb]
     assert work == ["open window", "close window", "open window", "close window"]
+
+
+def test_verify_images_whole_ok_noted_and_damage_fails_the_run(site: FakeSite) -> None:
+    manifest = kvmimg_get("web1")
+    results: Any = verify_images()
+    (result,) = results
+    assert (result.client, result.stage, result.outcome, result.produced) == ("web1", "verify", "OK", manifest.id)
+    nothing: Any = verify_images(older_than_days=1)
+    assert nothing == [], "it was read just now"
+    disk = site.store / "images/kvm1/web1" / manifest.id / "vda.raw"
+    with disk.open("r+b") as file:
+        file.seek(DISK_BYTES // 2)
+        file.write(b"x")
+    with pytest.raises(ClientsFailed, match=r"1 of 1 clients failed: web1 verify: .*vda\.raw is damaged: expected"):
+        verify_images("web1")
+
+
+def test_verify_images_unknown_vm_refused(site: FakeSite) -> None:
+    with pytest.raises(UnknownName, match="no VM with images named 'nosuch'"):
+        verify_images("nosuch")
+
+
+@pytest.mark.parametrize("name", ["web1", UUID])
+def test_find_vm_by_name_or_uuid_says_host_disks_and_image(site: FakeSite, name: str) -> None:
+    manifest = kvmimg_get("web1")
+    site.calls.clear()
+    found = catalogue.find_vm(name)
+    assert (found.vm, found.uuid, found.kvm_host, found.images) == ("web1", UUID, "kvm1", 1)
+    assert [(disk.target, disk.source, disk.image) for disk in found.disks] == [
+        ("vda", "/var/lib/libvirt/images/web1.raw", manifest.id)
+    ]
+    assert site.calls == [], "no host is asked"

@@ -49,3 +49,15 @@ def image_manifest(instant: datetime = NIGHT, **changed: Any) -> ImageManifest:
         "files": (FileRecord(path="vda.qcow2", size_bytes=1, sha256=ZEROS),),
     }
     return ImageManifest.model_validate(values | changed)
+
+
+def pulled_image(image_id: str = "20261124T000000Z", **changed: Any) -> ImageManifest:
+    """An image by the backup API with one disk, vda of 1 GiB."""
+    size = 1 << 30
+    disk = DiskRecord(target="vda", file="vda.raw", format="raw", source="/images/a.qcow2", virtual_size_bytes=size)
+    files = (
+        FileRecord(path="vda.raw", size_bytes=size, chunks="vda.raw.chunks"),
+        FileRecord(path="vda.raw.chunks", size_bytes=1, sha256=ZEROS),
+    )
+    values: dict[str, Any] = {"id": image_id, "method": "backup-api", "checkpoint": f"gbs-{image_id}"}
+    return image_manifest(**{**values, "disks": (disk,), "files": files, **changed})

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 
 from tasks.errors import HypervisorError
 from tasks.model.image_method import choose_method
-from tasks.model.increment import DiskNow, checkpoint_name, plan_increment
-from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest
+from tasks.model.increment import DiskNow, plan_increment
 from tasks.model.window_decision import Power
+from tests.unit.records import pulled_image
 
-NOW = datetime(2026, 11, 25, tzinfo=UTC)
 SIZE = 1 << 30
 VDA = DiskNow("vda", "/images/a.qcow2", SIZE, bitmaps=True)
 
 
-def parent(**changes: object) -> ImageManifest:
-    disk = DiskRecord(target="vda", file="vda.raw", format="raw", source="/images/a.qcow2", virtual_size_bytes=SIZE)
-    files = (
-        FileRecord(path="vda.raw", size_bytes=SIZE, chunks="vda.raw.chunks"),
-        FileRecord(path="vda.raw.chunks", size_bytes=1, sha256="0" * 64),
-    )
-    image = ImageManifest(
-        id="20261124T000000Z",
-        vm="web1",
-        uuid="u",
-        kvm_host="kvm1",
-        started=NOW,
-        ended=NOW,
-        instant=NOW,
-        method="backup-api",
-        method_reason="",
-        consistency="crash",
-        consistency_reason="",
-        window_s=0,
-        copy_s=0,
-        frozen_s=0,
-        checkpoint=checkpoint_name("20261124T000000Z"),
-        disks=(disk,),
-        files=files,
-    )
-    return image.model_copy(update=changes)
-
-
-KNOWN = [parent().checkpoint or ""]
+KNOWN = [pulled_image().checkpoint or ""]
 
 
 def test_disk_that_is_what_it_was_is_copied_by_its_changes() -> None:
-    plan = plan_increment(parent(), [VDA], KNOWN)["vda"]
+    plan = plan_increment(pulled_image(), [VDA], KNOWN)["vda"]
     assert (plan.since, plan.reason) == ("gbs-20261124T000000Z", "its changes since image 20261124T000000Z")
 
 
@@ -57,19 +26,31 @@ def test_disk_that_is_what_it_was_is_copied_by_its_changes() -> None:
     ("image", "disk", "known", "full", "reason"),
     [
         (None, VDA, [], False, "there is no image to begin with"),
-        (parent(), VDA, KNOWN, True, "a full copy was asked for"),
-        (parent(checkpoint=None), VDA, KNOWN, False, "was taken without a checkpoint"),
+        (pulled_image(), VDA, KNOWN, True, "a full copy was asked for"),
+        (pulled_image(checkpoint=None), VDA, KNOWN, False, "was taken without a checkpoint"),
         (
-            parent(),
+            pulled_image(),
             VDA,
             ["gbs-other"],
             False,
             "libvirt does not know the checkpoint of image",
         ),
-        (parent(), DiskNow("vda", VDA.source, SIZE, bitmaps=False), KNOWN, False, "its format cannot keep track"),
-        (parent(), DiskNow("vdb", "/images/b", SIZE, bitmaps=True), KNOWN, False, "does not have it"),
-        (parent(), DiskNow("vda", "/images/new", SIZE, bitmaps=True), KNOWN, False, "it lay in /images/a.qcow2 and"),
-        (parent(), DiskNow("vda", VDA.source, 2 * SIZE, bitmaps=True), KNOWN, False, "it was resized from 1073741824"),
+        (pulled_image(), DiskNow("vda", VDA.source, SIZE, bitmaps=False), KNOWN, False, "its format cannot keep track"),
+        (pulled_image(), DiskNow("vdb", "/images/b", SIZE, bitmaps=True), KNOWN, False, "does not have it"),
+        (
+            pulled_image(),
+            DiskNow("vda", "/images/new", SIZE, bitmaps=True),
+            KNOWN,
+            False,
+            "it lay in /images/a.qcow2",
+        ),
+        (
+            pulled_image(),
+            DiskNow("vda", VDA.source, 2 * SIZE, bitmaps=True),
+            KNOWN,
+            False,
+            "it was resized from",
+        ),
     ],
 )
 def test_disk_in_doubt_is_copied_whole_with_the_reason(image, disk, known, full, reason) -> None:
@@ -80,7 +61,7 @@ def test_disk_in_doubt_is_copied_whole_with_the_reason(image, disk, known, full,
 
 def test_one_disk_in_doubt_leaves_the_others_their_increment() -> None:
     added = DiskNow("vdb", "/images/b", SIZE, bitmaps=True)
-    plans = plan_increment(parent(), [VDA, added], KNOWN)
+    plans = plan_increment(pulled_image(), [VDA, added], KNOWN)
     assert (plans["vda"].since, plans["vdb"].since) == ("gbs-20261124T000000Z", None)
 
 

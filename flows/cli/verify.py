@@ -1,0 +1,57 @@
+"""`gbs verify` and `gbs find`: is what there is still whole, and where is a VM."""
+
+from typing import Any
+
+import click
+
+from flows.cli import terminal
+from flows.cli.run import show
+from tasks import catalogue
+from tasks.errors import ClientsFailed
+from tasks.model.outcome import exit_code
+
+
+@click.group("verify")
+def verify_command() -> None:
+    """Read backups again and compare them with what their manifests say."""
+
+
+@verify_command.command()
+@click.argument("vm", required=False)
+@click.option("--older-than", "older_than_days", type=click.IntRange(0), default=0, metavar="DAYS", help="Only these.")
+@click.option("--at-most", type=click.IntRange(1), metavar="N", help="No more than so many, longest unread first.")
+@terminal.json_option
+def images(vm: str | None, older_than_days: int, at_most: int | None, as_json: bool) -> int:
+    """The images of VM, or all: sizes, sha256 (by chunk where there is a listing), qemu-img check.
+
+    \b
+    gbs verify images                                everything
+    gbs verify images --older-than 30 --at-most 5    five a night, each at least once in a while
+    """
+    from flows.verify_images import verify_images
+
+    try:
+        results: Any = verify_images(vm, older_than_days, at_most)
+    except ClientsFailed as exc:
+        show("verified", exc.args[3], as_json)
+        raise
+    show("verified", results, as_json)
+    return exit_code(results)
+
+
+@click.group("find")
+def find_command() -> None:
+    """Find things in the backup data, with every host switched off."""
+
+
+@find_command.command()
+@click.argument("name", metavar="VM")
+@terminal.json_option
+def vm(name: str, as_json: bool) -> None:
+    """Where VM (a name or UUID) is in the backup data of the KVM hosts, its disks, and its images."""
+    found = catalogue.find_vm(name)
+    body = [
+        (disk.target, disk.device, disk.type, disk.format or "", disk.source or "", disk.image) for disk in found.disks
+    ]
+    title = f"VM {found.vm} ({found.uuid}) of {found.kvm_host}, night {found.night}; {found.images} image(s)"
+    terminal.rows(title, ("disk", "device", "type", "format", "source", "newest image"), body, as_json)

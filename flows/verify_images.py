@@ -1,0 +1,30 @@
+"""Read published images again, so that damage is found before the day they are needed."""
+
+from prefect import State, flow
+
+from flows.ending import conclude
+from flows.run_name import named
+from flows.stage import stage
+from flows.vm_name import VmName
+from tasks import verification
+from tasks.model.outcome import StageResult
+
+
+@flow(name="verify-images", flow_run_name=named("vm", "verify images of {}", "all VMs"))
+def verify_images(
+    vm: VmName | None = None, older_than_days: int = 0, at_most: int | None = None
+) -> State[list[StageResult]]:
+    """Read images whole, longest unread first; one that is damaged fails the run, and the others are read all the same.
+
+    Args:
+        vm: The VM, as libvirt names it. None means all.
+        older_than_days: Leave out images that were read, or made, more recently.
+        at_most: Read no more than so many.
+    """
+    results = []
+    for folder, turn in verification.choose(vm, older_than_days, at_most):
+        with stage(turn.image.vm, "verify") as running:
+            running.produced = turn.image.id
+            running.bytes_moved = verification.verify(folder, turn.image)
+        results.append(running.result())
+    return conclude("verify-images", results)

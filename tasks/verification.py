@@ -1,0 +1,51 @@
+"""Published images read again: every byte against its manifest, and the disks by qemu-img's own check."""
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks import places
+from tasks.drivers import qemu_img
+from tasks.drivers.host_shell import LocalShell
+from tasks.drivers.progress import reporting
+from tasks.drivers.store import read_model, verify_image, write_model
+from tasks.errors import UnknownName
+from tasks.model.manifest import ImageManifest
+from tasks.model.names import slug
+from tasks.model.verify_choice import Turn, Verified, choose_turns, key_of
+from tasks.retryable import retryable
+
+log = logging.getLogger(__name__)
+CHECK_DEADLINE_S = 6 * 3600
+
+
+@retryable("choose images", retries=0)
+def choose(vm: str | None, older_than_days: int, at_most: int | None) -> list[tuple[Path, Turn]]:
+    """The images to read, longest unread first; UnknownName for a VM that the store has no image of."""
+    found = [(folder, image) for folder, image in places.store().all_images() if vm in (None, image.vm, image.uuid)]
+    if vm is not None and not found:
+        raise UnknownName("VM with images", vm, sorted({image.vm for _, image in places.store().all_images()}))
+    folders = {key_of(image): folder for folder, image in found}
+    read = {key: record.at for key in folders if (record := read_model(_record(key), Verified)) is not None}
+    images = [image for _, image in found]
+    turns = choose_turns(images, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
+    return [(folders[key_of(turn.image)], turn) for turn in turns]
+
+
+@retryable("verify image", "verify image {image.id} of {image.vm}", retries=0)
+def verify(folder: Path, image: ImageManifest) -> int:
+    """The bytes that were proven; IntegrityError for the first that is not as published. The reading is noted."""
+    with reporting(log, f"verify image {image.id} of {image.vm}"):
+        verify_image(folder, image)
+        shell = LocalShell()
+        for disk in image.disks:
+            path = str(folder / disk.file)
+            qemu_img.require_complete(qemu_img.info(shell, path, disk.format))
+            qemu_img.check(shell, path, disk.format, deadline_s=CHECK_DEADLINE_S)
+    write_model(_record(key_of(image)), Verified(image=image.id, at=datetime.now(UTC)))
+    return sum(file.size_bytes for file in image.files)
+
+
+def _record(key: str) -> Path:
+    uuid, _, image = key.partition("/")
+    return places.store().root / "verified" / slug(uuid) / f"{slug(image)}.json"
