@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tasks import places
 from tasks.drivers import databases, host_files, permanent, ssh
+from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
-from tasks.errors import GbsError, StoreFull
+from tasks.errors import GbsError, LeftBehind, StoreFull
 from tasks.model.inventory import KvmHost, System
 from tasks.model.names import human_bytes
 
@@ -99,6 +100,20 @@ def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
         return
     if is_kvm_host:
         yield _try(subject, "libvirt", lambda: _libvirt(name))
+        yield _try(subject, "overlays", lambda: _overlays(name))
+
+
+def _overlays(name: str) -> str:
+    """No VM is on an overlay of ours that no journal explains."""
+    with places.hypervisor(name) as (host, _):
+        stray = scan(host, places.store().journal)
+    if stray:
+        first = stray[0]
+        why = f"VM {first.vm} is on {first.overlay}, and no journal says why"
+        raise LeftBehind(
+            f"an overlay of run {first.run}", why, f"virsh blockcommit {first.uuid} {first.target} --pivot"
+        )
+    return "none that a journal does not explain"
 
 
 def _written(system: System) -> Iterator[tuple[str, str]]:

@@ -85,10 +85,6 @@ def take(
         backup.abandon()
         raise
     backup.finish()
-    warnings = [f"disk {name} is not in the image: {why}" for name, why in found.selection.left_out]
-    if held.consistency == "crash":
-        warnings.append(f"the image is only crash-consistent: {held.reason}")
-    increments = any(planned.since for planned in plans.values())
     return Taken(
         id=image_id,
         started=started,
@@ -103,11 +99,18 @@ def take(
         xml=domain.inactive_xml() or domain.xml(),
         disks=tuple(backup.taken()),
         tools=host.versions(),
-        warnings=tuple(warnings),
-        parent=parent.image.id if parent and increments else None,
+        warnings=_warnings(found, held),
+        parent=parent.image.id if parent and any(planned.since for planned in plans.values()) else None,
         checkpoint=backup.checkpoint,
         bytes_moved=moved,
     )
+
+
+def _warnings(found: Survey, held: Quiesced) -> tuple[str, ...]:
+    warnings = [f"disk {name} is not in the image: {why}" for name, why in found.selection.left_out]
+    if held.consistency == "crash":
+        warnings.append(f"the image is only crash-consistent: {held.reason}")
+    return tuple(warnings)
 
 
 @dataclass(frozen=True)

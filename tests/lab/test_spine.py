@@ -420,7 +420,11 @@ def test_check_finds_all_good_and_says_what_is_not(world: Demo) -> None:
     found = {(row["subject"], row["check"]) for row in json.loads(done.stdout)}
     for expected in (
         *(("client web1", "dumps in /var/backups/gbs"), ("client web1", "mariadb"), ("client web1", "ssh")),
-        *(("KVM host kvm1", "libvirt"), ("KVM host kvm1", "recovered disks in /var/lib/libvirt/images")),
+        *(
+            ("KVM host kvm1", "libvirt"),
+            ("KVM host kvm1", "overlays"),
+            ("KVM host kvm1", "recovered disks in /var/lib/libvirt/images"),
+        ),
         *(("this server", "tool rsnapshot"), ("permanent store", str(world.site.permanent))),
     ):
         assert expected in found
