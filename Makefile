@@ -54,8 +54,9 @@ demo: system venv ## a lab with a real VM, two nights, a disaster, a recovery
 lab-down: venv ## end the lab and the UI, leave nothing behind
 	$(BIN)/python -m tests.lab.demo down
 
-bench: system venv ## what GBS costs beside bare rsync and rsnapshot
+bench: system venv ## GBS beside bare rsync and rsnapshot, nbdcopy and virtnbdbackup
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.images
 
 format: venv ## let ruff format and fix
 	$(BIN)/ruff format .

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,14 @@ import pytest
 from tasks.drivers import backup_api, backup_job
 from tasks.drivers.backup_api import Wishes
 from tasks.drivers.backup_survey import Parent
-from tasks.drivers.digest import record
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.snaplive_settle import reconcile
 from tasks.drivers.ssh import Shell
 from tasks.errors import DomainBusy
 from tasks.model.image_taken import Taken
-from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest
 from tasks.model.ssh_target import SshTarget
+from tests.lab.published import manifest_of
 from tests.lab.snaplive_guest import Guests, journal_of
 from tests.lab.tiny_guest import TinyGuest, last_record
 from tests.lab.window_child import ChildTask, host_pid, reach, run_child
@@ -54,39 +52,6 @@ class Images:
         self.last = Parent(folder, manifest_of(taken, folder, uuid))
         backup_job.delete_checkpoints(self.host.domain(uuid), [taken.checkpoint or ""])
         return folder, taken
-
-
-def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
-    now = datetime.now(UTC)
-    disks = [
-        DiskRecord(
-            target=disk.target,
-            file=disk.file,
-            format=disk.format,
-            source=disk.source,
-            virtual_size_bytes=disk.virtual_size_bytes,
-        )
-        for disk in taken.disks
-    ]
-    files = [
-        *(record(folder / f"{disk.file}.chunks", folder) for disk in disks),
-        *(FileRecord(path=d.file, size_bytes=d.virtual_size_bytes, chunks=f"{d.file}.chunks") for d in disks),
-    ]
-    common = {"kvm_host": "kvm1", "started": now, "ended": now, "instant": now, "method_reason": "test"}
-    common |= {"consistency": "crash", "consistency_reason": "", "window_s": 0, "copy_s": 0, "frozen_s": 0}
-    return ImageManifest.model_validate(
-        {
-            **common,
-            "id": taken.id,
-            "vm": "test",
-            "uuid": uuid,
-            "method": taken.method,
-            "checkpoint": taken.checkpoint,
-            "parent": taken.parent,
-            "disks": disks,
-            "files": files,
-        }
-    )
 
 
 @pytest.fixture

@@ -1,0 +1,216 @@
+"""`make bench`: an image by the backup API beside nbdcopy and virtnbdbackup, of the same running guest, in turn.
+
+Ours and nbdcopy read through the same ssh; virtnbdbackup runs on the KVM host itself and needs none. All are timed
+until the data is flushed (fsync) and a sha256 of it is made: ours by chunks, nbdcopy's file by openssl, which is far
+quicker than Debian's sha256sum; virtnbdbackup makes none. Its increments are chains: what it takes to have a bootable
+disk of the newest one (virtnbdrestore) is part of it. Images lie on XFS, which has reflinks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tasks.drivers import backup_api, libvirt_host, ssh
+from tasks.drivers.backup_api import Wishes
+from tasks.drivers.backup_survey import Parent
+from tasks.drivers.journal import Journal
+from tasks.drivers.ssh_forward import forwarded
+from tasks.model.ssh_target import SshTarget
+from tests.lab.kvm_host import KvmHost
+from tests.lab.leftovers import LABS
+from tests.lab.process import LabError
+from tests.lab.published import manifest_of
+from tests.lab.sshd import make_key
+from tests.lab.tiny_guest import TinyGuest
+
+DATA_MIB = 768
+WISHES = Wishes(min_free_bytes=1 << 20)
+
+
+@dataclasses.dataclass
+class Took:
+    """Seconds by the clock, and processor seconds of us and our children (QEMU and sshd are not ours)."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def measured(work: Callable[[], object]) -> Took:
+    """How long `work` takes."""
+    began, cpu = time.monotonic(), _cpu_s()
+    work()
+    return Took(time.monotonic() - began, _cpu_s() - cpu)
+
+
+def _cpu_s() -> float:
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+class Bench:
+    """A KVM host of the lab with one guest, and a file system with reflinks for images."""
+
+    def __init__(self, size_gib: int) -> None:
+        self.folder = LABS / f"test-bench-{os.getpid()}"
+        self.folder.mkdir(parents=True)
+        self.host = KvmHost("bench", self.folder / "kvm1", make_key(self.folder / "id_ed25519", "bench"))
+        self.guest = TinyGuest(self.host, "big", size_bytes=size_gib << 30)
+        self.images = self.folder / "images"
+        self.count = 0
+
+    def start(self) -> None:
+        """Mount the images' file system, make the guest's disk with data in it, start it."""
+        # Mounted first, so that the host sees it too.
+        self.images.mkdir()
+        image = self.folder / "images.xfs"
+        subprocess.run(["truncate", "-s", "24G", str(image)], check=True)
+        subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(self.images)], check=True)
+        self.host.start()
+        known = self.folder / "known_hosts"
+        known.write_text(self.host.known_hosts_line + "\n")
+        self.target = SshTarget("bench", "127.0.0.1", "root", self.host.ssh_port, self.folder / "id_ed25519", known)
+        self.guest.define()
+        disk = self.guest.outside(self.guest.disks[0].path)
+        script = f"qemu-io -f qcow2 -c 'write -P 0x5a 16M {DATA_MIB}M' {disk} >/dev/null"
+        subprocess.run(["sh", "-c", script], check=True)
+        self.guest.start()
+        self.guest.wait_for_record(50)
+
+    def stop(self) -> None:
+        """End and remove all of it."""
+        subprocess.run(["umount", str(self.images)], check=False)
+        self.host.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def ours(self, parent: Parent | None) -> Parent:
+        """An image of ours: full without a parent."""
+        self.count += 1
+        folder = self.images / f"ours-{self.count}"
+        folder.mkdir()
+        with libvirt_host.connect(self.target) as host, ssh.connect(self.target) as shell:
+            uuid = host.domain(self.guest.name).uuid
+            journal = Journal(self.folder / "journal.jsonl")
+            image_id = f"bench-{self.count}"
+            taken = backup_api.take(host, shell, self.target, journal, uuid, image_id, folder, parent, WISHES)
+            return Parent(folder, manifest_of(taken, folder, uuid))
+
+    def nbdcopy(self) -> None:
+        """The same copy by hand: libvirt's job, nbdcopy, fsync, a sha256."""
+        virsh, socket, copied = self.host.virsh, "/run/gbs/bench", self.images / "nbdcopy.raw"
+        copied.unlink(missing_ok=True)
+        xml = f"<domainbackup mode='pull'><server transport='unix' socket='{socket}'/></domainbackup>"
+        virsh("backup-begin", self.guest.name, "/dev/stdin", input_text=xml)
+        try:
+            with forwarded(self.target, socket) as local:
+                argv = ["nbdcopy", "--flush", f"nbd+unix:///vda?socket={local}", str(copied)]
+                subprocess.run(argv, check=True)
+            subprocess.run(["sync", str(copied)], check=True)
+            argv = ["openssl", "dgst", "-sha256", str(copied)]
+            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        finally:
+            virsh("domjobabort", self.guest.name)
+            while self.host.run(["virsh", "-q", "backup-dumpxml", self.guest.name], check=False).returncode == 0:
+                time.sleep(0.05)
+
+    def virtnbdbackup(self, level: str) -> None:
+        """A backup by virtnbdbackup on the host; `inc` includes what makes a disk of the chain."""
+        folder, restored = self.images / "virtnbd", self.images / "virtnbd-restored"
+        if level == "full":
+            shutil.rmtree(folder, ignore_errors=True)
+        argv = ["virtnbdbackup", "-d", self.guest.name, "-l", level, "-o", str(folder), "-n", "-S", "/var/tmp"]
+        self.host.run([*argv], timeout_s=600)
+        if level == "inc":
+            shutil.rmtree(restored, ignore_errors=True)
+            argv = ["virtnbdrestore", "-i", str(folder), "-o", str(restored), "-n"]
+            self.host.run(argv, timeout_s=600)
+        subprocess.run(["sync", "-f", str(folder)], check=True)
+
+    def forget(self) -> None:
+        """No checkpoints of anybody, so that the next backup is a full one."""
+        for name in self.host.virsh("checkpoint-list", self.guest.name, "--name").split():
+            self.host.virsh("checkpoint-delete", self.guest.name, name)
+
+
+@contextmanager
+def bench_of(size_gib: int) -> Iterator[Bench]:
+    """A bench that is ended whatever happens."""
+    bench = Bench(size_gib)
+    try:
+        bench.start()
+        yield bench
+    finally:
+        bench.stop()
+
+
+def full_copies(rounds: int) -> None:
+    """Full copies in turn: ours, nbdcopy, virtnbdbackup."""
+    took: dict[str, list[Took]] = {"ours": [], "nbdcopy + sha256": [], "virtnbdbackup (no sha256)": []}
+    with bench_of(4) as bench:
+        works: tuple[Callable[[], object], ...] = (
+            lambda: bench.ours(None),
+            bench.nbdcopy,
+            lambda: bench.virtnbdbackup("full"),
+        )
+        for _ in range(rounds):
+            for name, work in zip(took, works, strict=True):
+                bench.forget()
+                took[name].append(measured(work))
+    print(f"\nFull copy, {DATA_MIB} MiB of data on 4 GiB, medians of {rounds} rounds in turn")
+    print("| | s | MiB/s | ours is … times as fast | CPU s per GiB |")
+    print("|---|---|---|---|---|")
+    mine = statistics.median(one.wall_s for one in took["ours"])
+    for name, ones in took.items():
+        wall_s, cpu_s = (statistics.median(getattr(one, field) for one in ones) for field in ("wall_s", "cpu_s"))
+        cpu = f"{cpu_s * 1024 / DATA_MIB:.2f}"
+        print(f"| {name} | {wall_s:.2f} | {DATA_MIB / wall_s:.0f} | {wall_s / mine:.2f} | {cpu} |")
+
+
+def increments(rounds: int, sizes_gib: tuple[int, ...]) -> None:
+    """Increments of a guest that dirties some 4 MiB, on disks of several sizes."""
+    print(f"\nIncrement, about 4 MiB dirty, {DATA_MIB} MiB of data, medians of {rounds} rounds in turn, seconds")
+    print("| virtual size | ours, a whole disk at once | virtnbdbackup and virtnbdrestore | ratio |")
+    print("|---|---|---|---|")
+    for size_gib in sizes_gib:
+        with bench_of(size_gib) as bench:
+            parent, mine, theirs = bench.ours(None), [], []
+            for _ in range(rounds):
+                began = time.monotonic()
+                parent = bench.ours(parent)
+                mine.append(time.monotonic() - began)
+            bench.forget()
+            bench.virtnbdbackup("full")
+            for _ in range(rounds):
+                theirs.append(measured(lambda: bench.virtnbdbackup("inc")).wall_s)
+        ours_s, theirs_s = statistics.median(mine), statistics.median(theirs)
+        print(f"| {size_gib} GiB | {ours_s:.2f} | {theirs_s:.2f} | {theirs_s / ours_s:.1f} |")
+
+
+def main() -> int:
+    """Run all of it and print the tables."""
+    parser = argparse.ArgumentParser(prog="python3 -m tests.bench.images", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if shutil.which("virtnbdbackup") is None:
+        raise LabError("the peer is missing: apt-get install virtnbdbackup")
+    full_copies(options.rounds)
+    increments(options.rounds, (1, 4, 16))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (LabError, subprocess.CalledProcessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(1)
