@@ -46,7 +46,7 @@ test: system venv check ## everything, as CI runs it
 	$(BIN)/pytest -ra --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: venv ## only the quick floor: no server, no VM
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n 2 tests/unit
 
 demo: system venv ## a lab with a real VM, two nights, a disaster, a recovery
 	$(BIN)/python -m tests.lab.demo
