@@ -1,14 +1,15 @@
 """The four commands that operators know, and `gbs reconcile`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from flows.cli import terminal
+from tasks.model.image_method import WantedMethod
 from tasks.model.names import human_age, human_bytes
 
-METHODS = ("auto", "backup-api", "snaplive", "offline")
+METHODS = get_args(WantedMethod)
 HELP = {"help_option_names": ["-h", "--help"]}
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from tasks.model.image_method import WantedMethod
 from tasks.model.names import slug
 from tasks.model.retention import Retain
 
@@ -104,7 +105,7 @@ class PermanentSection(_Section):
 class Policy(_Section):
     """How often, how long, how careful. The default policy suits most clients."""
 
-    image_method: Literal["auto", "backup-api", "snaplive", "offline"] = Field(
+    image_method: WantedMethod = Field(
         "auto", description="How images are taken: auto is the backup API where a trial shows it, else SnapLive."
     )
     image_max_age_days: int = Field(90, ge=1, description="A VM's image older than this is taken again.")

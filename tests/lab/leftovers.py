@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from tests.lab.process import ProcessRecord
@@ -22,4 +23,7 @@ def sweep() -> None:
             record = ProcessRecord.load(path)
             if record is not None:
                 record.kill()
+        mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for place in (place for place in mounted if place.startswith(f"{folder}/")):
+            subprocess.run(["umount", place], check=False)
         shutil.rmtree(folder, ignore_errors=True)
