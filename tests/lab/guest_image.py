@@ -193,7 +193,6 @@ def _appliance(image: Path, what: str, tell: Say) -> guestfs.GuestFS:
         handle.set_backend_settings(["force_tcg"])
         # Emulated, the page-table isolation of the appliance's kernel makes every system call dear.
         handle.set_append("mitigations=off")
-    handle.set_smp(min(2, os.cpu_count() or 1))
     handle.add_drive_opts(str(image), format="qcow2", cachemode="unsafe", discard="besteffort")
     with phase(what, tell):
         handle.launch()
