@@ -29,10 +29,11 @@ def take_image(vm: str, method: WantedMethod | None = None, full: bool = False) 
         image_id = new_id(datetime.now(UTC))
         folder = images.stage(definition, vm, image_id)
         try:
+            parts = images.capture(definition, folder)
             taken = _take(definition, image_id, folder, choice, full)
             for disk in taken.disks:
                 images.verify_disk(vm, disk, folder)
-            manifest = images.publish_image(folder, definition, taken, vm)
+            manifest = images.publish_image(folder, definition, taken, parts, vm)
         finally:
             images.discard_staged(folder, vm)
         if choice.method == "backup-api":

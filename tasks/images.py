@@ -1,37 +1,32 @@
 """Images of VMs: find the VM in the KVM hosts' backup data, copy its disks, publish them."""
 
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import backup_api, backup_job, definitions, qemu_img, rsync, ssh
-from tasks.drivers.backup_api import Wishes
+from tasks.drivers import backup_api, backup_job, definitions, disk_sources, live_image, offline_image, vm_parts
 from tasks.drivers.backup_survey import Parent
 from tasks.drivers.chunks import SUFFIX
 from tasks.drivers.digest import record
-from tasks.drivers.host_shell import LocalShell
-from tasks.drivers.journal import read_records
+from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.progress import reporting
-from tasks.drivers.snaplive import Window, open_window
-from tasks.drivers.snaplive_evidence import look
-from tasks.drivers.snaplive_settle import close_window
-from tasks.drivers.space_watch import SpaceWatch
 from tasks.drivers.ssh import Shell
 from tasks.drivers.store import discard, publish, require_space, write_model
 from tasks.drivers.tool_versions import tool_versions
-from tasks.errors import GbsError, HypervisorError, IntegrityError
+from tasks.errors import GbsError, IntegrityError
 from tasks.model.definition import Definition
-from tasks.model.domain_xml import Disk, parse_domain
-from tasks.model.image_method import Choice, WantedMethod, choose_method
+from tasks.model.domain_xml import parse_domain
+from tasks.model.image_method import Choice, WantedMethod, Wishes, choose_method
 from tasks.model.image_policy import due_reason
 from tasks.model.image_taken import Taken, TakenDisk
-from tasks.model.inventory import Policy
-from tasks.model.manifest import MANIFEST, DiskRecord, FileRecord, ImageManifest
-from tasks.model.window import PlannedDisk, Step, select_disks
+from tasks.model.manifest import MANIFEST, DiskRecord, FileRecord, ImageManifest, VmParts
+from tasks.model.ssh_target import SshTarget
+from tasks.model.window import select_disks
 from tasks.model.window_decision import Power
 from tasks.retryable import retryable
 
@@ -61,14 +56,21 @@ def stage(definition: Definition, vm: str, image_id: str) -> Path:
     folder = store.images(definition.kvm_host, vm) / f".partial-{image_id}"
     for left in folder.parent.glob(".partial-*"):  # of a run that was killed: the VM's lock is ours now
         discard(left, store.trash, left.name)
-    sources = [str(disk.source) for disk in select_disks(definition.domain).taken]
-    target, _ = places.kvm_host(definition.kvm_host)
-    with ssh.connect(target) as shell:
-        lines = shell.run(["stat", "--printf=%b %B\\n", "--", *sources], deadline_s=30).stdout.splitlines()
-    needed = sum(int(blocks) * int(size) for blocks, size in map(str.split, lines))
-    require_space(store.root, needed, places.reserve_bytes())
+    with places.hypervisor(definition.kvm_host) as (host, shell):
+        domain = host.domain(definition.domain.uuid)
+        disks = select_disks(parse_domain(domain.xml())).taken
+        sources = disk_sources.find(shell, domain, disks, shared=True)
+    require_space(store.root, sum(source.allocated_bytes for source in sources), places.reserve_bytes())
     folder.mkdir(parents=True)
     return folder
+
+
+@retryable("capture VM", "capture what makes {definition.domain.name}", retries=1)
+def capture(definition: Definition, folder: Path) -> VmParts:
+    """Everything but the disks: definitions, UEFI variables, TPM state, kernel; see `vm_parts.capture`."""
+    target, _ = places.kvm_host(definition.kvm_host)
+    with places.hypervisor(definition.kvm_host) as (host, shell):
+        return vm_parts.capture(host, shell, target, host.domain(definition.domain.uuid), folder)
 
 
 @retryable("choose method", "choose method for {definition.domain.name}", retries=1)
@@ -86,53 +88,23 @@ def choose(definition: Definition, power: Power, wanted: WantedMethod | None) ->
 
 @retryable("SnapLive", "take {definition.domain.name} live", retries=1)
 def take_live(definition: Definition, image_id: str, folder: Path, reason: str) -> Taken:
-    """Snapshot the running VM, copy its disks, commit and pivot: the window closes whatever happens.
+    """Snapshot the running VM, copy its disks, commit and pivot; see `live_image.take`.
 
     One task, so that nothing but the copy stands between snapshot and pivot, and no call to Prefect's API can.
     """
-    vm, uuid, started = definition.domain.name, definition.domain.uuid, datetime.now(UTC)
-    policy, journal = places.policy_of_vm(vm), places.journal(definition.kvm_host, uuid)
-    with places.hypervisor(definition.kvm_host) as (host, shell):
-        tools = host.versions()
-        window = open_window(host, shell, journal, uuid, image_id, freeze_deadline_s=policy.freeze_deadline_s)
-        log.info("%s: snapshot of %d disk(s), %s-consistent", vm, len(window.disks), window.consistency)
-        began = time.monotonic()
-        try:
-            _copy_disks(definition.kvm_host, vm, window.disks, folder, policy, _watch(host, shell, window))
-        finally:
-            copy_s = time.monotonic() - began
-            with reporting(log, f"commit {vm}") as progress:
-                close_window(host, shell, journal, on_progress=lambda _target, *done: progress.update(*done))
-    pivoted = [entry.at for entry in read_records(journal.done_path) if entry.step is Step.PIVOTED]
-    return Taken(
-        id=image_id,
-        started=started,
-        instant=window.instant,
-        method="snaplive",
-        method_reason=reason,
-        consistency=window.consistency,
-        consistency_reason=window.consistency_reason or "the guest's file systems were frozen for the snapshot",
-        window_s=(max(pivoted) - window.instant).total_seconds(),
-        copy_s=copy_s,
-        frozen_s=window.frozen_s,
-        xml=window.plan.xml,
-        disks=tuple(_taken(disk) for disk in window.disks),
-        tools=tools,
-        warnings=window.warnings,
-    )
+    with _reached(definition) as (host, shell, target, journal, wishes):
+        return live_image.take(host, shell, target, journal, definition.domain.uuid, image_id, folder, wishes, reason)
 
 
 @retryable("backup API", "take {definition.domain.name} by the backup API", retries=1)
 def take_backup(definition: Definition, image_id: str, folder: Path, reason: str, *, full: bool = False) -> Taken:
     """Copy what changed since the VM's last published image, or all of it, from one instant; see `backup_api.take`."""
-    vm, uuid = definition.domain.name, definition.domain.uuid
-    policy, journal = places.policy_of_vm(vm), places.journal(definition.kvm_host, uuid)
-    target, _ = places.kvm_host(definition.kvm_host)
-    wishes = Wishes(
-        full=full, freeze_deadline_s=policy.freeze_deadline_s, transfer_deadline_s=policy.transfer_deadline_s
-    )
-    with places.hypervisor(definition.kvm_host) as (host, shell):
-        return backup_api.take(host, shell, target, journal, uuid, image_id, folder, _parent(vm, uuid), wishes, reason)
+    uuid = definition.domain.uuid
+    parent = _parent(definition.domain.name, uuid)
+    with _reached(definition) as (host, shell, target, journal, wishes):
+        return backup_api.take(
+            host, shell, target, journal, uuid, image_id, folder, parent, replace(wishes, full=full), reason
+        )
 
 
 def _parent(vm: str, uuid: str) -> Parent | None:
@@ -143,94 +115,43 @@ def _parent(vm: str, uuid: str) -> Parent | None:
 
 @retryable("offline copy", "take {definition.domain.name} offline", retries=1)
 def take_offline(definition: Definition, image_id: str, folder: Path, reason: str) -> Taken:
-    """Copy the disks of a VM that is shut off, as they are; HypervisorError when it was started meanwhile."""
-    vm, started = definition.domain.name, datetime.now(UTC)
+    """Copy the disks of a VM that is off, or is shut down for it and started again; see `offline_image.take`."""
+    with _reached(definition) as (host, shell, target, journal, wishes):
+        return offline_image.take(
+            host, shell, target, journal, definition.domain.uuid, image_id, folder, wishes, reason
+        )
+
+
+@contextmanager
+def _reached(definition: Definition) -> Iterator[tuple[Host, Shell, SshTarget, Journal, Wishes]]:
+    """What taking an image of the VM needs."""
+    policy = places.policy_of_vm(definition.domain.name)
+    target, block = places.kvm_host(definition.kvm_host)
+    wishes = Wishes(
+        freeze_deadline_s=policy.freeze_deadline_s,
+        shutdown_deadline_s=policy.shutdown_deadline_s,
+        force_shutdown=policy.force_shutdown,
+        transfer_deadline_s=policy.transfer_deadline_s,
+        max_window_s=policy.max_window_s,
+        bytes_per_s=policy.bytes_per_s,
+        image_folder=block.image_folder,
+    )
+    journal = places.journal(definition.kvm_host, definition.domain.uuid)
     with places.hypervisor(definition.kvm_host) as (host, shell):
-        domain, tools = host.domain(definition.domain.uuid), host.versions()
-        xml = domain.inactive_xml() or definition.xml
-        disks = tuple(_at_rest(shell, disk) for disk in select_disks(parse_domain(xml)).taken)
-        began = time.monotonic()
-        _copy_disks(definition.kvm_host, vm, disks, folder, places.policy_of_vm(vm))
-        if look(host, domain.uuid, others=False).power is not Power.OFF:
-            raise HypervisorError(vm, "an offline copy", "the VM was started while its disks were copied")
-    return Taken(
-        id=image_id,
-        started=started,
-        instant=started,
-        method="offline",
-        method_reason=reason,
-        consistency="file-system",
-        consistency_reason="the guest was shut off",
-        window_s=0,
-        copy_s=time.monotonic() - began,
-        frozen_s=0,
-        xml=xml,
-        disks=tuple(_taken(disk) for disk in disks),
-        tools=tools,
-    )
-
-
-def _at_rest(shell: Shell, disk: Disk) -> PlannedDisk:
-    source = str(disk.source)
-    found = qemu_img.info(shell, source, str(disk.format))
-    qemu_img.require_complete(found)
-    return PlannedDisk(
-        target=disk.target,
-        base=source,
-        format="raw" if disk.format == "raw" else "qcow2",
-        inode=0,
-        device=0,
-        overlay="",
-        virtual_size_bytes=found.virtual_size_bytes,
-    )
-
-
-def _watch(host: Host, shell: Shell, window: Window) -> SpaceWatch:
-    folders = [disk.base.rpartition("/")[0] or "/" for disk in window.disks]
-    return SpaceWatch(host, shell, window.plan.vm, window.plan.uuid, folders)
-
-
-def _taken(disk: PlannedDisk) -> TakenDisk:
-    return TakenDisk(disk.target, disk.base, disk.format, disk.format, disk.virtual_size_bytes)
-
-
-def _copy_disks(
-    kvm_host: str,
-    vm: str,
-    disks: Sequence[PlannedDisk],
-    folder: Path,
-    policy: Policy,
-    watch: SpaceWatch | None = None,
-) -> None:
-    target, _ = places.kvm_host(kvm_host)
-    for disk in disks:
-        with reporting(log, f"copy {vm} {disk.target}") as progress:
-            rsync.fetch_file(
-                target,
-                disk.base,
-                folder / _taken(disk).file,
-                deadline_s=policy.transfer_deadline_s,
-                on_progress=progress.update,
-                watch=watch,
-            )
+        yield host, shell, target, journal, wishes
 
 
 @retryable("verify disk", "verify {disk.target} of {vm}", retries=0)
 def verify_disk(vm: str, disk: TakenDisk, folder: Path) -> None:
-    """IntegrityError unless the copied disk is whole, sound and as large as its source."""
-    path, shell = str(folder / disk.file), LocalShell()
-    found = qemu_img.info(shell, path, disk.format)
-    qemu_img.require_complete(found)
-    if found.virtual_size_bytes != disk.virtual_size_bytes:
-        raise IntegrityError(path, f"{disk.virtual_size_bytes} bytes", f"{found.virtual_size_bytes} bytes")
-    with reporting(log, f"check {vm} {disk.target}"):
-        qemu_img.check(shell, path, disk.format, deadline_s=places.policy_of_vm(vm).transfer_deadline_s)
+    """IntegrityError unless the copied disk is as large as its source. Its chunks were hashed as they came."""
+    path = folder / disk.file
+    if path.stat().st_size != disk.virtual_size_bytes:
+        raise IntegrityError(str(path), f"{disk.virtual_size_bytes} bytes", f"{path.stat().st_size} bytes")
 
 
 @retryable("publish image", "publish image {taken.id} of {vm}", retries=0)
-def publish_image(folder: Path, definition: Definition, taken: Taken, vm: str) -> ImageManifest:
+def publish_image(folder: Path, definition: Definition, taken: Taken, parts: VmParts, vm: str) -> ImageManifest:
     """Write the manifest last and make the image visible; what was taken is then never changed."""
-    (folder / "domain.xml").write_text(taken.xml, "utf-8", "surrogateescape")
     client = places.inventory().vms.get(vm)
     night = places.store().night_of(client) if client else None
     with reporting(log, f"checksums of the image of {vm}"):
@@ -257,17 +178,21 @@ def publish_image(folder: Path, definition: Definition, taken: Taken, vm: str) -
             DiskRecord(
                 target=disk.target,
                 file=disk.file,
-                format=disk.format,
+                format="raw",
                 source=disk.source,
                 source_format=disk.source_format,
+                source_kind=disk.source_kind,
+                volume=disk.volume,
+                options=disk.options,
                 virtual_size_bytes=disk.virtual_size_bytes,
                 increment=disk.increment,
             )
             for disk in taken.disks
         ),
+        parts=parts,
         files=files,
-        warnings=taken.warnings,
-        tools={**taken.tools, **tool_versions("rsync", "qemu-img")},
+        warnings=(*taken.warnings, *parts.warnings),
+        tools={**taken.tools, **tool_versions("rsync", "qemu-img", "nbdinfo")},
     )
     write_model(folder / MANIFEST, manifest)
     publish(folder, folder.with_name(taken.id))

@@ -73,7 +73,7 @@ def copy_image(sources: Sources) -> Path:
         source, target = str(sources.image_folder / disk.file), str(folder / wanted.file)
         argv = ["cp", "--reflink=auto", "--sparse=always", "--", source, target]
         if wanted.format != disk.format:
-            argv = qemu_img.convert_argv(source, disk.format, target, wanted.format)
+            argv = qemu_img.convert_argv(source, disk.format, target, wanted.format, disk.options)
         with reporting(log, f"copy {disk.file}"):
             process.run(argv, deadline_s=COPY_DEADLINE_S, name=f"copy of {disk.file}")
     return folder

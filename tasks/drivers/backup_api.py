@@ -27,26 +27,16 @@ from tasks.drivers.space_watch import SpaceWatch
 from tasks.drivers.ssh_forward import forwarded
 from tasks.errors import DomainBusy, GbsError, HypervisorError
 from tasks.model.backup_xml import BackupDisk, bitmap_of, render_backup, render_checkpoint
+from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken, TakenDisk
 from tasks.model.increment import DiskNow, DiskPlan, checkpoint_name
 from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Step, WindowPlan
 
-MIN_FREE_BYTES = 1 << 30
 LINK_DEADLINE_S = 60
 CLONE_DEADLINE_S = 6 * 3600
 _DISK_IN_ERROR = re.compile(r"disk '?([a-z0-9]+)'?")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """How a backup is to be taken."""
-
-    full: bool = False
-    freeze_deadline_s: int = 20
-    transfer_deadline_s: float = 6 * 3600
-    min_free_bytes: int = MIN_FREE_BYTES
 
 
 def take(
@@ -72,7 +62,7 @@ def take(
     published = parent.image.checkpoint if parent else None
     backup_job.end(shell, domain, [])  # refuses a job of somebody else
     backup_job.delete_checkpoints(domain, [published] if published else [])
-    found = survey(shell, domain, wishes.min_free_bytes)
+    found = survey(shell, domain, wishes.image_folder, wishes.min_free_bytes)
     plans = plan(found, parent, list(backup_job.checkpoints(domain)), full=wishes.full)
     backup = _Backup(host, shell, journal, domain, image_id, folder, parent, wishes, found, plans)
     backup.lay_out()
@@ -96,7 +86,6 @@ def take(
         window_s=0,
         copy_s=copy_s,
         frozen_s=held.frozen_s,
-        xml=domain.inactive_xml() or domain.xml(),
         disks=tuple(backup.taken()),
         tools=host.versions(),
         warnings=_warnings(found, held),
@@ -141,7 +130,7 @@ class _Backup:
     @property
     def scratch(self) -> tuple[str, ...]:
         """The scratch files on the host, beside the disks."""
-        return tuple(f"{disk.source}{SCRATCH_MARK}{self.image_id}" for disk in self.survey.disks)
+        return tuple(f"{path}{SCRATCH_MARK}{self.image_id}" for path in self.survey.beside)
 
     def lay_out(self) -> None:
         """Make each disk's file: a clone of the parent's, or an empty one."""
@@ -243,6 +232,7 @@ class _Backup:
                 chunks=chunks,
                 parent_chunks=since,
                 deadline_s=self.wishes.transfer_deadline_s,
+                bytes_per_s=self.wishes.bytes_per_s,
                 on_progress=progress.update,
                 watch=watch,
             )
@@ -253,8 +243,8 @@ class _Backup:
         link = f"/run/gbs-{self.image_id}-{self.domain.uuid}"
         self.shell.run(["ln", "-sfT", "--", self.socket, link], deadline_s=LINK_DEADLINE_S)
         try:
-            with forwarded(target, link) as socket:
-                yield socket
+            with forwarded(target, {"backup": link}) as sockets:
+                yield sockets["backup"]
         finally:
             self.shell.run(["rm", "-f", "--", link], deadline_s=LINK_DEADLINE_S, check=False)
 
@@ -280,9 +270,11 @@ class _Backup:
                 target=disk.target,
                 source=disk.source,
                 source_format="raw" if formats[disk.target] == "raw" else "qcow2",
-                format="raw",
                 virtual_size_bytes=disk.virtual_size_bytes,
                 increment=self.plans[disk.target].reason,
+                source_kind=source.kind,
+                volume=source.volume,
+                options=source.options,
             )
-            for disk in self.survey.disks
+            for disk, source in zip(self.survey.disks, self.survey.sources, strict=True)
         ]

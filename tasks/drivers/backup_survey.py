@@ -6,11 +6,13 @@ from pathlib import Path
 
 import libvirt
 
-from tasks.drivers import host_files, qemu_img
+from tasks.drivers import disk_sources, host_files
 from tasks.drivers.digest import sha256_file
+from tasks.drivers.disk_sources import DiskSource
+from tasks.drivers.host_files import folder_of
 from tasks.drivers.host_shell import HostShell, run_each
 from tasks.drivers.libvirt_host import HostDomain
-from tasks.errors import HypervisorError, StoreFull
+from tasks.errors import HypervisorError
 from tasks.model.domain_xml import parse_domain
 from tasks.model.increment import DiskNow, DiskPlan, plan_increment
 from tasks.model.manifest import ImageManifest
@@ -25,6 +27,9 @@ class Survey:
     """A running VM before its backup."""
 
     disks: tuple[DiskNow, ...]
+    sources: tuple[DiskSource, ...]
+    beside: tuple[str, ...]
+    """The path that each disk's scratch file lies beside."""
     selection: Selection
     has_agent: bool
     qemu_folder: str
@@ -33,8 +38,8 @@ class Survey:
 
     @property
     def folders(self) -> list[str]:
-        """Where the disks lie on the host, and so their scratch files."""
-        return [folder_of(disk.source) for disk in self.disks]
+        """Where the scratch files lie on the host."""
+        return [folder_of(path) for path in self.beside]
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class Parent:
         return None
 
 
-def survey(shell: HostShell, domain: HostDomain, min_free_bytes: int) -> Survey:
-    """Ask the host about the disks of a running VM in one round trip.
+def survey(shell: HostShell, domain: HostDomain, image_folder: str, min_free_bytes: int) -> Survey:
+    """Ask the host about the disks of a running VM; the scratch files of block devices go to `image_folder`.
 
     Raises HypervisorError when it does not run, UnsupportedDisk, StoreFull when there is no room for scratch files.
     """
@@ -69,24 +74,30 @@ def survey(shell: HostShell, domain: HostDomain, min_free_bytes: int) -> Survey:
     if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_PAUSED):
         raise HypervisorError(domain.name, "a backup", "the VM does not run; take its image offline")
     description = parse_domain(domain.xml())
-    selection = select_disks(description, overlays=False)
+    selection = select_disks(description)
     number = domain.call("ask for its number", lambda handle: int(handle.ID()))
+    sources = disk_sources.find(shell, domain, selection.taken, shared=True)
+    beside = [
+        source.path if source.kind == "file" else f"{image_folder}/{domain.uuid}-{source.target}" for source in sources
+    ]
     commands: list[Sequence[str]] = [["sh", "-c", _FOLDER, "sh", str(number)], host_files.BOOT_ID_ARGV]
-    for disk in selection.taken:
-        commands.append(qemu_img.info_argv(str(disk.source), str(disk.format), shared=True))
-        commands.append(host_files.free_space_argv(folder_of(str(disk.source))))
+    commands += [host_files.free_space_argv(folder_of(path)) for path in beside]
     folder, boot_id, *answers = run_each(shell, commands, deadline_s=DEADLINE_S)
     if not folder.stdout:
         raise HypervisorError(domain.name, "a backup", "libvirt's folder of the running VM was not found")
-    disks = []
-    for index, disk in enumerate(selection.taken):
-        source = str(disk.source)
-        found = qemu_img.parse_info(answers[2 * index], source, str(disk.format))
-        free = host_files.parse_free_space(answers[2 * index + 1], source)
-        if free.size_bytes < min_free_bytes:
-            raise StoreFull(f"{folder_of(source)} (scratch files of VM {domain.name})", min_free_bytes, free.size_bytes)
-        disks.append(DiskNow(disk.target, source, found.virtual_size_bytes, found.keeps_bitmaps))
-    return Survey(tuple(disks), selection, description.guest_agent, folder.stdout, boot_id.stdout.strip())
+    for path, answer in zip(beside, answers, strict=True):
+        what = f"{folder_of(path)} (scratch files of VM {domain.name})"
+        host_files.require_free(host_files.parse_free_space(answer, path), what, min_free_bytes)
+    disks = [DiskNow(source.target, source.path, source.virtual_size_bytes, source.keeps_bitmaps) for source in sources]
+    return Survey(
+        disks=tuple(disks),
+        sources=tuple(sources),
+        beside=tuple(beside),
+        selection=selection,
+        has_agent=description.guest_agent,
+        qemu_folder=folder.stdout,
+        boot_id=boot_id.stdout.strip(),
+    )
 
 
 def plan(survey: Survey, parent: Parent | None, checkpoints: Sequence[str], *, full: bool) -> dict[str, DiskPlan]:
@@ -96,8 +107,3 @@ def plan(survey: Survey, parent: Parent | None, checkpoints: Sequence[str], *, f
         if planned.since and parent and (damage := parent.damage(target)) is not None:
             plans[target] = DiskPlan(None, damage)
     return plans
-
-
-def folder_of(path: str) -> str:
-    """The folder of an absolute path of the host."""
-    return path.rpartition("/")[0] or "/"

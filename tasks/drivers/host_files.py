@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from tasks.drivers.host_shell import HostShell, run_each
 from tasks.drivers.ssh import Output
-from tasks.errors import CommandFailed
+from tasks.errors import CommandFailed, StoreFull
 
 DEADLINE_S = 30
-_FREE_FORMAT = "%a %S %d %c"
+MIN_FREE_INODES = 100
+IMAGE_FOLDER = "/var/lib/libvirt/images"
+"""Where libvirt keeps images by default."""
+_FREE_FORMAT = "%a %S %d %c %i"
 BOOT_ID_ARGV = ("cat", "/proc/sys/kernel/random/boot_id")
 
 
@@ -27,6 +30,13 @@ class FreeSpace:
 
     size_bytes: int
     inodes: int | None
+    file_system: str = ""
+    """The kernel's id of it: two folders with the same one share its room."""
+
+
+def folder_of(path: str) -> str:
+    """The folder of an absolute path of the host."""
+    return path.rpartition("/")[0] or "/"
 
 
 def stat_argv(path: str) -> list[str]:
@@ -58,8 +68,17 @@ def parse_free_space(done: Output, path: str) -> FreeSpace:
     """What the file system of `path` has left; CommandFailed when that cannot be said."""
     if done.status != 0:
         raise CommandFailed(f"stat -f {path}", done.status, done.stderr.strip())
-    blocks, block_bytes, inodes, all_inodes = map(int, done.stdout.split())
-    return FreeSpace(blocks * block_bytes, inodes if all_inodes else None)
+    *numbers, file_system = done.stdout.split()
+    blocks, block_bytes, inodes, all_inodes = map(int, numbers)
+    return FreeSpace(blocks * block_bytes, inodes if all_inodes else None, file_system)
+
+
+def require_free(left: FreeSpace, what: str, size_bytes: int) -> None:
+    """StoreFull, naming `what`, unless that much room is left, and inodes for some files."""
+    if left.size_bytes < size_bytes:
+        raise StoreFull(what, size_bytes, left.size_bytes)
+    if left.inodes is not None and left.inodes < MIN_FREE_INODES:
+        raise StoreFull(f"{what}, inodes instead of bytes", MIN_FREE_INODES, left.inodes)
 
 
 def free_space(shell: HostShell, folder: str) -> FreeSpace:

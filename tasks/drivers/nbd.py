@@ -24,14 +24,15 @@ def pull(
     chunks: Path,
     parent_chunks: Path | None,
     deadline_s: float,
+    bytes_per_s: int | None = None,
     on_progress: OnProgress | None = None,
     watch: Callable[[], None] | None = None,
 ) -> int:
     """Copy the allocated data of an export into the empty file `target`, or what `bitmap` calls dirty into a clone.
 
     `target` exists; it is flushed to the disk, and so is `chunks`, the listing of its chunks (of a clone, made from its
-    parent's). Returns the bytes that came over the wire. CommandFailed when the connection breaks or the export has
-    another size; `watch` as `process.run`.
+    parent's). At most `bytes_per_s` travel; the bytes that did are returned. CommandFailed when the connection breaks
+    or the export has another size; `watch` as `process.run`.
     """
     request = {
         "socket": str(socket),
@@ -41,6 +42,7 @@ def pull(
         "size_bytes": size_bytes,
         "chunks": str(chunks),
         "parent_chunks": str(parent_chunks) if parent_chunks else None,
+        "bytes_per_s": bytes_per_s,
     }
     lines = _Lines(on_progress)
     called = f"NBD copy of {export}"

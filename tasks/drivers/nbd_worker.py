@@ -109,6 +109,25 @@ def by_chunk(found: Iterator[Extent]) -> Iterator[tuple[int, list[Extent]]]:
         yield number, parts
 
 
+class Pace:
+    """Keeps the threads of a copy, all together, below so many bytes a second."""
+
+    def __init__(self, bytes_per_s: int | None) -> None:
+        self.bytes_per_s = bytes_per_s
+        self._free_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def wait(self, size_bytes: int) -> None:
+        """Return when it is time to fetch this much."""
+        if self.bytes_per_s is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            begins_at = max(now, self._free_at)
+            self._free_at = begins_at + size_bytes / self.bytes_per_s
+        time.sleep(max(0.0, begins_at - now))
+
+
 class Copy:
     """A copy under way: several connections, each with a thread that takes chunk after chunk."""
 
@@ -117,6 +136,7 @@ class Copy:
         self.bitmap: str | None = request["bitmap"]
         self.handle = os.open(request["target"], os.O_RDWR | os.O_CLOEXEC)
         self.copied = 0
+        self.pace = Pace(request["bytes_per_s"])
         self._connections = threading.local()
 
     def run(self) -> dict[str, Any]:
@@ -175,6 +195,7 @@ class Copy:
                 content[part.offset - begin : part.end - begin] = bytes(part.length)
                 self._punch(part.offset, part.length)
                 continue
+            self.pace.wait(part.length)
             data = self._connections.handle.pread(part.length, part.offset)
             content[part.offset - begin : part.end - begin] = data
             self._write(data, part.offset)

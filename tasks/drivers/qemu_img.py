@@ -6,15 +6,18 @@ that need progress or a pipe take an argv from the `*_argv` builders instead.
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.ssh import Output
 from tasks.errors import CommandFailed, IntegrityError
+from tasks.model.window import Layer
 
 ImageFormat = Literal["qcow2", "raw"]
 QUICK_DEADLINE_S = 60
+_KEPT_OPTIONS = ("compat", "compression-type", "lazy-refcounts", "refcount-bits", "extended-l2")
 CHECK_CORRUPT, CHECK_LEAKED = 2, 3
 """Exit statuses of `qemu-img check` for a damaged image and for one that merely wastes space."""
 
@@ -33,6 +36,8 @@ class ImageInfo:
     encrypted: bool = False
     keeps_bitmaps: bool = False
     """It is qcow2 version 3 (compat 1.1), which can keep track of changes."""
+    options: tuple[str, ...] = ()
+    """What a qcow2 image was created with, as `qemu-img create -o` takes it."""
 
 
 def program_argv(*words: str) -> list[str]:
@@ -40,13 +45,15 @@ def program_argv(*words: str) -> list[str]:
     return ["qemu-img", *words]
 
 
-def image_options(path: str, image_format: str, backing: str | None = None, backing_format: str | None = None) -> str:
-    """A file name that states the whole graph (`json:{…}`), so that neither headers nor the name are interpreted."""
-    node: dict[str, Any] = {"driver": image_format, "file": {"driver": "file", "filename": path}}
-    if backing is not None:
-        node["backing"] = {"driver": backing_format, "file": {"driver": "file", "filename": backing}}
-    elif image_format == "qcow2":
-        node["backing"] = None
+def graph(layers: Sequence[Layer]) -> str:
+    """A file name that states a whole chain (`json:{…}`), topmost first, so that neither headers nor names are
+    interpreted.
+    """
+    node: dict[str, Any] | None = None
+    for layer in reversed(layers):
+        protocol = "host_device" if layer.kind == "block" else "file"
+        below = {"backing": node} if layer.format == "qcow2" else {}
+        node = {"driver": layer.format, "file": {"driver": protocol, "filename": layer.path}, **below}
     return "json:" + json.dumps(node)
 
 
@@ -62,14 +69,21 @@ def parse_info(done: Output, path: str, image_format: str) -> ImageInfo:
             format=str(found["format"]),
             virtual_size_bytes=int(found["virtual-size"]),
             allocated_bytes=int(found.get("actual-size", 0)),
-            backing=found.get("backing-filename"),
+            backing=found.get("full-backing-filename") or found.get("backing-filename"),
             backing_format=found.get("backing-filename-format"),
             data_file=data.get("data-file"),
             keeps_bitmaps=found["format"] == "qcow2" and data.get("compat") == "1.1",
             encrypted=bool(found.get("encrypted")) or "encrypt" in data,
+            options=_options(found, data) if found["format"] == "qcow2" else (),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise IntegrityError(path, f"a {image_format} image", f"{type(exc).__name__}: {exc}") from exc
+
+
+def _options(found: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str, ...]:
+    named = {name.replace("-", "_"): data[name] for name in _KEPT_OPTIONS if name in data}
+    named["cluster_size"] = found["cluster-size"]
+    return tuple(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in named.items())
 
 
 def info_argv(path: str, image_format: str, *, shared: bool = False) -> list[str]:
@@ -98,14 +112,15 @@ def require_complete(found: ImageInfo) -> None:
         raise IntegrityError(found.path, "an image that is not encrypted", "an encrypted one")
 
 
-def check(shell: HostShell, path: str, image_format: str, *, deadline_s: float) -> None:
+def check(shell: HostShell, path: str, image_format: str, *, deadline_s: float, shared: bool = False) -> None:
     """Raise IntegrityError unless `qemu-img check` finds the image sound (leaked clusters only waste space).
 
-    Raw images have nothing to check.
+    Raw images have nothing to check. With `shared` also while a VM has it open; nobody may write to it.
     """
     if image_format == "raw":
         return
-    argv = program_argv("check", "-q", "-f", image_format, "--", _plain(path))
+    flags = ["-U"] if shared else []
+    argv = program_argv("check", "-q", *flags, "-f", image_format, "--", _plain(path))
     done = shell.run(argv, deadline_s=deadline_s, check=False)
     if done.status in (0, CHECK_LEAKED):
         return
@@ -116,27 +131,35 @@ def check(shell: HostShell, path: str, image_format: str, *, deadline_s: float) 
 
 
 def convert_argv(
-    source: str, source_format: ImageFormat, target: str, target_format: ImageFormat, *, shared: bool = False
+    source: str,
+    source_format: ImageFormat,
+    target: str,
+    target_format: ImageFormat,
+    options: Sequence[str] = (),
+    *,
+    shared: bool = False,
 ) -> list[str]:
-    """Copy an image, whole and without its backing files, to a new one; progress on standard output.
+    """Copy an image, whole and without its backing files, to a new one made with `options`; progress goes to stdout.
 
     The caller syncs: `-t none` would need direct I/O of every file system.
     """
     flags = ["-U"] if shared else []
+    if options:
+        flags += ["-o", ",".join(options)]
     return program_argv(
         "convert", "-p", *flags, "-f", source_format, "-O", target_format, "--", _plain(source), _plain(target)
     )
 
 
-def commit(shell: HostShell, overlay: str, base: str, base_format: ImageFormat, *, deadline_s: float) -> None:
-    """Write what a qcow2 overlay holds into its base and flush it.
+def commit(shell: HostShell, overlay: str, below: Sequence[Layer], *, deadline_s: float) -> None:
+    """Write what a qcow2 overlay holds into its base, the first of the layers below it, and flush it.
 
     The overlay stays as it was: a second call is harmless. CommandFailed when either is in use or anything breaks.
     """
-    graph = image_options(overlay, "qcow2", base, base_format)
+    chain = graph([Layer(path=overlay, format="qcow2"), *below])
     # -d keeps the overlay's clusters: emptied half-way it could not be committed again.
-    shell.run(program_argv("commit", "-q", "-d", graph), deadline_s=deadline_s, name=f"qemu-img commit {overlay}")
-    shell.run(["sync", "--", base], deadline_s=QUICK_DEADLINE_S)
+    shell.run(program_argv("commit", "-q", "-d", chain), deadline_s=deadline_s, name=f"qemu-img commit {overlay}")
+    shell.run(["sync", "--", below[0].path], deadline_s=QUICK_DEADLINE_S)
 
 
 def _plain(path: str) -> str:

@@ -4,29 +4,29 @@ The caller holds the VM's lock, copies the disks' base images while the window i
 `tasks.drivers.snaplive_settle.close_window` whatever happens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import libvirt
 
-from tasks.drivers import backup_job, host_files, qemu_img
+from tasks.drivers import backup_job, disk_sources, host_files
+from tasks.drivers.disk_sources import DiskSource
 from tasks.drivers.guest_agent import Consistency
-from tasks.drivers.host_files import FreeSpace
+from tasks.drivers.host_files import IMAGE_FOLDER, FreeSpace, folder_of
 from tasks.drivers.host_shell import HostShell, run_each
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.drivers.quiesce import INSTANT_DEADLINE_S, quiesced
 from tasks.drivers.snaplive_settle import abandon_opening
 from tasks.drivers.ssh import Output
-from tasks.errors import DomainBusy, HypervisorError, StoreFull, UnsupportedDisk, WindowOpen
+from tasks.errors import DomainBusy, HypervisorError, UnsupportedDisk, WindowOpen
 from tasks.model.domain_xml import Disk, parse_domain
 from tasks.model.snapshot_xml import render_snapshot
 from tasks.model.window import PlannedDisk, Selection, Step, WindowPlan, overlay_path, select_disks
 
 MIN_FREE_BYTES = 1 << 30
-MIN_FREE_INODES = 100
 SURVEY_DEADLINE_S = 60
 FREEZE_DEADLINE_S = 20
 _FLAGS = (
@@ -67,13 +67,14 @@ def open_window(
     freeze_deadline_s: int = FREEZE_DEADLINE_S,
     quiesce: Literal["auto", "never"] = "auto",
     min_free_bytes: int = MIN_FREE_BYTES,
+    image_folder: str = IMAGE_FOLDER,
 ) -> Window:
     """Snapshot all writable disks of a running VM at one instant, onto overlays beside their bases.
 
-    `vm` is a name or a UUID, `journal` the one of that UUID. Raises WindowOpen when an earlier window is unfinished or
-    overlays of ours are found, DomainBusy when another job works on the VM, UnsupportedDisk, StoreFull (too little room
-    for the overlays), UnknownName, HypervisorError. Whatever it raises, the VM is on its bases and thawed, or the
-    journal is unfinished and `reconcile` will see to it.
+    The overlays of block devices go to `image_folder`. `vm` is a name or a UUID, `journal` the one of that UUID. Raises
+    WindowOpen when an earlier window is unfinished or overlays of ours are found, DomainBusy when another job works on
+    the VM, UnsupportedDisk, StoreFull (too little room for the overlays), UnknownName, HypervisorError. Whatever it
+    raises, the VM is on its bases and thawed, or the journal is unfinished and `reconcile` will see to it.
     """
     domain = host.domain(vm)
     if (left := journal.open_window()) is not None:
@@ -83,7 +84,7 @@ def open_window(
     backup_job.delete_checkpoints(domain, ())
     description = parse_domain(domain.xml())
     selection = select_disks(description)
-    plan = _plan(shell, domain, selection, run_id, min_free_bytes)
+    plan = _plan(shell, domain, selection, run_id, image_folder, min_free_bytes)
     journal.append(Step.PREPARE, plan=plan)
     try:
         opening = _Opening(shell, journal, domain, plan, selection, description.guest_agent)
@@ -104,25 +105,27 @@ def _require_idle(domain: HostDomain) -> None:
         raise DomainBusy(domain.name, "a live snapshot", "another job (backup, save or migration) works on the VM")
 
 
-def _plan(shell: HostShell, domain: HostDomain, selection: Selection, run_id: str, min_free_bytes: int) -> WindowPlan:
-    """What will be done, after one round trip to the host's files has shown that it can be."""
-    overlays = [_overlay_of(domain, disk, run_id) for disk in selection.taken]
+def _plan(
+    shell: HostShell, domain: HostDomain, selection: Selection, run_id: str, folder: str, min_free_bytes: int
+) -> WindowPlan:
+    """What will be done, after a look at the host's files has shown that it can be."""
+    sources = disk_sources.find(shell, domain, selection.taken, shared=True)
+    overlays = [
+        _overlay_of(domain, disk, source, run_id, folder) for disk, source in zip(selection.taken, sources, strict=True)
+    ]
     commands: list[Sequence[str]] = [host_files.BOOT_ID_ARGV]
-    for disk, overlay in zip(selection.taken, overlays, strict=True):
-        source, folder = str(disk.source), str(disk.source).rpartition("/")[0] or "/"
+    for source, overlay in zip(sources, overlays, strict=True):
         commands += [
-            qemu_img.info_argv(source, str(disk.format), shared=True),
-            host_files.stat_argv(source),
+            host_files.stat_argv(source.path),
             host_files.stat_argv(overlay),
-            host_files.free_space_argv(folder),
+            host_files.free_space_argv(folder_of(overlay)),
         ]
     boot_id, *answers = run_each(shell, commands, deadline_s=SURVEY_DEADLINE_S)
-    disks, free = [], {}
-    for index, (disk, overlay) in enumerate(zip(selection.taken, overlays, strict=True)):
-        mine = answers[4 * index : 4 * index + 4]
-        planned = _plan_disk(domain, disk, overlay, mine)
-        free[planned.device] = host_files.parse_free_space(mine[3], planned.base)
-        disks.append(planned)
+    disks, free = [], list[FreeSpace]()
+    for index, (source, overlay) in enumerate(zip(sources, overlays, strict=True)):
+        base, there, room = answers[3 * index : 3 * index + 3]
+        disks.append(_plan_disk(domain, source, overlay, base, there))
+        free.append(host_files.parse_free_space(room, overlay))
     plan = WindowPlan(
         run=run_id,
         vm=domain.name,
@@ -131,50 +134,47 @@ def _plan(shell: HostShell, domain: HostDomain, selection: Selection, run_id: st
         xml=domain.inactive_xml() or "",
         disks=tuple(disks),
     )
-    _require_space(plan, free, min_free_bytes)
+    for disk, left in zip(disks, free, strict=True):
+        sharing = sum(other.file_system == left.file_system for other in free)
+        what = f"{folder_of(disk.overlay)} (overlays of VM {plan.vm})"
+        host_files.require_free(left, what, sharing * min_free_bytes)
     return plan
 
 
-def _overlay_of(domain: HostDomain, disk: Disk, run_id: str) -> str:
+def _overlay_of(domain: HostDomain, disk: Disk, source: DiskSource, run_id: str, folder: str) -> str:
+    """Where the disk's overlay lies: beside its file, or for a block device in the folder of images."""
     target = disk.target
     job = domain.call("ask for block jobs", lambda handle: handle.blockJobInfo(target, 0))
     if disk.mirror is not None or job:
         raise DomainBusy(domain.name, "a live snapshot", f"a block job works on disk {target}")
+    beside = source.path if source.kind == "file" else f"{folder}/{domain.uuid}-{target}"
     try:
-        return overlay_path(str(disk.source), run_id)
+        return overlay_path(beside, run_id)
     except ValueError as exc:
         raise UnsupportedDisk(domain.name, target, str(exc)) from exc
 
 
-def _plan_disk(domain: HostDomain, disk: Disk, overlay: str, answers: Sequence[Output]) -> PlannedDisk:
-    source = str(disk.source)
-    base = host_files.parse_stat(answers[1], source)
+def _plan_disk(
+    domain: HostDomain, source: DiskSource, overlay: str, base_said: Output, overlay_said: Output
+) -> PlannedDisk:
+    base = host_files.parse_stat(base_said, source.path)
     if base is None:
-        raise UnsupportedDisk(domain.name, disk.target, f"its file {source} is missing on {domain.host.name}")
-    image = qemu_img.parse_info(answers[0], source, str(disk.format))
-    qemu_img.require_complete(image)
-    if host_files.parse_stat(answers[2], overlay) is not None:
+        raise UnsupportedDisk(domain.name, source.target, f"its file {source.path} is missing on {domain.host.name}")
+    if host_files.parse_stat(overlay_said, overlay) is not None:
         raise WindowOpen(domain.name, "a snapshot", f"the overlay {overlay} exists already")
+    top, *below = source.layers
     return PlannedDisk(
-        target=disk.target,
-        base=source,
-        format="raw" if disk.format == "raw" else "qcow2",
-        inode=base.inode,
-        device=base.device,
+        target=source.target,
+        base=top.path,
+        format=top.format,
+        kind=top.kind,
+        volume=source.volume,
+        below=tuple(below),
+        options=source.options,
+        inode=base.inode if top.kind == "file" else 0,
         overlay=overlay,
-        virtual_size_bytes=image.virtual_size_bytes,
+        virtual_size_bytes=source.virtual_size_bytes,
     )
-
-
-def _require_space(plan: WindowPlan, free: Mapping[int, FreeSpace], min_free_bytes: int) -> None:
-    """Every file system that gets overlays has room for them all; a full one pauses the VM with an I/O error."""
-    for device, left in free.items():
-        bases = [disk.base for disk in plan.disks if disk.device == device]
-        what = f"{bases[0].rpartition('/')[0]} (overlays of VM {plan.vm})"
-        if left.size_bytes < min_free_bytes * len(bases):
-            raise StoreFull(what, min_free_bytes * len(bases), left.size_bytes)
-        if left.inodes is not None and left.inodes < MIN_FREE_INODES:
-            raise StoreFull(f"{what}, inodes instead of bytes", MIN_FREE_INODES, left.inodes)
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,8 @@ class _Opening:
         live = parse_domain(self.domain.xml())
         files = host_files.stat_files(self.shell, [planned.overlay for planned in self.plan.disks])
         for planned, file in zip(self.plan.disks, files, strict=True):
-            disk = live.disk(planned.target)
-            if disk is None or disk.source != planned.overlay or disk.backing != (planned.base,) or file is None:
+            disk, base = live.disk(planned.target), (planned.named[1],)
+            if disk is None or disk.source != planned.overlay or disk.backing[:1] != base or file is None:
                 found = f"{disk.source} on {disk.backing}" if disk else "no disk"
                 raise HypervisorError(
                     self.domain.name, f"snapshot of {planned.target}", f"libvirt shows {found} after it"

@@ -18,7 +18,7 @@ def commit_offline(shell: HostShell, journal: Journal, disks: Sequence[PlannedDi
     for disk in disks:
         with journal.step(Step.COMMIT, disk.target, note="offline"):
             qemu_img.check(shell, disk.overlay, "qcow2", deadline_s=deadline_s)
-            qemu_img.commit(shell, disk.overlay, disk.base, disk.format, deadline_s=deadline_s)
+            qemu_img.commit(shell, disk.overlay, disk.layers, deadline_s=deadline_s)
 
 
 def redefine(host: Host, journal: Journal, domain: HostDomain, disks: Sequence[PlannedDisk]) -> None:
@@ -31,12 +31,12 @@ def redefine(host: Host, journal: Journal, domain: HostDomain, disks: Sequence[P
         raise HypervisorError(domain.name, "redefine", "the VM has no stored definition any more")
     for disk in disks:
         journal.append(Step.REDEFINE, "intent", disk.target)
-        text = set_disk_source(text, disk.target, disk.base, disk.format)
+        text = set_disk_source(text, disk.target, *disk.named, disk.format)
     host.define(text, domain.name)
     shown = parse_domain(domain.inactive_xml() or "")
     for disk in disks:
         found = shown.disk(disk.target)
-        if found is None or found.source != disk.base:
+        if found is None or found.source != disk.named[1]:
             raise HypervisorError(domain.name, f"redefinition of disk {disk.target}", "libvirt does not show the base")
         journal.append(Step.REDEFINE, target=disk.target)
 

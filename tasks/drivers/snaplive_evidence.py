@@ -77,9 +77,10 @@ def source_of(domain: Domain | None, planned: PlannedDisk) -> Source | None:
     disk = domain.disk(planned.target)
     if disk is None:
         return Source.NO_DISK
-    if disk.type == "file" and disk.source == planned.base and disk.format == planned.format:
+    if (disk.type, disk.source) == planned.named and disk.format == planned.format:
         return Source.BASE
-    below = disk.backing in ((), (planned.base,))
+    # Below the base may lie more, of which a definition shows all, some or nothing.
+    below = disk.backing[:1] in ((), (planned.named[1],))
     if disk.type == "file" and disk.source == planned.overlay and disk.format == "qcow2" and below:
         return Source.OVERLAY
     return Source.OTHER
@@ -95,7 +96,7 @@ def job_of(view: VmView, planned: PlannedDisk) -> Job:
         # A commit of ours that ended between the two questions is no longer a job; the next look tells.
         return Job.FOREIGN if busy else Job.NONE
     ours = disk.mirror.job == "active-commit" and disk.source == planned.overlay
-    if not ours or disk.mirror.destination not in (None, planned.base):
+    if not ours or disk.mirror.destination not in (None, planned.named[1]):
         return Job.FOREIGN
     return Job.READY if disk.mirror.ready else Job.ACTIVE
 
@@ -122,7 +123,7 @@ def files_of(shell: HostShell, window: OpenWindow, view: VmView) -> dict[str, Di
         overlay_said, base_said, header_said = answers[3 * index : 3 * index + 3]
         overlay = host_files.parse_stat(overlay_said, disk.overlay)
         base = host_files.parse_stat(base_said, disk.base)
-        same = overlay is not None and base is not None and base.inode == disk.inode
+        same = overlay is not None and base is not None and disk.inode in (0, base.inode)
         noted = _noted_inode(window, disk)
         same = same and (noted is None or overlay is None or noted == overlay.inode)
         found[disk.target] = DiskFiles(overlay is not None, same and _header_is_ours(header_said, disk))

@@ -16,6 +16,7 @@ from tasks.drivers import backup_job, guest_agent, host_files
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host, HostDomain
+from tasks.drivers.shut_off import settle_restart
 from tasks.drivers.snaplive_actions import commit_offline, redefine, remove_overlays
 from tasks.drivers.snaplive_commit import OnProgress, PowerChanged, RunningCommit, resume, undo_command
 from tasks.drivers.snaplive_evidence import VmView, evidence, files_of, look, source_of
@@ -98,6 +99,8 @@ def reconcile(
         trouble = _await_snapshot(window, domain) or _let_go(shell, journal, window, domain)
     if window.plan.scratch:
         outcomes = [_end_backup(shell, window, domain)]
+    elif window.plan.restart:
+        outcomes = [_end_shutdown(journal, window, domain)]
     else:
         outcomes = _Settling(host, shell, journal, commit_deadline_s, on_progress).run()
     if trouble:
@@ -121,6 +124,13 @@ def _end_backup(shell: HostShell, window: OpenWindow, domain: HostDomain | None)
         settled, reason = False, f"its backup job could not be ended: {exc.args[-1]}"
     undo = "" if settled or domain is None else f"virsh --connect {domain.host.local_uri} domjobabort {plan.uuid}"
     return DiskOutcome(plan.vm, "backup job", Action.UNLINK, reason, settled, plan.scratch[0], undo)
+
+
+def _end_shutdown(journal: Journal, window: OpenWindow, domain: HostDomain | None) -> DiskOutcome:
+    plan = window.plan
+    settled, reason = settle_restart(journal, window, domain)
+    undo = "" if settled or domain is None else f"virsh --connect {domain.host.local_uri} start {plan.uuid}"
+    return DiskOutcome(plan.vm, "power", Action.START, reason, settled, "", undo)
 
 
 def abandon_opening(host: Host, shell: HostShell, journal: Journal) -> None:

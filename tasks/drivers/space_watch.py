@@ -36,6 +36,8 @@ class SpaceWatch:
     folders: Sequence[str]
     min_free_bytes: int = MIN_FREE_BYTES
     every_s: float = EVERY_S
+    ends_at: float | None = None
+    """By time.monotonic(): later, the copy has lasted too long."""
     _looked: float = field(default_factory=time.monotonic)
 
     def __call__(self) -> None:
@@ -52,6 +54,8 @@ class SpaceWatch:
             raise HypervisorError(self.vm, "a live copy", reason)
 
     def _reason_to_end(self) -> str | None:
+        if self.ends_at is not None and time.monotonic() > self.ends_at:
+            return "it lasts longer than the policy's max_window_s allows a VM to run on overlays"
         domain = self.host.find_uuid(self.uuid)
         if domain is None:
             return "the VM is not defined any more"

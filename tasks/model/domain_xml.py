@@ -14,11 +14,12 @@ from tasks.errors import ConfigError
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
 GUEST_AGENT_CHANNEL = "org.qemu.guest_agent.0"
+SourceKind = Literal["file", "block", "volume"]
 _NAMESPACES = {
     "qemu": "http://libvirt.org/schemas/domain/qemu/1.0",
     "libosinfo": "http://libosinfo.org/xmlns/libvirt/domain/1.0",
 }
-_SOURCE_ATTRIBUTE = {"file": "file", "block": "dev", "network": "name", "volume": "volume", "dir": "dir"}
+_SOURCE_ATTRIBUTE = {"file": "file", "block": "dev", "network": "name", "dir": "dir", "vhostuser": "path"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk as libvirt sees it; `source` is None for an empty drive, `format` None where libvirt states none."""
+    """One disk as libvirt sees it; `source` is None for an empty drive, `format` None where libvirt states none.
+
+    The source of a pool's volume is `POOL/VOLUME`, a network disk's its name there, anything else's a path of the host.
+    """
 
     target: str
     device: str = "disk"
@@ -177,7 +181,10 @@ def _source(element: ET.Element) -> str | None:
     source = element.find("source")
     if source is None:
         return None
-    return source.get(_SOURCE_ATTRIBUTE.get(element.get("type", "file"), "file"))
+    kind = element.get("type", "file")
+    if kind == "volume":
+        return f"{source.get('pool')}/{source.get('volume')}"
+    return source.get(_SOURCE_ATTRIBUTE.get(kind, "file"))
 
 
 def _backing(element: ET.Element) -> Iterator[str]:
@@ -197,8 +204,8 @@ def names_path(text: str, path: str) -> bool:
     )
 
 
-def set_disk_source(text: str, target: str, path: str, disk_format: str) -> str:
-    """The definition with the disk `target` on the file `path` of that format, all else untouched.
+def set_disk_source(text: str, target: str, kind: SourceKind, source: str, disk_format: str) -> str:
+    """The definition with the disk `target` on `source` (as `Disk.source`) of that kind and format, all else untouched.
 
     What libvirt noted about the old source (backing chain, its index, its slices) goes. ConfigError without the disk.
     """
@@ -206,16 +213,16 @@ def set_disk_source(text: str, target: str, path: str, disk_format: str) -> str:
     for element in root.findall("devices/disk"):
         found = element.find("target")
         if found is not None and found.get("dev") == target:
-            _replace_source(element, path, disk_format)
+            _replace_source(element, kind, source, disk_format)
             return write_tree(root)
     raise ConfigError("domain XML lacks a disk", target, "the definition was changed meanwhile: look at it")
 
 
-def _replace_source(element: ET.Element, path: str, disk_format: str) -> None:
+def _replace_source(element: ET.Element, kind: SourceKind, name: str, disk_format: str) -> None:
     for tag in ("backingStore", "mirror"):
         for child in element.findall(tag):
             element.remove(child)
-    element.set("type", "file")
+    element.set("type", kind)
     driver, source = element.find("driver"), element.find("source")
     if driver is None:
         driver = ET.Element("driver", {"name": "qemu"})
@@ -224,9 +231,12 @@ def _replace_source(element: ET.Element, path: str, disk_format: str) -> None:
     if source is None:
         source = ET.Element("source")
         element.insert(1, source)
-    source.attrib.pop("index", None)
-    source.attrib.pop("startupPolicy", None)
+    source.attrib.clear()
     for tag in ("slices", "reservations"):
         for child in source.findall(tag):
             source.remove(child)
-    source.set("file", path)
+    if kind == "volume":
+        pool, _, volume = name.partition("/")
+        source.attrib.update({"pool": pool, "volume": volume})
+    else:
+        source.set(_SOURCE_ATTRIBUTE[kind], name)

@@ -18,6 +18,26 @@ class Choice:
     reason: str
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """How an image is to be taken: what policy and host allow. Durations in seconds."""
+
+    full: bool = False
+    """Copy all of it, also where its changes would do."""
+    freeze_deadline_s: int = 20
+    shutdown_deadline_s: float = 300
+    force_shutdown: bool = False
+    transfer_deadline_s: float = 6 * 3600
+    max_window_s: float = 4 * 3600
+    """How long a VM may run on overlays; longer, and the copy is given up."""
+    bytes_per_s: int | None = None
+    """At most so much travels; None for no limit."""
+    min_free_bytes: int = 1 << 30
+    """For each disk, beside it: overlays and scratch files must never fill a file system."""
+    image_folder: str = "/var/lib/libvirt/images"
+    """Where overlays and scratch files of block devices go."""
+
+
 def choose_method(vm: str, power: Power, wanted: WantedMethod, why_no_backup_api: str | None) -> Choice:
     """The method for a VM that runs (ON) or is shut off (OFF); HypervisorError when the wanted one cannot be had.
 
@@ -30,7 +50,7 @@ def choose_method(vm: str, power: Power, wanted: WantedMethod, why_no_backup_api
     if power is not Power.ON:
         raise HypervisorError(vm, "taking its image", f"it is {power.value}")
     if wanted == "offline":
-        raise HypervisorError(vm, "an offline image", "the VM runs; shut it down first, or choose another method")
+        return Choice("offline", "it was asked for: the VM is shut down for the copy and started again")
     if wanted == "snaplive":
         return Choice("snaplive", "it was asked for")
     if why_no_backup_api is None:

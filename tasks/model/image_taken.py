@@ -10,20 +10,24 @@ from tasks.model.manifest import ImageMethod
 
 @dataclass(frozen=True)
 class TakenDisk:
-    """One disk: where it lay on the KVM host and in which format, the format of its copy, and how it was copied."""
+    """One disk: where it lay on the KVM host, in which format, and how it was copied. Its copy is raw."""
 
     target: str
     source: str
     source_format: Literal["qcow2", "raw"]
-    format: Literal["qcow2", "raw"]
     virtual_size_bytes: int
+    source_kind: Literal["file", "block"] = "file"
+    volume: str = ""
+    """`POOL/VOLUME` where the definition names it so."""
     increment: str = ""
     """Why its changes were enough, or why all of it was copied."""
+    options: tuple[str, ...] = ()
+    """What its qcow2 file was created with."""
 
     @property
     def file(self) -> str:
         """Its file inside the image."""
-        return f"{self.target}.{self.format}"
+        return f"{self.target}.raw"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,6 @@ class Taken:
     window_s: float
     copy_s: float
     frozen_s: float
-    xml: str
     disks: tuple[TakenDisk, ...]
     tools: Mapping[str, str]
     """Versions of libvirt and QEMU on the KVM host."""

@@ -115,7 +115,16 @@ class Policy(_Section):
     max_shrink_percent: int = Field(50, ge=1, le=100, description="Refuse a night that lost more files or bytes.")
     transfer_deadline_s: int = Field(6 * 3600, ge=60)
     dump_deadline_s: int = Field(3600, ge=10)
+    shutdown_deadline_s: int = Field(300, ge=1, description="How long a guest may take to shut down (method offline).")
+    force_shutdown: bool = Field(False, description="Cut the power of a guest that does not shut down in time.")
+    max_window_s: int = Field(4 * 3600, ge=60, description="How long a VM may run on overlays (method snaplive).")
+    bandwidth_limit_kib_s: int | None = Field(None, ge=1, description="At most so many KiB a second travel.")
     freeze_deadline_s: int = Field(10, ge=1, description="How long a guest may take to freeze its file systems.")
+
+    @property
+    def bytes_per_s(self) -> int | None:
+        """The limit of bandwidth in bytes."""
+        return self.bandwidth_limit_kib_s * 1024 if self.bandwidth_limit_kib_s else None
 
     @property
     def retain(self) -> tuple[Retain, ...]:

@@ -85,9 +85,40 @@ class DiskRecord(_Record):
     source: str
     source_format: Literal["qcow2", "raw"] | None = None
     """What it was in on the host; None when it was the image's format."""
+    source_kind: Literal["file", "block"] = "file"
+    volume: str = ""
+    """`POOL/VOLUME` where the definition named it so."""
+    options: tuple[str, ...] = ()
+    """What its qcow2 file on the host was created with, as `qemu-img create -o` takes it."""
     virtual_size_bytes: int = Field(gt=0)
     increment: str = ""
     """Why its changes were enough, or why all of it was copied."""
+
+
+class VmParts(_Record):
+    """What makes the VM besides its disks: files of the image by what they are, and what no image holds."""
+
+    autostart: bool = False
+    live_definition: PathInside | None = None
+    """The definition as it ran, when it did."""
+    files: dict[str, PathInside] = {}
+    """nvram (UEFI variables), kernel, initrd, dtb."""
+    sources: dict[str, str] = {}
+    """Where those lay on the host."""
+    tpm_state: PathInside | None = None
+    """A tar(1) of the emulated TPM's folder."""
+    networks: dict[str, PathInside] = {}
+    """Definitions of the libvirt networks that it is connected to, by name."""
+    pools: dict[str, PathInside] = {}
+    secrets: tuple[str, ...] = ()
+    """libvirt's secrets that it needs, by name; their values are in no image."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def all_files(self) -> tuple[str, ...]:
+        """All of the image's files that are named here."""
+        named = (*self.files.values(), *self.networks.values(), *self.pools.values(), self.live_definition)
+        return tuple(path for path in (*named, self.tpm_state) if path is not None)
 
 
 class ImageManifest(_Record):
@@ -116,6 +147,7 @@ class ImageManifest(_Record):
     checkpoint: str | None = None
     """The checkpoint in libvirt that the next increment begins at."""
     disks: tuple[DiskRecord, ...]
+    parts: VmParts = VmParts()
     files: tuple[FileRecord, ...]
     warnings: tuple[str, ...] = ()
     tools: dict[str, str] = {}
@@ -123,7 +155,7 @@ class ImageManifest(_Record):
     @model_validator(mode="after")
     def _disks_have_checksums(self) -> Self:
         listed = {file.path for file in self.files if file.sha256}
-        unlisted = {disk.file for disk in self.disks} - {file.path for file in self.files}
+        unlisted = {*(disk.file for disk in self.disks), *self.parts.all_files} - {file.path for file in self.files}
         unlisted |= {file.chunks for file in self.files if file.chunks} - listed
         if unlisted:
             raise ValueError(f"no checksum of the file {min(unlisted)!r}")

@@ -10,9 +10,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.errors import UnsupportedDisk, WindowOpen
-from tasks.model.domain_xml import Disk, Domain
+from tasks.model.domain_xml import Disk, Domain, SourceKind
 
 NAME_MAX_BYTES = 255
+_KINDS = ("file", "block", "volume", "network")
 _MARK = ".gbs-"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _OVERLAY = re.compile(r"(?P<base>.+)\.gbs-(?P<run>[A-Za-z0-9][A-Za-z0-9-]{0,63})", re.DOTALL)
@@ -26,6 +27,8 @@ class Step(StrEnum):
     SNAPSHOT = "SNAPSHOT"
     THAW = "THAW"
     BACKUP = "BACKUP"
+    SHUTDOWN = "SHUTDOWN"
+    START = "START"
     COPY = "COPY"
     VERIFY = "VERIFY"
     COMMIT = "COMMIT"
@@ -49,16 +52,41 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Layer(_Frozen):
+    """One file or block device of a disk's chain on the KVM host, and its format."""
+
+    path: str
+    format: Literal["qcow2", "raw"]
+    kind: Literal["file", "block"] = "file"
+
+
 class PlannedDisk(_Frozen):
     """A disk of the window: its base as it was before, and the overlay that will be ours."""
 
     target: str
     base: str
     format: Literal["qcow2", "raw"]
+    kind: Literal["file", "block"] = "file"
+    volume: str = ""
+    """`POOL/VOLUME` where the definition names the base so."""
+    below: tuple[Layer, ...] = ()
+    """What the base itself lies on, nearest first."""
+    options: tuple[str, ...] = ()
+    """What a qcow2 base was created with."""
     inode: int
-    device: int
+    """Of the base; 0 for a block device, whose node is another after each boot of the host."""
     overlay: str
     virtual_size_bytes: int = Field(gt=0)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The base and what it lies on."""
+        return (Layer(path=self.base, format=self.format, kind=self.kind), *self.below)
+
+    @property
+    def named(self) -> tuple[SourceKind, str]:
+        """How a definition names the base: the type of the disk, and its source."""
+        return ("volume", self.volume) if self.volume else (self.kind, self.base)
 
 
 class WindowPlan(_Frozen):
@@ -73,6 +101,8 @@ class WindowPlan(_Frozen):
     disks: tuple[PlannedDisk, ...]
     scratch: tuple[str, ...] = ()
     """The files of a backup job of ours on the host; such a window has no overlays."""
+    restart: bool = False
+    """The VM is shut off for a copy and must run again; such a window has no overlays either."""
 
 
 class Record(_Frozen):
@@ -121,7 +151,10 @@ def open_window_of(records: Sequence[Record]) -> OpenWindow | None:
 
 
 def overlay_path(base: str, run_id: str) -> str:
-    """Where the overlay of `base` lies in the window of a run: beside it. ValueError when no such name can be."""
+    """Where the overlay of the file `base` lies in the window of a run: beside it. ValueError when no such name can be.
+
+    A block device has nothing beside it: give the path of a file that need not exist.
+    """
     if not _RUN_ID.fullmatch(run_id):
         raise ValueError(f"run id {run_id!r} is not made of letters, digits and dashes")
     path = f"{base}{_MARK}{run_id}"
@@ -145,10 +178,10 @@ class Selection:
     left_out: tuple[tuple[str, str], ...]
 
 
-def select_disks(domain: Domain, *, overlays: bool = True) -> Selection:
-    """The disks of a VM that can be taken; with `overlays`, by external snapshots.
+def select_disks(domain: Domain) -> Selection:
+    """The disks of a VM that an image holds, and why not the others.
 
-    Raises WindowOpen when one is on an overlay of ours, UnsupportedDisk for what cannot be taken yet, or when none can.
+    Raises WindowOpen when one is on an overlay of ours, UnsupportedDisk for what cannot be taken, or when none can.
     """
     taken, left_out = [], []
     for disk in domain.disks:
@@ -156,7 +189,7 @@ def select_disks(domain: Domain, *, overlays: bool = True) -> Selection:
             raise WindowOpen(domain.name, "a snapshot", f"disk {disk.target} is on the overlay of run {run}")
         reason = _left_out(disk)
         if reason is None:
-            _require_supported(domain.name, disk, overlays)
+            _require_supported(domain.name, disk)
             taken.append(disk)
         else:
             left_out.append((disk.target, reason))
@@ -174,23 +207,24 @@ def _left_out(disk: Disk) -> str | None:
         (disk.readonly, "it is read-only"),
         (disk.shareable, "it is shared with other VMs"),
         (disk.transient, "it is transient: its content ends with the VM's run"),
+        (disk.type == "network", f"it lies on the network ({disk.source}): back it up where it lies"),
+        (disk.type not in _KINDS, f"its source is of type {disk.type!r}"),
+        (disk.device == "lun", "it is a LUN that is passed through: back it up where it lies"),
     ):
         if flag:
             return reason
     return None
 
 
-def _require_supported(vm: str, disk: Disk, overlays: bool) -> None:
+def _require_supported(vm: str, disk: Disk) -> None:
     for refused, reason in (
-        (disk.device != "disk", f"its device is {disk.device!r}; only plain disks can have an overlay"),
-        (disk.type != "file", f"its source is of type {disk.type!r}; only files are supported for now"),
-        (disk.encrypted, "it is encrypted by libvirt"),
+        (disk.device != "disk", f"its device is {disk.device!r}"),
+        (disk.encrypted, "it is encrypted by libvirt: a copy would hold its content in the clear"),
         (disk.format not in ("qcow2", "raw"), f"its format is {disk.format!r}; qcow2 and raw are supported"),
         (
-            overlays and bool(disk.backing),
-            f"it has a backing file ({', '.join(disk.backing)}); chains are not supported yet",
+            disk.type != "volume" and not (disk.source or "").startswith("/"),
+            f"its path {disk.source!r} is not absolute",
         ),
-        (not (disk.source or "").startswith("/"), f"its path {disk.source!r} is not absolute"),
     ):
         if refused:
             raise UnsupportedDisk(vm, disk.target, reason)

@@ -46,6 +46,7 @@ class Action(StrEnum):
     REDEFINE = "redefine"
     UNLINK = "unlink"
     TRASH = "trash"
+    START = "start"
     WAIT = "wait"
     HANDS_OFF = "hands off"
 

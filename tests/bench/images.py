@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tasks.drivers import backup_api, libvirt_host, ssh
-from tasks.drivers.backup_api import Wishes
 from tasks.drivers.backup_survey import Parent
 from tasks.drivers.journal import Journal
 from tasks.drivers.ssh_forward import forwarded
+from tasks.model.image_method import Wishes
 from tasks.model.ssh_target import SshTarget
 from tests.lab.kvm_host import KvmHost
 from tests.lab.leftovers import LABS
@@ -112,8 +112,8 @@ class Bench:
         xml = f"<domainbackup mode='pull'><server transport='unix' socket='{socket}'/></domainbackup>"
         virsh("backup-begin", self.guest.name, "/dev/stdin", input_text=xml)
         try:
-            with forwarded(self.target, socket) as local:
-                argv = ["nbdcopy", "--flush", f"nbd+unix:///vda?socket={local}", str(copied)]
+            with forwarded(self.target, {"vda": socket}) as local:
+                argv = ["nbdcopy", "--flush", f"nbd+unix:///vda?socket={local['vda']}", str(copied)]
                 subprocess.run(argv, check=True)
             subprocess.run(["sync", str(copied)], check=True)
             argv = ["openssl", "dgst", "-sha256", str(copied)]

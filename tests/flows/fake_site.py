@@ -15,7 +15,22 @@ import yaml
 from prefect import Task
 
 from tasks import files, images, nights, places, points, preparation, recovery, reports, updating, windows
-from tasks.drivers import backup_job, databases, facts, libvirt_host, rsnapshot, rsync, ssh
+from tasks.drivers import (
+    backup_job,
+    databases,
+    disk_copy,
+    disk_sources,
+    facts,
+    libvirt_host,
+    live_image,
+    offline_image,
+    rsnapshot,
+    rsync,
+    ssh,
+    vm_parts,
+)
+from tasks.drivers.chunks import SUFFIX, write_chunks
+from tasks.drivers.disk_sources import DiskSource
 from tasks.drivers.journal import Journal
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive import Window
@@ -24,9 +39,9 @@ from tasks.drivers.ssh import Output
 from tasks.model.domain_xml import parse_domain
 from tasks.model.facts import BlockDevice, Facts, FileSystem
 from tasks.model.inventory import Inventory
-from tasks.model.manifest import DumpRecord
+from tasks.model.manifest import DumpRecord, VmParts
 from tasks.model.ssh_target import SshTarget
-from tasks.model.window import PlannedDisk, Step, WindowPlan, overlay_path, select_disks
+from tasks.model.window import Layer, PlannedDisk, Step, WindowPlan, overlay_path, select_disks
 from tasks.model.window_decision import Action, Power
 
 TASK_MODULES = (files, images, nights, points, preparation, recovery, reports, updating, windows)
@@ -57,6 +72,7 @@ class FakeSite:
         self.store, self.permanent, self.inventory = root / "store", root / "permanent", root / "inventory.yaml"
         self.calls: list[tuple[str, str]] = []
         self.power = Power.ON
+        self.copied_bytes = DISK_BYTES
         self.files: dict[str, dict[str, bytes]] = {}
         self._failures: dict[tuple[str, str], list[Exception]] = {}
 
@@ -193,13 +209,26 @@ class FakeSite:
         count, size = len(self.files[target.name]), sum(map(len, self.files[target.name].values()))
         return Transferred(files=count, changed=count, deleted=0, size_bytes=size, received_bytes=size, sent_bytes=0)
 
-    def fetch(self, target: SshTarget, path: str, destination: Path, **_: Any) -> Transferred:
-        """Stands for rsync.fetch_file."""
-        self.call("copy disk", target.name)
-        destination.write_bytes(bytes(DISK_BYTES))
-        return Transferred(
-            files=1, changed=1, deleted=0, size_bytes=DISK_BYTES, received_bytes=DISK_BYTES, sent_bytes=0
-        )
+    def copy(
+        self, _shell: object, target: SshTarget, _vm: str, disks: Sequence[disk_copy.StillDisk], folder: Path, *_: Any
+    ) -> int:
+        """Stands for disk_copy.copy."""
+        for disk in disks:
+            self.call("copy disk", target.name)
+            file = folder / disk_copy.taken(disk).file
+            file.write_bytes(bytes(self.copied_bytes))
+            write_chunks(file.with_name(file.name + SUFFIX), {})
+        return len(disks) * self.copied_bytes
+
+    def capture(self, _host: object, _shell: object, _target: object, _domain: object, folder: Path) -> VmParts:
+        """Stands for vm_parts.capture."""
+        (folder / "domain.xml").write_text(DOMAIN_XML)
+        return VmParts()
+
+    def sources(self, *_: Any, **__: Any) -> list[DiskSource]:
+        """Stands for disk_sources.find."""
+        layer = Layer(path="/var/lib/libvirt/images/web1.raw", format="raw")
+        return [DiskSource("vda", (layer,), DISK_BYTES, DISK_BYTES, keeps_bitmaps=False)]
 
     def open_window(self, _host: object, _shell: object, journal: Journal, _vm: str, run_id: str, **_: Any) -> Window:
         """Stands for snaplive.open_window: the journal is real."""
@@ -210,7 +239,6 @@ class FakeSite:
                 base=str(disk.source),
                 format="raw",
                 inode=1,
-                device=1,
                 overlay=overlay_path(str(disk.source), run_id),
                 virtual_size_bytes=DISK_BYTES,
             )
@@ -247,16 +275,18 @@ class FakeSite:
         )
         patch.setattr(databases, "dump_accounts", lambda shell, engine, *_: self.dump(shell, "accounts", engine, ""))
         patch.setattr(rsync, "pull", self.pull)
-        patch.setattr(rsync, "fetch_file", self.fetch)
+        patch.setattr(disk_copy, "copy", self.copy)
+        patch.setattr(disk_sources, "find", self.sources)
+        patch.setattr(vm_parts, "capture", self.capture)
         patch.setattr(rsnapshot, "sync", self._noting("sync", rsnapshot.sync))
         patch.setattr(rsnapshot, "rotate", self._noting("rotate", rsnapshot.rotate))
         patch.setattr(backup_job, "why_unsupported", lambda *_: "it is a fake")
-        patch.setattr(images, "open_window", self.open_window)
-        patch.setattr(images, "close_window", self.close_window)
+        patch.setattr(live_image, "open_window", self.open_window)
+        patch.setattr(live_image, "close_window", self.close_window)
         patch.setattr(windows, "open_window", self.open_window)
         patch.setattr(windows, "close_window", self.close_window)
         patch.setattr(windows, "reconcile", self.close_window)
-        for module in (images, windows):
+        for module in (offline_image, windows):
             patch.setattr(module, "look", lambda *_, **__: types.SimpleNamespace(power=self.power))
         for module in TASK_MODULES:
             for task in vars(module).values():

@@ -44,7 +44,12 @@ def test_kvmimg_get_vm_runs_live_image_published(site: FakeSite) -> None:
     manifest = kvmimg_get("web1")
     assert (manifest.method, manifest.consistency, manifest.uuid) == ("snaplive", "file-system", UUID)
     folder = site.store / "images/kvm1/web1" / manifest.id
-    assert sorted(path.name for path in folder.iterdir()) == ["domain.xml", "manifest.json", "vda.raw"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "domain.xml",
+        "manifest.json",
+        "vda.raw",
+        "vda.raw.chunks",
+    ]
     assert (folder / "vda.raw").stat().st_size == DISK_BYTES
     assert [verb for verb, _ in site.calls if "window" in verb or verb == "copy disk"] == [
         *("open window", "copy disk", "close window")
@@ -76,13 +81,8 @@ def test_kvmimg_get_copy_fails_window_closed_each_time(site: FakeSite, error: Ex
     assert places.store().images_of("web1") == []
 
 
-def test_kvmimg_get_copy_is_short_nothing_published(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(target, path, destination, **_):
-        moved = site.fetch(target, path, destination)
-        destination.write_bytes(b"x" * 512)
-        return moved
-
-    monkeypatch.setattr("tasks.images.rsync.fetch_file", short)
+def test_kvmimg_get_copy_is_short_nothing_published(site: FakeSite) -> None:
+    site.copied_bytes = 512
     with pytest.raises(IntegrityError, match=f"expected {DISK_BYTES} bytes, found 512 bytes"):
         kvmimg_get("web1")
     assert site.count("copy disk", "kvm1") == 1, "damage is never retried"
@@ -166,7 +166,10 @@ def test_verify_images_whole_ok_noted_and_damage_fails_the_run(site: FakeSite) -
     with disk.open("r+b") as file:
         file.seek(DISK_BYTES // 2)
         file.write(b"x")
-    with pytest.raises(ClientsFailed, match=r"1 of 1 clients failed: web1 verify: .*vda\.raw is damaged: expected"):
+    with pytest.raises(
+        ClientsFailed,
+        match=r"1 of 1 clients failed: web1 verify: .*vda\.raw, chunk 0 of 4194304 bytes is damaged: expected",
+    ):
         verify_images("web1")
 
 

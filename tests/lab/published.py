@@ -17,7 +17,7 @@ def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
         DiskRecord(
             target=disk.target,
             file=disk.file,
-            format=disk.format,
+            format="raw",
             source=disk.source,
             virtual_size_bytes=disk.virtual_size_bytes,
         )

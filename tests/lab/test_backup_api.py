@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import backup_api, backup_job
-from tasks.drivers.backup_api import Wishes
 from tasks.drivers.backup_survey import Parent
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.snaplive_settle import reconcile
 from tasks.drivers.ssh import Shell
 from tasks.errors import DomainBusy
+from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
 from tasks.model.ssh_target import SshTarget
 from tests.lab.published import manifest_of

@@ -23,7 +23,6 @@ from tasks.errors import (
     StoreFull,
     UnknownName,
     Unreachable,
-    UnsupportedDisk,
     WindowOpen,
 )
 from tasks.model.ssh_target import SshTarget
@@ -263,12 +262,19 @@ def test_job_of_somebody_else_is_waited_for(host: Host, shell: Shell, guests: Gu
     guest.host.virsh("blockjob", guest.name, "vda", "--abort")
 
 
-def test_chain_of_somebody_else_is_refused(host: Host, shell: Shell, guests: Guests, folder: Path) -> None:
+def test_snapshot_of_somebody_else_stays_as_it_is(host: Host, shell: Shell, guests: Guests, folder: Path) -> None:
     guest = guests()
     disk = f"vda,file=/var/lib/libvirt/images/{guest.name}-foreign"
     guest.host.virsh("snapshot-create-as", guest.name, "x", "--disk-only", "--no-metadata", "--diskspec", disk)
-    with pytest.raises(UnsupportedDisk, match="chains are not supported yet"):
-        opened(host, shell, journal_of(host, folder, guest), guest)
+    before = sources(guest), sources(guest, "--inactive")
+    journal = journal_of(host, folder, guest)
+    (disk,) = opened(host, shell, journal, guest).disks
+    assert [layer.path.rpartition("/")[2] for layer in disk.layers] == [
+        f"{guest.name}-foreign",
+        f"{guest.name}-vda.qcow2",
+    ]
+    close_window(host, shell, journal)
+    assert (sources(guest), sources(guest, "--inactive")) == before
 
 
 def test_vm_that_is_shut_off_or_unknown_is_refused(host: Host, shell: Shell, guests: Guests, folder: Path) -> None:

@@ -3,7 +3,8 @@
 The log is what tests of consistency read. Record k (k = 1, 2, 3 ...) is one sector: k as a 32-bit little-endian number,
 then LOG_MAGIC. It goes to sector LOG_FIRST + k % LOG_SECTORS of every disk, in the order of the disks, each write done
 before the next one starts. So a copy of the disks of one moment holds, on every disk, all of the last LOG_SECTORS
-records up to some k, and no two disks are more than one record apart. About 290 records are written per second.
+records up to some k, and no two disks are more than one record apart. About 290 records are written per second. It goes
+off at the power button; the guest that only runs does not.
 """
 
 from __future__ import annotations
@@ -39,37 +40,48 @@ _WRITER = bytes.fromhex(
     "8ed0"  # 7c04        mov ss, ax
     "bc007c"  # 7c06        mov sp, 0x7c00
     "fb"  # 7c09        sti
-    "b442"  # 7c0a        mov ah, 0x42            ; extended read
-    "b280"  # 7c0c        mov dl, 0x80            ; of the first disk
-    "be5c7c"  # 7c0e        mov si, packet
-    "cd13"  # 7c11        int 0x13
-    "66ff06007e"  # 7c13 next:  inc dword [0x7e00]
-    "66a1007e"  # 7c18        mov eax, [0x7e00]
-    "6625ff1f0000"  # 7c1c        and eax, LOG_SECTORS - 1
-    "6683c040"  # 7c22        add eax, LOG_FIRST
-    "66a3647c"  # 7c26        mov [packet + 8], eax
-    "e81600"  # 7c2a        call write_all
-    "f606007e0f"  # 7c2d        test byte [0x7e00], 15
-    "75df"  # 7c32        jnz next
-    "66c706647c3f000000"  # 7c34        mov dword [packet + 8], LOG_HEADER
-    "e80300"  # 7c3d        call write_all
-    "f4"  # 7c40        hlt                     ; 18.2 times a second
-    "ebd0"  # 7c41        jmp next
-    "b280"  # 7c43 write_all: mov dl, 0x80
-    "52"  # 7c45 each:  push dx
-    "b80043"  # 7c46        mov ax, 0x4300          ; extended write, no verify
-    "be5c7c"  # 7c49        mov si, packet
-    "cd13"  # 7c4c        int 0x13
-    "5a"  # 7c4e        pop dx
-    "fec2"  # 7c4f        inc dl
-    "88d0"  # 7c51        mov al, dl
-    "2c80"  # 7c53        sub al, 0x80
-    "3a067504"  # 7c55        cmp al, [0x475]         ; number of disks (BIOS data area)
-    "72ea"  # 7c59        jb each
-    "c3"  # 7c5b        ret
-    "10000100"  # 7c5c packet: size 16, one sector
-    "007e0000"  # 7c60        from or to 0000:7e00
-    "3f00000000000000"  # 7c64        sector LOG_HEADER
+    "ba0206"  # 7c0a        mov dx, 0x602           ; ACPI's PM1 enable
+    "b80001"  # 7c0d        mov ax, 0x100           ; the power button
+    "ef"  # 7c10        out dx, ax
+    "b442"  # 7c11        mov ah, 0x42            ; extended read
+    "b280"  # 7c13        mov dl, 0x80            ; of the first disk
+    "be737c"  # 7c15        mov si, packet
+    "cd13"  # 7c18        int 0x13
+    "66ff06007e"  # 7c1a next:  inc dword [0x7e00]
+    "66a1007e"  # 7c1f        mov eax, [0x7e00]
+    "6625ff1f0000"  # 7c23        and eax, LOG_SECTORS - 1
+    "6683c040"  # 7c29        add eax, LOG_FIRST
+    "66a37b7c"  # 7c2d        mov [packet + 8], eax
+    "e82600"  # 7c31        call write_all
+    "f606007e0f"  # 7c34        test byte [0x7e00], 15
+    "75df"  # 7c39        jnz next
+    "66c7067b7c3f000000"  # 7c3b        mov dword [packet + 8], LOG_HEADER
+    "e81300"  # 7c44        call write_all
+    "f4"  # 7c47        hlt                     ; 18.2 times a second
+    "ba0006"  # 7c48        mov dx, 0x600           ; ACPI's PM1 status
+    "ed"  # 7c4b        in ax, dx
+    "f6c401"  # 7c4c        test ah, 1              ; the power button
+    "74c9"  # 7c4f        jz next
+    "ba0406"  # 7c51        mov dx, 0x604           ; ACPI's PM1 control
+    "b80020"  # 7c54        mov ax, 0x2000          ; soft off
+    "ef"  # 7c57        out dx, ax
+    "fa"  # 7c58        cli
+    "f4"  # 7c59        hlt
+    "b280"  # 7c5a write_all: mov dl, 0x80
+    "52"  # 7c5c each:  push dx
+    "b80043"  # 7c5d        mov ax, 0x4300          ; extended write, no verify
+    "be737c"  # 7c60        mov si, packet
+    "cd13"  # 7c63        int 0x13
+    "5a"  # 7c65        pop dx
+    "fec2"  # 7c66        inc dl
+    "88d0"  # 7c68        mov al, dl
+    "2c80"  # 7c6a        sub al, 0x80
+    "3a067504"  # 7c6c        cmp al, [0x475]         ; number of disks (BIOS data area)
+    "72ea"  # 7c70        jb each
+    "c3"  # 7c72        ret
+    "10000100"  # 7c73 packet: size 16, one sector
+    "007e0000"  # 7c77        from or to 0000:7e00
+    "3f00000000000000"  # 7c7b        sector LOG_HEADER
 )
 
 

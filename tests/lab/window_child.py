@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.drivers import backup_api, libvirt_host, process
-from tasks.drivers.backup_api import Wishes
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
+from tasks.drivers.shut_off import shut_off
 from tasks.drivers.snaplive import open_window
 from tasks.drivers.snaplive_settle import close_window, reconcile
 from tasks.drivers.ssh import Output
 from tasks.errors import CommandFailed
+from tasks.model.image_method import Wishes
 from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Phase, Step, WindowPlan
 from tests.lab.kvm_host import KvmHost
@@ -35,7 +36,7 @@ MIN_FREE_BYTES = 1 << 20
 
 @dataclasses.dataclass
 class ChildTask:
-    """What the process does (`verb`: window, backup, reconcile); it dies at `kill_at` (step, phase, target, when)."""
+    """What the process does (window, backup, off or reconcile), and where it dies: step, phase, target, when."""
 
     host_pid: int
     vm: str
@@ -120,6 +121,10 @@ def perform(task: ChildTask) -> None:
         if task.verb == "reconcile":
             reconcile(host, shell, journal)
             return
+        if task.verb == "off":
+            domain = host.domain(task.vm)
+            with shut_off(shell, journal, domain, task.run, deadline_s=30, work_deadline_s=60, force=False):
+                return
         if task.verb == "backup":
             nowhere = SshTarget("nowhere", "127.0.0.1", "root", 1, Path("/dev/null"), Path("/dev/null"))
             folder, wishes = Path(task.folder), Wishes(min_free_bytes=MIN_FREE_BYTES)

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.errors import ConfigError
 from tasks.model.domain_recovery import rewrite_for_recovery
-from tasks.model.domain_xml import MAX_BYTES, Mirror, names_path, parse_domain, set_disk_source
+from tasks.model.domain_xml import MAX_BYTES, Mirror, SourceKind, names_path, parse_domain, set_disk_source
 
 GOLDEN = Path(__file__).parent / "golden" / "domain"
 HOSTILE = ["-rf", "--help", "a;b", "a$(id)", "<x>", "\"'", "a b", "]]>", "é\u202e"]
@@ -70,7 +70,7 @@ def test_parse_domain_reads_chains_jobs_and_every_type_of_disk() -> None:
     assert vda.transient
     assert (sda.type, sda.device, sda.source) == ("block", "lun", "/dev/y")
     assert (vdb.type, vdb.source) == ("network", "pool/img")
-    assert (vdc.source, vdc.encrypted) == ("v", True)
+    assert (vdc.source, vdc.encrypted) == ("p/v", True)
     assert sdb.source is None
     assert domain.disk("vdb") is vdb
     assert domain.disk("vdz") is None
@@ -120,11 +120,11 @@ def test_parse_domain_of_a_vm_without_disks_is_no_error() -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_set_disk_source_changes_nothing_but_the_disk(name: str) -> None:
     before = read("plain").replace("<source file='/var/lib/libvirt/images/web1.qcow2' index='1'/>", "@")
-    changed = set_disk_source(read("plain"), "vda", f"/images/{name}", "raw")
+    changed = set_disk_source(read("plain"), "vda", "file", f"/images/{name}", "raw")
     disk = parse_domain(changed).disk("vda")
     assert disk is not None
     assert (disk.source, disk.format, disk.backing) == (f"/images/{name}", "raw", ())
-    again = set_disk_source(changed, "vda", "/var/lib/libvirt/images/web1.qcow2", "qcow2")
+    again = set_disk_source(changed, "vda", "file", "/var/lib/libvirt/images/web1.qcow2", "qcow2")
     assert parse_domain(again) == parse_domain(read("plain"))
     assert before.count("<disk") == again.count("<disk")
     assert "hunter2" in changed
@@ -133,16 +133,24 @@ def test_set_disk_source_changes_nothing_but_the_disk(name: str) -> None:
 def test_set_disk_source_drops_the_chain_and_makes_a_missing_source() -> None:
     chain = "<backingStore type='file'><source file='/b'/></backingStore>"
     text = minimal(devices=f"<!-- kept --><disk type='block'>{chain}<target dev='vda'/></disk>")
-    changed = set_disk_source(text, "vda", "/new", "qcow2")
+    changed = set_disk_source(text, "vda", "file", "/new", "qcow2")
     disk = parse_domain(changed).disk("vda")
     assert disk is not None
     assert (disk.type, disk.source, disk.format, disk.backing) == ("file", "/new", "qcow2", ())
     assert "<!-- kept -->" in changed
 
 
+@pytest.mark.parametrize(("kind", "source"), [("block", "/dev/vg/a"), ("volume", "pool/a.raw")])
+def test_set_disk_source_puts_a_disk_back_on_a_device_or_a_volume(kind: SourceKind, source: str) -> None:
+    text = minimal(devices="<disk type='file'><source file='/b' index='3'/><target dev='vda'/></disk>")
+    disk = parse_domain(set_disk_source(text, "vda", kind, source, "raw")).disk("vda")
+    assert disk is not None
+    assert (disk.type, disk.source, disk.format) == (kind, source, "raw")
+
+
 def test_set_disk_source_without_the_disk_is_an_error() -> None:
     with pytest.raises(ConfigError, match="vdz"):
-        set_disk_source(read("plain"), "vdz", "/x", "raw")
+        set_disk_source(read("plain"), "vdz", "file", "/x", "raw")
 
 
 def test_names_path_finds_a_path_in_any_role() -> None:

@@ -9,6 +9,7 @@ import pytest
 from tasks.drivers import host_files, qemu_img
 from tasks.drivers.host_shell import LocalShell, run_each
 from tasks.errors import CommandFailed, IntegrityError
+from tasks.model.window import Layer
 
 HOSTILE = ["-rf", "--help", "a;b", "a$(touch owned)", "`id`", "<x>", "'\"", "a b\nc", "nbd:x", "json:{}", "é,file=x"]
 shell = LocalShell()
@@ -36,7 +37,7 @@ def test_files_with_hostile_names_are_only_data(tmp_path: Path, name: str) -> No
     assert (header.backing, header.backing_format, header.virtual_size_bytes) == (str(base), "raw", 65536)
     with pytest.raises(IntegrityError, match="backing file"):
         qemu_img.require_complete(header)
-    qemu_img.commit(shell, str(overlay), str(base), "raw", deadline_s=30)
+    qemu_img.commit(shell, str(overlay), [Layer(path=str(base), format="raw")], deadline_s=30)
     file, missing = host_files.stat_files(shell, [str(base), str(tmp_path / "none")])
     assert file is not None
     assert (file.inode, file.size_bytes) == (base.stat().st_ino, 65536)

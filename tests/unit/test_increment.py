@@ -72,6 +72,7 @@ def test_one_disk_in_doubt_leaves_the_others_their_increment() -> None:
         (Power.ON, "auto", "too old", "snaplive", "the backup API cannot be used: too old"),
         (Power.ON, "snaplive", None, "snaplive", "it was asked for"),
         (Power.ON, "backup-api", None, "backup-api", "it was asked for"),
+        (Power.ON, "offline", None, "offline", "the VM is shut down for the copy and started again"),
         (Power.OFF, "auto", None, "offline", "the VM is shut off"),
         (Power.OFF, "offline", None, "offline", "the VM is shut off"),
     ],
@@ -86,7 +87,6 @@ def test_method_is_what_state_and_host_allow(power, wanted, why_not, method, rea
     ("power", "wanted", "why_not", "says"),
     [
         (Power.ON, "backup-api", "too old", "an image by backup-api failed: too old"),
-        (Power.ON, "offline", None, "the VM runs; shut it down first"),
         (Power.OFF, "backup-api", None, "the VM is shut off; start it"),
         (Power.OFF, "snaplive", None, "the VM is shut off; start it"),
         (Power.ABSENT, "auto", None, "not defined"),

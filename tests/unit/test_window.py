@@ -33,7 +33,6 @@ PLAN = WindowPlan(
             base="/images/a;b $(id)<x>\"'.qcow2",
             format="qcow2",
             inode=1,
-            device=2,
             overlay="/images/a;b $(id)<x>\"'.qcow2.gbs-run-1",
             virtual_size_bytes=1,
         ),
@@ -123,19 +122,30 @@ def test_select_disks_takes_writable_files_and_says_why_not_the_others() -> None
             Disk("vdc", source="/c", format="raw", readonly=True),
             Disk("vdd", source="/d", format="raw", shareable=True),
             Disk("vde", source="/e", format="raw", transient=True),
+            Disk("vdf", type="network", source="pool/a", format="raw"),
+            Disk("vdg", device="lun", type="block", source="/dev/sda", format="raw"),
+            Disk("vdh", type="vhostuser", source="/run/x", format="raw"),
+            Disk("vdi", type="block", source="/dev/vg/a", format="raw"),
+            Disk("vdj", type="volume", source="pool/a", format="qcow2", backing=("/b",)),
         )
     )
-    assert [disk.target for disk in selection.taken] == ["vda", "vdb"]
-    assert [target for target, _ in selection.left_out] == ["sda", "sdb", "vdc", "vdd", "vde"]
+    assert [disk.target for disk in selection.taken] == ["vda", "vdb", "vdi", "vdj"]
+    why = {target: reason.split(":")[0] for target, reason in selection.left_out}
+    assert why == {
+        "sda": "it is a cdrom",
+        "sdb": "it is a cdrom",
+        "vdc": "it is read-only",
+        "vdd": "it is shared with other VMs",
+        "vde": "it is transient",
+        "vdf": "it lies on the network (pool/a)",
+        "vdg": "it is a LUN that is passed through",
+        "vdh": "its source is of type 'vhostuser'",
+    }
 
 
 @pytest.mark.parametrize(
     ("disk", "reason"),
     [
-        (Disk("vda", type="block", source="/dev/vg/a", format="raw"), "type 'block'"),
-        (Disk("vda", type="network", source="pool/a", format="raw"), "type 'network'"),
-        (Disk("vda", device="lun", type="block", source="/dev/sda", format="raw"), "'lun'"),
-        (Disk("vda", source="/a", format="qcow2", backing=("/b",)), "backing file"),
         (Disk("vda", source="/a", format="vmdk"), "'vmdk'"),
         (Disk("vda", source="/a"), "None"),
         (Disk("vda", source="/a", format="qcow2", encrypted=True), "encrypted"),

@@ -1,0 +1,78 @@
+"""The disks of a VM that is shut off, or that is shut down for the copy and started again."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks.drivers import disk_copy, disk_sources
+from tasks.drivers.host_shell import HostShell
+from tasks.drivers.journal import Journal
+from tasks.drivers.libvirt_host import Host
+from tasks.drivers.shut_off import shut_off
+from tasks.drivers.snaplive_evidence import look
+from tasks.errors import HypervisorError
+from tasks.model.domain_xml import parse_domain
+from tasks.model.image_method import Wishes
+from tasks.model.image_taken import Taken
+from tasks.model.ssh_target import SshTarget
+from tasks.model.window import select_disks
+from tasks.model.window_decision import Power
+
+_NOT_SHUT_DOWN = "the guest had not shut down: its memory was saved, or its power cut"
+
+
+def take(
+    host: Host,
+    shell: HostShell,
+    target: SshTarget,
+    journal: Journal,
+    uuid: str,
+    image_id: str,
+    folder: Path,
+    wishes: Wishes,
+    reason: str = "",
+) -> Taken:
+    """Copy the disks of a VM into `folder` while it is off; one that runs is shut down for it and started again.
+
+    The VM's lock is held. HypervisorError when it does not shut down in time, or when somebody else starts it
+    meanwhile; errors as `disk_copy.copy`.
+    """
+    domain, started, tools = host.domain(uuid), datetime.now(UTC), host.versions()
+    before = look(host, uuid, others=False)
+    off: AbstractContextManager[str] = nullcontext("" if before.managed_save else "the guest was shut off")
+    if before.power is Power.ON:
+        off = shut_off(
+            shell,
+            journal,
+            domain,
+            image_id,
+            deadline_s=wishes.shutdown_deadline_s,
+            work_deadline_s=wishes.transfer_deadline_s,
+            force=wishes.force_shutdown,
+        )
+    with off as how:
+        selection = select_disks(parse_domain(domain.xml()))
+        # Not shared: QEMU's locks on the images prove that nobody writes to them.
+        disks = disk_sources.find(shell, domain, selection.taken, shared=False)
+        instant, began = datetime.now(UTC), time.monotonic()
+        moved = disk_copy.copy(shell, target, domain.name, disks, folder, wishes)
+        copy_s = time.monotonic() - began
+        if look(host, uuid, others=False).power is not Power.OFF:
+            raise HypervisorError(domain.name, "an offline copy", "the VM was started while its disks were copied")
+    return Taken(
+        id=image_id,
+        started=started,
+        instant=instant,
+        method="offline",
+        method_reason=reason,
+        consistency="file-system" if how else "crash",
+        consistency_reason=how or _NOT_SHUT_DOWN,
+        window_s=0,
+        copy_s=copy_s,
+        frozen_s=0,
+        disks=tuple(map(disk_copy.taken, disks)),
+        tools=tools,
+        warnings=tuple(f"disk {name} is not in the image: {why}" for name, why in selection.left_out),
+        bytes_moved=moved,
+    )
