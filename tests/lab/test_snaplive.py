@@ -268,8 +268,8 @@ def test_snapshot_of_somebody_else_stays_as_it_is(host: Host, shell: Shell, gues
     guest.host.virsh("snapshot-create-as", guest.name, "x", "--disk-only", "--no-metadata", "--diskspec", disk)
     before = sources(guest), sources(guest, "--inactive")
     journal = journal_of(host, folder, guest)
-    (disk,) = opened(host, shell, journal, guest).disks
-    assert [layer.path.rpartition("/")[2] for layer in disk.layers] == [
+    (planned,) = opened(host, shell, journal, guest).disks
+    assert [layer.path.rpartition("/")[2] for layer in planned.layers] == [
         f"{guest.name}-foreign",
         f"{guest.name}-vda.qcow2",
     ]
