@@ -74,7 +74,6 @@ def _launched(request: dict[str, Any], parameters: list[tuple[str, str]], *, rea
     with contextlib.closing(handle):
         handle.set_tmpdir(request["folder"])
         handle.set_network(False)
-        handle.set_smp(min(2, os.cpu_count() or 1))
         # "unsafe": flushes of the appliance are not worth waiting for, the image is synced once, at the end.
         options = {} if readonly else {"cachemode": "unsafe", "discard": "enable"}
         handle.add_drive_opts(request["image"], format=request["format"], readonly=readonly, **options)
