@@ -1,6 +1,9 @@
 """Read published images again, so that damage is found before the day they are needed."""
 
+from typing import Annotated
+
 from prefect import State, flow
+from pydantic import Field
 
 from flows.ending import conclude
 from flows.run_name import named
@@ -9,22 +12,25 @@ from flows.vm_name import VmName
 from tasks import verification
 from tasks.model.outcome import StageResult
 
+Percent = Annotated[float, Field(gt=0, le=100)]
+
 
 @flow(name="verify-images", flow_run_name=named("vm", "verify images of {}", "all VMs"))
 def verify_images(
-    vm: VmName | None = None, older_than_days: int = 0, at_most: int | None = None
+    vm: VmName | None = None, older_than_days: int = 0, at_most: int | None = None, percent: Percent = 100
 ) -> State[list[StageResult]]:
-    """Read images whole, longest unread first; one that is damaged fails the run, and the others are read all the same.
+    """Read images, longest unread first; one that is damaged fails the run, and the others are read all the same.
 
     Args:
         vm: The VM, as libvirt names it. None means all.
         older_than_days: Leave out images that were read, or made, more recently.
         at_most: Read no more than so many.
+        percent: Read only so much of each disk, chosen by chance. Only a reading of all of it is noted as one.
     """
     results = []
     for folder, turn in verification.choose(vm, older_than_days, at_most):
         with stage(turn.image.vm, "verify") as running:
             running.produced = turn.image.id
-            running.bytes_moved = verification.verify(folder, turn.image)
+            running.bytes_moved = verification.verify(folder, turn.image, percent)
         results.append(running.result())
     return conclude("verify-images", results)

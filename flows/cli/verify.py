@@ -10,6 +10,8 @@ from tasks import catalogue
 from tasks.errors import ClientsFailed
 from tasks.model.outcome import exit_code
 
+_SAMPLE = "Read only so much of each disk, chosen by chance."
+
 
 @click.group("verify")
 def verify_command() -> None:
@@ -20,18 +22,20 @@ def verify_command() -> None:
 @click.argument("vm", required=False)
 @click.option("--older-than", "older_than_days", type=click.IntRange(0), default=0, metavar="DAYS", help="Only these.")
 @click.option("--at-most", type=click.IntRange(1), metavar="N", help="No more than so many, longest unread first.")
+@click.option("--sample", type=click.FloatRange(0, 100, min_open=True), default=100, metavar="PERCENT", help=_SAMPLE)
 @terminal.json_option
-def images(vm: str | None, older_than_days: int, at_most: int | None, as_json: bool) -> int:
+def images(vm: str | None, older_than_days: int, at_most: int | None, sample: float, as_json: bool) -> int:
     """The images of VM, or all: sizes, sha256 (by chunk where there is a listing), qemu-img check.
 
     \b
     gbs verify images                                everything
     gbs verify images --older-than 30 --at-most 5    five a night, each at least once in a while
+    gbs verify images --sample 1                     a hundredth of every image, another one each time
     """
     from flows.verify_images import verify_images
 
     try:
-        results: Any = verify_images(vm, older_than_days, at_most)
+        results: Any = verify_images(vm, older_than_days, at_most, sample)
     except ClientsFailed as exc:
         show("verified", exc.args[3], as_json)
         raise

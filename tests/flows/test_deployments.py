@@ -21,6 +21,8 @@ NAMES = {
     *("nightly", "prepare", "overnight", "permanent", "kvmimg-get", "kvmimg-update", "kvmsnap-create"),
     *("kvmsnap-purge", "recover-vm", "reconcile", "verify-images"),
 }
+SAMPLE = {"older_than_days": 0, "at_most": None, "percent": 1}
+"""What the second schedule of verify-images asks for."""
 RUN_DEADLINE_S = 120
 
 
@@ -140,10 +142,12 @@ def test_nightly_scheduled_once_by_slug_in_its_time_zone(api: httpx.Client) -> N
 
 
 def test_reconcile_and_verify_run_by_schedule(api: httpx.Client) -> None:
-    for name, cron in (("reconcile", "*/15 * * * *"), ("verify-images", "30 6 * * *")):
-        (row,) = deployment(api, name)["schedules"]
-        assert (row["active"], row["schedule"]["cron"]) == (True, cron)
-    assert deployment(api, "verify-images")["parameters"] == {"older_than_days": 30, "at_most": 5}
+    expected = {"reconcile": {"*/15 * * * *": {}}, "verify-images": {"30 6 * * *": {}, "0 6 * * *": SAMPLE}}
+    for name, schedules in expected.items():
+        rows = deployment(api, name)["schedules"]
+        assert all(row["active"] for row in rows)
+        assert {row["schedule"]["cron"]: row["parameters"] for row in rows} == schedules
+    assert deployment(api, "verify-images")["parameters"] == {"older_than_days": 30, "at_most": 5, "percent": 100}
 
 
 def test_run_forms_offer_the_inventory_with_descriptions(api: httpx.Client) -> None:

@@ -55,6 +55,17 @@ def test_one_changed_byte_is_found(file: Path, offset: int) -> None:
         verify_chunks(file, known)
 
 
+def test_sample_reads_a_part_and_another_one_each_time(file: Path) -> None:
+    known, read = digests(file), list[int]()
+    verify_chunks(file, known, read.append, percent=34)
+    assert len(read) == 1, "one of three"
+    with file.open("r+b") as out:
+        out.write(b"damaged")
+    with pytest.raises(IntegrityError, match="chunk 0 of"):
+        for _ in range(60):
+            verify_chunks(file, known, percent=34)
+
+
 def test_data_that_became_a_hole_is_found(file: Path) -> None:
     known = digests(file)
     subprocess.run(["fallocate", "--punch-hole", "-o", "0", "-l", "4096", str(file)], check=True)

@@ -162,7 +162,13 @@ def grow(path: Path) -> None:
     os.truncate(path, path.stat().st_size + 1)
 
 
-@pytest.mark.parametrize("damage", [flip, grow, link_elsewhere, Path.unlink, lambda path: os.truncate(path, 3)])
+def add_another(path: Path) -> None:
+    path.with_name("vda.raw.more").touch()
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, grow, link_elsewhere, add_another, Path.unlink, lambda path: os.truncate(path, 3)]
+)
 def test_verify_image_finds_damage(tmp_path: Path, damage) -> None:
     manifest = image(tmp_path / "i")
     verify_image(tmp_path / "i", manifest)
