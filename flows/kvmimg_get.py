@@ -23,7 +23,7 @@ def take_image(vm: str, method: WantedMethod | None = None, full: bool = False) 
     """Take and publish an image of the VM, by `method` or as its policy says; `full` copies all of it in any case."""
     definition = images.find(vm)
     host, uuid = definition.kvm_host, definition.domain.uuid
-    with places.locked("vm", uuid):
+    with places.locked("vm", uuid), places.image_turn(host, places.policy_of_vm(vm).transfer_deadline_s):
         require_settled(host, uuid)
         choice = images.choose(definition, windows.power(host, uuid), method)
         image_id = new_id(datetime.now(UTC))
@@ -60,7 +60,7 @@ def image_if_due(client: str) -> list[StageResult]:
         else:
             manifest = take_image(vm)
             running.produced = manifest.id
-            running.bytes_moved = sum(file.size_bytes for file in manifest.files)
+            running.bytes_moved = manifest.bytes_moved
             for warning in manifest.warnings:
                 running.say(Outcome.WARNING, warning)
     return [running.result()]

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from tasks.drivers import definitions, inventory_file, rsnapshot
 from tasks.drivers.store import Store, read_model
-from tasks.errors import UnknownName
+from tasks.errors import NothingToRecover, UnknownName
+from tasks.model.facts import Facts
 from tasks.model.inventory import Client, Inventory
-from tasks.model.manifest import ImageManifest
+from tasks.model.manifest import TEMPLATE, ImageManifest, TemplateManifest
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night
 from tasks.model.outcome import Outcome, StageResult, combined
 from tasks.model.report import Report
+from tasks.model.shape import Point, compare, shape_of_facts
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,42 @@ def find_vm(name: str) -> FoundVm:
         for disk in found.domain.disks
     )
     return FoundVm(found.domain.name, found.domain.uuid, found.kvm_host, found.night, len(images), disks)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A template beside a client, point by point."""
+
+    template: TemplateManifest
+    points: tuple[Point, ...]
+
+    @property
+    def serves(self) -> bool:
+        """Whether it agrees in every point."""
+        return all(point.same for point in self.points)
+
+
+def templates() -> list[TemplateManifest]:
+    """Every template, by flavour."""
+    paths = sorted(_store(inventory_file.load()).templates.glob(f"*/[!.]*/{TEMPLATE}"))
+    return [found for path in paths if (found := read_model(path, TemplateManifest)) is not None]
+
+
+def match_templates(client: str) -> list[Match]:
+    """Every template beside the client as of its last night, those that serve it first.
+
+    Raises UnknownName, and NothingToRecover for a client that has no night or when there is no template.
+    """
+    declared = inventory_file.load()
+    if client not in declared.systems:
+        raise UnknownName("client", client, list(declared.systems))
+    facts = read_model(_store(declared).overnight(client) / "facts.json", Facts)
+    if facts is None:
+        raise NothingToRecover(f"client {client}", "it was never backed up, so the shape of its disks is not known")
+    found = [Match(template, tuple(compare(template.shape, shape_of_facts(facts)))) for template in templates()]
+    if not found:
+        raise NothingToRecover(f"client {client}", "there is no template; make one: gbs image template add IMAGE")
+    return sorted(found, key=lambda match: (not match.serves, match.template.vm, match.template.image))
 
 
 def latest_results(store: Store) -> dict[tuple[str, str], StageResult]:

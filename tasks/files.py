@@ -13,12 +13,12 @@ from tasks.drivers.rsync import Transferred
 from tasks.drivers.store import discard, read_model, replace, require_space, sync_folder, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
-from tasks.model.facts import flavour
 from tasks.model.inventory import DEFAULT_EXCLUDES, System
 from tasks.model.manifest import LISTING, MANIFEST, DumpRecord, NightManifest
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome
 from tasks.model.prepared import Prepared
+from tasks.model.shape import shape_of_facts
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def publish(client: str, started: datetime, moved: Transferred) -> NightManifest
         paths=paths_of(system, prepared),
         excluded=excludes_of(system, prepared),
         dumps=prepared.dumps,
-        flavour=flavour(prepared.facts),
+        flavour=shape_of_facts(prepared.facts).flavour,
         files=files,
         size_bytes=size_bytes,
         listing_sha256=sha256_file(staging / LISTING),

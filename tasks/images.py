@@ -113,6 +113,14 @@ def _parent(vm: str, uuid: str) -> Parent | None:
     return images[0] if images else None
 
 
+def _speed_of_last(vm: str) -> float | None:
+    """How many bytes a second the last whole copy of the VM's disks made; None when there is none."""
+    for _, image in places.store().images_of(vm):
+        if image.parent is None and image.copy_s > 1 and image.bytes_moved:
+            return image.bytes_moved / image.copy_s
+    return None
+
+
 @retryable("offline copy", "take {definition.domain.name} offline", retries=1)
 def take_offline(definition: Definition, image_id: str, folder: Path, reason: str) -> Taken:
     """Copy the disks of a VM that is off, or is shut down for it and started again; see `offline_image.take`."""
@@ -133,6 +141,7 @@ def _reached(definition: Definition) -> Iterator[tuple[Host, Shell, SshTarget, J
         force_shutdown=policy.force_shutdown,
         transfer_deadline_s=policy.transfer_deadline_s,
         max_window_s=policy.max_window_s,
+        expected_bytes_per_s=_speed_of_last(definition.domain.name),
         bytes_per_s=policy.bytes_per_s,
         image_folder=block.image_folder,
     )
@@ -171,6 +180,7 @@ def publish_image(folder: Path, definition: Definition, taken: Taken, parts: VmP
         window_s=taken.window_s,
         copy_s=taken.copy_s,
         frozen_s=taken.frozen_s,
+        bytes_moved=taken.bytes_moved,
         flavour=night.flavour if night else "",
         parent=taken.parent,
         checkpoint=taken.checkpoint,

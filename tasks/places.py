@@ -1,7 +1,7 @@
 """From names to places: the inventory and the blocks, as what drivers need."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeVar
 
 from prefect.blocks.core import Block
@@ -106,6 +106,21 @@ def connections_kept() -> AbstractContextManager[None]:
 def locked(kind: str, name: str) -> AbstractContextManager[None]:
     """Hold the lock of a client, VM or target while the block lasts; Locked when another run has it."""
     return lock.hold(store().lock(kind, name), f"{kind} {name}")
+
+
+@contextmanager
+def image_turn(kvm_host_name: str, wait_s: float) -> Iterator[None]:
+    """Wait for a turn to take an image, of as many as the KVM host and the store may have at once."""
+    declared, ours = inventory(), store()
+    limits = (
+        (f"images of KVM host {kvm_host_name}", declared.kvm_hosts[kvm_host_name].max_images, kvm_host_name),
+        ("images into the store", declared.store.max_images, ""),
+    )
+    with ExitStack() as stack:
+        for what, count, name in limits:
+            slots = [ours.lock("images", f"{name}-{number}") for number in range(count)]
+            stack.enter_context(lock.one_of(slots, what, wait_s=wait_s))
+        yield
 
 
 def forget_blocks() -> None:

@@ -1,4 +1,4 @@
-"""libguestfs: update a copy of a VM's disk with a tree of files, and read the layout of an image.
+"""libguestfs: update a copy of a VM's disk with a tree of files, and read the shape of an image.
 
 The guest's file systems are mounted only inside libguestfs's appliance, a small VM that reaches no network. All of it
 runs in a child process (`tasks.drivers.appliance_worker`) that can be killed: it ends at a deadline and with us,
@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tasks import errors
 from tasks.drivers import process
 from tasks.drivers.kvm_probe import kvm_works
-from tasks.errors import CommandFailed, ConfigError, GbsError
+from tasks.errors import CommandFailed, ConfigError, GbsError, IntegrityError
+from tasks.model.shape import Shape, shape
 
 OnProgress = Callable[[str, float | None], None]
 _FORMATS = ("qcow2", "raw")
@@ -44,38 +45,6 @@ class UpdateResult:
     bytes_sent: int
     duration_s: float
     launch_s: float
-
-
-@dataclass(frozen=True)
-class FileSystem:
-    """A file system (or swap space) of an image, by the device name it has in the appliance."""
-
-    device: str
-    fstype: str
-    uuid: str
-    label: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A partition of the image's disk; `gpt_type` is empty on other partition tables."""
-
-    number: int
-    start_bytes: int
-    size_bytes: int
-    gpt_type: str
-
-
-@dataclass(frozen=True)
-class ImageLayout:
-    """What is on an image's disk."""
-
-    size_bytes: int
-    partition_table: str
-    partitions: tuple[Partition, ...]
-    logical_volumes: tuple[str, ...]
-    file_systems: tuple[FileSystem, ...]
 
 
 def update_files(
@@ -110,26 +79,27 @@ def update_files(
         "keep": list(keep),
     }
     started = time.monotonic()
-    answer = _work(image, image_format, request, deadline_s, on_progress)
+    answer = _work([image], image_format, request, deadline_s, on_progress)
     return UpdateResult(**answer, duration_s=time.monotonic() - started)
 
 
-def file_systems_of(
-    image: Path,
+def shape_of(
+    images: Sequence[Path],
     image_format: str,
+    boot_mode: Literal["bios", "uefi"],
     *,
-    deadline_s: float = 300.0,
+    deadline_s: float = 900.0,
     on_progress: OnProgress = lambda _text, _part: None,
-) -> ImageLayout:
-    """The layout of an image, read only; nothing is mounted."""
-    answer = _work(image, image_format, {"do": "layout"}, deadline_s, on_progress)
-    return ImageLayout(
-        size_bytes=answer["size_bytes"],
-        partition_table=answer["partition_table"],
-        partitions=tuple(Partition(**partition) for partition in answer["partitions"]),
-        logical_volumes=tuple(answer["logical_volumes"]),
-        file_systems=tuple(FileSystem(**system) for system in answer["file_systems"]),
-    )
+) -> Shape:
+    """The shape of an image's disks, in order, read only; `boot_mode` is what its definition says.
+
+    IntegrityError when no operating system is found in it.
+    """
+    answer = _work(images, image_format, {"do": "shape"}, deadline_s, on_progress)
+    if not answer["architecture"]:
+        raise IntegrityError(str(images[0]), "an operating system", "none that libguestfs knows")
+    found = Shape.model_validate({**answer, "boot_mode": boot_mode})
+    return shape(found.boot_mode, found.architecture, found.disks, found.volumes)
 
 
 def appliance_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -141,14 +111,14 @@ def appliance_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _work(
-    image: Path, image_format: str, request: dict[str, Any], deadline_s: float, on_progress: OnProgress
+    images: Sequence[Path], image_format: str, request: dict[str, Any], deadline_s: float, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Run the worker on a request and return its answer; its errors are raised here as what they are."""
     if image_format not in _FORMATS:
-        raise ConfigError(f"unknown image format {image_format!r}", str(image), f"use one of {', '.join(_FORMATS)}")
-    called = f"libguestfs on {image}"
+        raise ConfigError(f"unknown image format {image_format!r}", str(images[0]), f"use one of {', '.join(_FORMATS)}")
+    called = f"libguestfs on {images[0]}"
     with tempfile.TemporaryDirectory(prefix="gbs-appliance-") as folder:
-        request |= {"image": str(image), "format": image_format, "folder": folder}
+        request |= {"images": [str(image) for image in images], "format": image_format, "folder": folder}
         lines = _Lines(on_progress)
         finished = process.run(
             [sys.executable, "-m", "tasks.drivers.appliance_worker"],

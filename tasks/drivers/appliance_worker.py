@@ -76,7 +76,8 @@ def _launched(request: dict[str, Any], parameters: list[tuple[str, str]], *, rea
         handle.set_network(False)
         # "unsafe": flushes of the appliance are not worth waiting for, the image is synced once, at the end.
         options = {} if readonly else {"cachemode": "unsafe", "discard": "enable"}
-        handle.add_drive_opts(request["image"], format=request["format"], readonly=readonly, **options)
+        for image in request["images"]:
+            handle.add_drive_opts(image, format=request["format"], readonly=readonly, **options)
         for name, value in parameters:
             handle.config(name, value)
         handle.launch()
@@ -84,7 +85,7 @@ def _launched(request: dict[str, Any], parameters: list[tuple[str, str]], *, rea
 
 
 def _update(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    folder, image = Path(request["folder"]), request["image"]
+    folder, (image,) = Path(request["folder"]), request["images"]
     channel = appliance_channel.Channel(folder)
     started = time.monotonic()
     with _launched(request, channel.prepare(Path(request["source"])), readonly=False) as handle:
@@ -210,37 +211,53 @@ def _mountable(handle: Handle) -> list[tuple[str, str]]:
     return [(device, kind) for device, kind in found if kind not in ("swap", "unknown", "")]
 
 
-def _layout(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def _shape(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """What `tasks.model.shape` wants to know of an image's disks; nothing is mounted but to read /etc/fstab."""
     with _launched(request, [], readonly=True) as handle:
         reporter.now("reading the layout")
-        disk = handle.list_devices()[0]
-        partitions = []
-        try:
-            table = handle.part_get_parttype(disk)
-        except RuntimeError:
-            table = ""  # a disk that is one file system or one physical volume
-        for part in handle.part_list(disk) if table else []:
-            kind = handle.part_get_gpt_type(disk, part["part_num"]) if table == "gpt" else ""
-            place = {"start_bytes": part["part_start"], "size_bytes": part["part_size"]}
-            partitions.append({"number": part["part_num"], "gpt_type": kind, **place})
-        systems = [
-            {
-                "device": device,
-                "fstype": kind,
-                "uuid": handle.vfs_uuid(device),
-                "label": handle.vfs_label(device),
-                "size_bytes": handle.blockdev_getsize64(device),
-            }
-            for device, kind in handle.list_filesystems().items()
-            if kind not in ("unknown", "")
-        ]
-        return {
-            "size_bytes": handle.blockdev_getsize64(disk),
-            "partition_table": table,
-            "partitions": partitions,
-            "logical_volumes": handle.lvs(),
-            "file_systems": systems,
-        }
+        roots = handle.inspect_os()
+        architecture = handle.inspect_get_arch(roots[0]) if roots else ""
+        places: dict[str, list[str]] = {}
+        for place, device in (handle.inspect_get_mountpoints(roots[0]) if roots else {}).items():
+            places.setdefault(device, []).append(place)
+
+        def content(device: str) -> dict[str, Any]:
+            kind = handle.vfs_type(device)
+            points = sorted(places.get(handle.canonical_device_name(device), []))
+            return {"size_bytes": handle.blockdev_getsize64(device), "holds": kind, "mountpoints": points}
+
+        partitions = handle.list_partitions()
+        disks = []
+        for disk in handle.list_devices():
+            mine = [part for part in partitions if handle.part_to_dev(part) == disk]
+            table = _table(handle, disk)
+            whole = {**content(disk), **({"holds": ""} if table else {}), "table": table}
+            disks.append({**whole, "partitions": [{**content(part), "type": _type(handle, part)} for part in mine]})
+        volumes = [{**content(path), "kind": "lvm", "name": _mapped(path)} for path in handle.lvs()]
+        for array in handle.list_md_devices():
+            volumes.append({**content(array), "kind": handle.md_detail(array).get("level", "md"), "name": ""})
+        return {"architecture": architecture, "disks": disks, "volumes": volumes}
+
+
+def _table(handle: Handle, disk: str) -> str:
+    try:
+        table: str = handle.part_get_parttype(disk)
+    except RuntimeError:
+        return ""  # a disk that is one file system or one physical volume
+    return "dos" if table == "msdos" else "" if table == "loop" else table
+
+
+def _type(handle: Handle, partition: str) -> str:
+    """A partition's type as lsblk writes it."""
+    disk, number = handle.part_to_dev(partition), handle.part_to_partnum(partition)
+    if handle.part_get_parttype(disk) == "gpt":
+        return str(handle.part_get_gpt_type(disk, number)).lower()
+    return f"0x{handle.part_get_mbr_id(disk, number):x}"
+
+
+def _mapped(path: str) -> str:
+    """The device mapper's name of /dev/VG/LV, as lsblk shows it."""
+    return "-".join(part.replace("-", "--") for part in path.split("/")[2:])
 
 
 def main() -> int:
@@ -248,12 +265,12 @@ def main() -> int:
     request = json.loads(sys.stdin.read())
     reporter = Reporter()
     try:
-        reporter.say(answer={"update": _update, "layout": _layout}[request["do"]](request, reporter))
+        reporter.say(answer={"update": _update, "shape": _shape}[request["do"]](request, reporter))
     except GbsError as error:
         reporter.say(error=type(error).__name__, attributes=list(error.args))
         return 1
     except RuntimeError as error:  # all that guestfs raises
-        reporter.say(error="CommandFailed", attributes=[f"libguestfs on {request['image']}", 1, str(error)])
+        reporter.say(error="CommandFailed", attributes=[f"libguestfs on {request['images'][0]}", 1, str(error)])
         return 1
     return 0
 

@@ -2,23 +2,30 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.drivers import disk_copy
+from tasks.drivers import disk_copy, disk_sources
 from tasks.drivers.host_files import folder_of
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.journal import Journal, read_records
-from tasks.drivers.libvirt_host import Host
+from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.drivers.progress import reporting
 from tasks.drivers.snaplive import open_window
 from tasks.drivers.snaplive_settle import close_window
 from tasks.drivers.space_watch import SpaceWatch
+from tasks.errors import HypervisorError
+from tasks.model.domain_xml import parse_domain
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
+from tasks.model.names import human_bytes
 from tasks.model.ssh_target import SshTarget
-from tasks.model.window import Step
+from tasks.model.window import Step, select_disks
+from tasks.model.window_budget import Budget, expect
 
+SAMPLE_S = 1.0
+"""How long the guest is watched to learn how much it writes."""
 log = logging.getLogger(__name__)
 
 
@@ -35,9 +42,11 @@ def take(
 ) -> Taken:
     """Copy the disks of a running VM, as of one instant, into `folder`; the window closes whatever happens.
 
-    The VM's lock is held. Raises what `open_window`, `disk_copy.copy` and `close_window` raise.
+    The VM's lock is held. HypervisorError when the copy would take too long; else what `open_window`,
+    `disk_copy.copy` and `close_window` raise.
     """
     started, tools = datetime.now(UTC), host.versions()
+    budget = _budget(shell, host.domain(uuid), wishes)
     window = open_window(
         host,
         shell,
@@ -45,7 +54,7 @@ def take(
         uuid,
         image_id,
         freeze_deadline_s=wishes.freeze_deadline_s,
-        min_free_bytes=wishes.min_free_bytes,
+        min_free_bytes=max(wishes.min_free_bytes, budget.overlay_bytes),
         image_folder=wishes.image_folder,
     )
     vm = window.plan.vm
@@ -81,4 +90,33 @@ def take(
         tools=tools,
         warnings=window.warnings,
         bytes_moved=moved,
+    )
+
+
+def _budget(shell: HostShell, domain: HostDomain, wishes: Wishes) -> Budget:
+    """What the window will cost, from how much there is to copy and how much the guest writes just now."""
+    disks = select_disks(parse_domain(domain.xml())).taken
+    sources = disk_sources.find(shell, domain, disks, shared=True)
+    targets = [disk.target for disk in disks]
+    before = _written(domain, targets)
+    time.sleep(SAMPLE_S)
+    rate = max(0, _written(domain, targets) - before) / SAMPLE_S
+    speeds = [speed for speed in (wishes.expected_bytes_per_s, wishes.bytes_per_s) if speed]
+    allocated = sum(source.allocated_bytes for source in sources)
+    largest = max(source.virtual_size_bytes for source in sources)
+    budget = expect(allocated, min(speeds, default=None), rate, largest)
+    if budget.copy_s > wishes.max_window_s:
+        hours, allowed = (f"{seconds / 3600:.1f} h" for seconds in (budget.copy_s, wishes.max_window_s))
+        reason = (
+            f"it would take about {hours}, max_window_s of its policy allows {allowed}: raise it, or use backup-api"
+        )
+        raise HypervisorError(domain.name, "a live copy", reason)
+    log.info("%s: %s to copy, about %.0f s", domain.name, human_bytes(allocated), budget.copy_s)
+    return budget
+
+
+def _written(domain: HostDomain, targets: Sequence[str]) -> int:
+    """The bytes that the guest has written to these disks since it runs."""
+    return domain.call(
+        "ask what was written", lambda handle: sum(int(handle.blockStats(target)[3]) for target in targets)
     )

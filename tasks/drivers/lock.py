@@ -2,13 +2,18 @@
 
 import fcntl
 import json
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.errors import Locked
+
+POLL_S = 1.0
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -30,6 +35,29 @@ def hold(path: Path, what: str, run: str = "") -> Iterator[None]:
         # handle, which would keep the lock for some milliseconds, and our next stage would find it locked by ourselves.
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+@contextmanager
+def one_of(paths: Sequence[Path], what: str, run: str = "", *, wait_s: float) -> Iterator[None]:
+    """Hold one of several locks, waiting for it; raises Locked when none got free within `wait_s`."""
+    ends_at, told = time.monotonic() + wait_s, False
+    while True:
+        for path in paths:
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(hold(path, what, run))
+                except Locked:
+                    if path != paths[-1]:
+                        continue
+                    if time.monotonic() > ends_at:
+                        raise
+                    break
+                yield
+                return
+        if not told:
+            _log.info("%s: waiting for one of %d", what, len(paths))
+            told = True
+        time.sleep(POLL_S)
 
 
 def _holder(path: Path) -> str:

@@ -48,6 +48,11 @@ class Store:
         """The folder of a VM's images, one folder each."""
         return self.root / "images" / slug(kvm_host) / slug(vm)
 
+    @property
+    def templates(self) -> Path:
+        """Images that serve every system of a flavour: a folder a flavour, in it one for each image."""
+        return self.root / "templates"
+
     def recovery(self, name: str) -> Path:
         """Where an updated image is made before it goes to a KVM host."""
         return self.root / "recovery" / slug(name)

@@ -1,10 +1,8 @@
-"""Facts about a client: what its own tools say of its disks, file systems and system, parsed and reduced to a flavour.
+"""Facts about a client: what its own tools say of its disks, file systems and system, parsed.
 
-A fact is a command and a pure parser. The flavour is what two systems must share for one image to serve both: disk
-sizes, partition and LVM layout, file systems and where they are mounted.
+A fact is a command and a pure parser.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -218,30 +216,3 @@ def assemble(collected: datetime, values: Mapping[str, Any]) -> Facts:
         logical_volumes=values.get("logical_volumes", ()),
         packages=values.get("packages") or values.get("packages_rpm") or (),
     )
-
-
-def layout(facts: Facts) -> list[dict[str, Any]]:
-    """What the flavour is made of: one row a disk, partition or volume, without names that differ between equals.
-
-    Of the mount points only those of file systems count: bind mounts and switched-on swap come and go.
-    """
-    lasting = {row.mountpoint for row in facts.file_systems}
-    return [
-        {
-            "type": device.type,
-            "name": device.name if device.type == "lvm" else "",
-            "below": sum(1 for other in facts.block_devices if other.name == device.parent),
-            "size_bytes": device.size_bytes,
-            "table": device.partition_table,
-            "partition_type": device.partition_type,
-            "fstype": device.fstype,
-            "mountpoints": [point for point in device.mountpoints if point in lasting],
-        }
-        for device in facts.block_devices
-    ]
-
-
-def flavour(facts: Facts) -> str:
-    """The id of a client's disk layout: equal layouts share it (12 hex digits of a sha256)."""
-    text = json.dumps([facts.boot_mode, facts.architecture, layout(facts)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

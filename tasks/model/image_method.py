@@ -32,6 +32,8 @@ class Wishes:
     """How long a VM may run on overlays; longer, and the copy is given up."""
     bytes_per_s: int | None = None
     """At most so much travels; None for no limit."""
+    expected_bytes_per_s: float | None = None
+    """How fast the last copy went; None when that is not known."""
     min_free_bytes: int = 1 << 30
     """For each disk, beside it: overlays and scratch files must never fill a file system."""
     image_folder: str = "/var/lib/libvirt/images"

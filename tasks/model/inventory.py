@@ -85,6 +85,7 @@ class StoreSection(_Section):
 
     path: AbsolutePath
     reserve_bytes: int = Field(2 << 30, ge=0, description="Free space that a run must leave.")
+    max_images: int = Field(4, ge=1, description="So many images are taken at once, of all KVM hosts together.")
 
 
 class PermanentSection(_Section):
@@ -200,6 +201,7 @@ class KvmHost(System):
     """A KVM host: a client too, whose libvirt runs the VMs."""
 
     libvirt_uri: str = Field("qemu:///system", pattern=r"^qemu:///(system|session|embed.*)$")
+    max_images: int = Field(2, ge=1, description="So many images of its VMs are taken at once.")
     image_folder: AbsolutePath = "/var/lib/libvirt/images"
     definitions: AbsolutePath = Field("/etc/libvirt/qemu", description="Where its libvirt keeps the VMs' XML.")
 

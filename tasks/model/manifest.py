@@ -5,9 +5,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.model.outcome import Outcome
+from tasks.model.shape import Shape
 
 MANIFEST = "manifest.json"
 LISTING = "SHA256SUMS"
+TEMPLATE = "template.json"
 
 
 def _inside(path: str) -> str:
@@ -121,6 +123,18 @@ class VmParts(_Record):
         return tuple(path for path in (*named, self.tpm_state) if path is not None)
 
 
+class TemplateManifest(_Record):
+    """An image that may serve every system of its shape, and where it came from."""
+
+    kind: Literal["template"] = "template"
+    flavour: str
+    shape: Shape
+    """What the image itself shows; its flavour is computed from nothing else."""
+    vm: str
+    image: str
+    added: AwareDatetime
+
+
 class ImageManifest(_Record):
     """One dated copy of a VM's disks and definition, all disks from one instant."""
 
@@ -141,6 +155,8 @@ class ImageManifest(_Record):
     """Seconds from snapshot to pivot; 0 when there was no window."""
     copy_s: float = Field(ge=0)
     frozen_s: float = Field(ge=0)
+    bytes_moved: int = Field(0, ge=0)
+    """What travelled to make it."""
     flavour: str = ""
     parent: str | None = None
     """The image whose clone this one began as, when only changes were copied."""

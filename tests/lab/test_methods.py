@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from tasks.drivers.host_shell import HostShell
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.snaplive_settle import close_window, reconcile
+from tasks.drivers.space_watch import SpaceWatch
 from tasks.drivers.ssh import Shell
 from tasks.errors import HypervisorError, IntegrityError, UnsupportedDisk
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
 from tasks.model.ssh_target import SshTarget
+from tasks.model.window_budget import Budget
 from tasks.model.window_decision import Action
 from tests.lab.kvm_host import KvmHost
 from tests.lab.mixed_guest import FOLDER, MixedGuest
@@ -252,6 +255,39 @@ def test_offline_copy_killed_leaves_a_guest_that_is_started_again(guests: Guests
         assert all(outcome.settled for outcome in reconcile(host, shell, Journal(journal)))
     assert Journal(journal).open_window() is None
     assert_on_base(guest)
+
+
+def test_copy_that_would_take_too_long_is_refused_before_the_window(bench: Bench, guests: Guests) -> None:
+    guest = guests()
+    wishes = Wishes(min_free_bytes=1 << 20, max_window_s=60, bytes_per_s=1000)
+    with pytest.raises(HypervisorError, match=r"max_window_s of its policy allows 0\.0 h"):
+        bench.take(live_image.take, guest, wishes)
+    assert bench.journal(guest).records() == []
+    assert_on_base(guest)
+
+
+def test_copy_that_takes_too_long_is_given_up_and_the_window_closed(
+    bench: Bench, guests: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_image, "SpaceWatch", partial(SpaceWatch, every_s=0.5))
+    guest = guests()
+    before = last_record(guest.outside(guest.disks[0].path), "qcow2")
+    wishes = Wishes(min_free_bytes=1 << 20, max_window_s=2, bytes_per_s=30_000, expected_bytes_per_s=None)
+    monkeypatch.setattr(live_image, "expect", lambda *_: Budget(1, 0))
+    with pytest.raises(HypervisorError, match="it lasts longer than the policy's max_window_s"):
+        bench.take(live_image.take, guest, wishes)
+    assert bench.journal(guest).open_window() is None
+    assert_on_base(guest)
+    assert guest.wait_for_record(before + 50)
+
+
+@pytest.mark.parametrize("method", [live_image.take, take_by_backup_api], ids=["snaplive", "backup-api"])
+def test_bandwidth_limit_holds(bench: Bench, guests: Guests, method: Take) -> None:
+    guest = guests()
+    began = time.monotonic()
+    _, taken = bench.take(method, guest, Wishes(min_free_bytes=1 << 20, bytes_per_s=100_000))
+    assert taken.bytes_moved > 200_000
+    assert taken.bytes_moved / (time.monotonic() - began) < 100_000
 
 
 def test_unsound_qcow2_is_refused(bench: Bench, kvm_host: KvmHost) -> None:

@@ -308,6 +308,21 @@ def test_kvmsnap_create_then_purge_puts_the_vm_back_on_its_base(world: Demo, nig
     require_settled(world)
 
 
+def test_template_of_the_vm_serves_it_and_not_its_host(world: Demo, nights: Nights) -> None:
+    """The flavour that libguestfs finds in the image is the one of the client's facts, in every point."""
+    added = gbs(world, "image", "template", "add", "web1", "--json")
+    assert added.returncode == 0, added.stderr[-3000:]
+    night = json.loads((world.site.store / "overnight/web1/manifest.json").read_text())
+    (template,) = json.loads(added.stdout)
+    served = gbs(world, "image", "template", "match", "web1", "--json")
+    assert served.returncode == 0, served.stdout
+    assert {row["verdict"] for row in json.loads(served.stdout)} == {"same"}
+    assert template["flavour"] == night["flavour"]
+    refused = gbs(world, "image", "template", "match", "kvm1", "--json")
+    assert refused.returncode == 10
+    assert "DIFFERS" in {row["verdict"] for row in json.loads(refused.stdout)}
+
+
 def _define_copy(demo: Demo, image: Path) -> None:
     """A VM web9, made from web1's definition, whose disk is a copy of the raw file `image`; no network, no console."""
     disk = demo.lab.kvm1.images / "web9.raw"

@@ -55,15 +55,21 @@ def test_one_changed_byte_is_found(file: Path, offset: int) -> None:
         verify_chunks(file, known)
 
 
+def _first_damage(path: Path, known: dict[int, str]) -> str:
+    try:
+        verify_chunks(path, known, percent=34)
+    except IntegrityError as exc:
+        return "chunk 0" if ", chunk 0 of" in str(exc) else str(exc)
+    return ""
+
+
 def test_sample_reads_a_part_and_another_one_each_time(file: Path) -> None:
     known, read = digests(file), list[int]()
     verify_chunks(file, known, read.append, percent=34)
     assert len(read) == 1, "one of three"
     with file.open("r+b") as out:
         out.write(b"damaged")
-    with pytest.raises(IntegrityError, match="chunk 0 of"):
-        for _ in range(60):
-            verify_chunks(file, known, percent=34)
+    assert {_first_damage(file, known) for _ in range(60)} == {"", "chunk 0"}
 
 
 def test_data_that_became_a_hole_is_found(file: Path) -> None:

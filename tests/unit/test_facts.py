@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tasks.model.facts import FACTS, Facts, assemble, flavour
+from tasks.model.facts import FACTS, Facts, assemble
+from tasks.model.shape import compare, shape_of_facts
 
 CASES = sorted((Path(__file__).parent / "facts").glob("*.json"))
 RELEASE = {"ID": "debian", "VERSION_ID": "12", "PRETTY_NAME": "Debian 12"}
@@ -63,6 +64,10 @@ def facts(devices: str = "web1", change: dict[str, str] | None = None, **values:
     parsed = {fact: FACTS[fact].parse(json.dumps(json.loads(text)["output"])) for fact, text in texts.items()}
     fixed = {"os_release": RELEASE, "kernel": "6.1", "architecture": "x86_64", "hostname": "web1"}
     return assemble(datetime(2026, 1, 1, tzinfo=UTC), fixed | parsed | values)
+
+
+def flavour(of: Facts) -> str:
+    return shape_of_facts(of).flavour
 
 
 @pytest.mark.parametrize(
@@ -134,3 +139,19 @@ def test_flavour_never_depends_on_uuids(one: object, other: object) -> None:
         return flavour(facts(change={"6cc4eee7-3f7d-4249-9d57-48df40b78e88": str(uuid)}))
 
     assert named(one) == named(other)
+
+
+def test_comparison_says_each_point_that_differs_and_no_other() -> None:
+    other = facts(change={"6442450944": "6442450945", '"fstype": "xfs"': '"fstype": "ext4"'}, efi=True)
+    points = compare(shape_of_facts(facts()), shape_of_facts(other))
+    differing = {point.what: (point.template, point.client) for point in points if not point.same}
+    assert set(differing) == {"boot mode", "disk 1", "lvm vg0-var"}
+    assert differing["boot mode"] == ("bios", "uefi")
+    assert "(6442450944 bytes), gpt" in differing["disk 1"][0]
+    assert "xfs on /var" in differing["lvm vg0-var"][0]
+    assert "ext4 on /var" in differing["lvm vg0-var"][1]
+
+
+def test_comparison_with_a_system_of_fewer_partitions_and_volumes() -> None:
+    points = compare(shape_of_facts(facts()), shape_of_facts(facts("nothing")))
+    assert {point.client for point in points if point.what.startswith(("disk", "lvm"))} == {"nothing"}

@@ -1,6 +1,9 @@
 """Locks: who holds them, and until when."""
 
 import os
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,24 @@ def test_hold_child_still_has_a_copy_of_the_handle_lock_is_free_again(tmp_path: 
     finally:
         for copy in copies:
             os.close(copy)
+
+
+def test_one_of_takes_any_that_is_free_and_waits_when_none_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    slots = [tmp_path / f"slot-{number}" for number in range(2)]
+    with ExitStack() as held:
+        for _ in slots:
+            held.enter_context(lock.one_of(slots, "images", wait_s=0))
+        with pytest.raises(Locked, match="images is locked"), lock.one_of(slots, "images", wait_s=0.05):
+            pass
+        threading.Timer(0.2, held.pop_all().close).start()
+        began = time.monotonic()
+        with lock.one_of(slots, "images", wait_s=30):
+            assert time.monotonic() - began > 0.1
+
+
+def test_one_of_passes_on_what_the_body_raises(tmp_path: Path) -> None:
+    """Locked by somebody else's lock inside the body is no reason to take the next slot."""
+    slots = [tmp_path / f"slot-{number}" for number in range(2)]
+    with pytest.raises(Locked, match="another thing"), lock.one_of(slots, "images", wait_s=9):
+        raise Locked("another thing", "nobody")
