@@ -1,13 +1,17 @@
-"""The manifest of an image that was taken by the drivers alone, without a flow that publishes it."""
+"""Images as they lie: proven chunk by chunk by dd and sha256sum; the manifest of one that no flow has published."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.drivers.digest import record
 from tasks.model.image_taken import Taken
 from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest
+
+CHUNK = 4 << 20
 
 
 def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
@@ -42,3 +46,38 @@ def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
             "files": files,
         }
     )
+
+
+def listed_chunks(folder: Path, name: str) -> dict[int, str]:
+    """The listing of a file's chunks: number → sha256."""
+    lines = (folder / f"{name}.chunks").read_text().splitlines()
+    return {int(line.split()[1]): line.split()[0] for line in lines}
+
+
+def _sha256sum(script: str, *words: str) -> str:
+    done = subprocess.run(["sh", "-c", f"{script} | sha256sum", "sh", *words], capture_output=True, check=True)
+    return done.stdout.split()[0].decode()
+
+
+def _chunk(folder: Path, name: str, number: int) -> str:
+    return _sha256sum('dd if="$1" bs=4M skip="$2" count=1 status=none', str(folder / name), str(number))
+
+
+def assert_listed_chunks(folder: Path, name: str) -> None:
+    """dd and sha256sum find each listed chunk as listed, and qemu-img no data in any other."""
+    listed = listed_chunks(folder, name)
+    for number, digest in listed.items():
+        assert _chunk(folder, name, number) == digest, number
+    argv = ["qemu-img", "map", "-f", "raw", "--output=json", str(folder / name)]
+    mapped = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+    data = [(row["start"], row["start"] + row["length"]) for row in mapped if row["data"]]
+    holding = {number for begin, end in data for number in range(begin // CHUNK, (end - 1) // CHUNK + 1)}
+    assert holding <= set(listed)
+
+
+def assert_chunks(folder: Path, name: str) -> None:
+    """dd and sha256sum find each chunk as listed, and zeros in all others."""
+    listed, size = listed_chunks(folder, name), (folder / name).stat().st_size
+    for number in range(-(-size // CHUNK)):
+        zeros = _sha256sum('head -c "$1" /dev/zero', str(min(CHUNK, size - number * CHUNK)))
+        assert _chunk(folder, name, number) == listed.get(number, zeros), number

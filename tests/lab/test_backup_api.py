@@ -22,7 +22,7 @@ from tasks.errors import DomainBusy
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
 from tasks.model.ssh_target import SshTarget
-from tests.lab.published import manifest_of
+from tests.lab.published import assert_chunks, manifest_of
 from tests.lab.snaplive_guest import Guests, journal_of
 from tests.lab.tiny_guest import TinyGuest, last_record
 from tests.lab.window_child import ChildTask, host_pid, reach, run_child
@@ -66,24 +66,6 @@ def records_of(folder: Path) -> tuple[int, int]:
     first, second = (last_record(folder / f"{target}.raw", "raw") for target in ("vda", "vdb"))
     assert first - second in (0, 1), "the disks are not from one instant"
     return first, second
-
-
-def assert_chunks(folder: Path, name: str) -> None:
-    """dd and sha256sum find each chunk as listed, and zeros in all others."""
-    lines = (folder / f"{name}.chunks").read_text().splitlines()
-    listed = {int(line.split()[1]): line.split()[0] for line in lines}
-    size = (folder / name).stat().st_size
-    for number in range(-(-size // (4 << 20))):
-        script = 'dd if="$1" bs=4M skip="$2" count=1 status=none | sha256sum'
-        argv = ["sh", "-c", script, "sh", str(folder / name), str(number)]
-        found = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()[0]
-        zeros = subprocess.run(
-            ["sh", "-c", f"head -c {min(4 << 20, size - number * (4 << 20))} /dev/zero | sha256sum"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()[0]
-        assert found == listed.get(number, zeros), number
 
 
 def assert_left_alone(images: Images, checkpoint: str | None) -> None:
