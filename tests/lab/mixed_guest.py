@@ -68,5 +68,5 @@ class MixedGuest(TinyGuest):
             (f"{FOLDER}/{self.name}-vdc.qcow2", "volume", f"pool='{self.name}-pool' volume='{self.name}-vdc.qcow2'"),
         ):
             before = r"<disk type='file'( device='disk'>[^<]*<driver[^>]*>[^<]*)"
-            text = re.sub(f"{before}<source file='{path}'/>", rf"<disk type='{kind}'\1<source {source}/>", text)
+            text = re.sub(f'{before}<source file="{path}"/>', rf"<disk type='{kind}'\1<source {source}/>", text)
         return text

@@ -6,8 +6,10 @@ Judged by qemu-img, sha256sum, virsh and the numbered log that the guest keeps w
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tasks.errors import DomainBusy
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
 from tasks.model.ssh_target import SshTarget
+from tests.lab.kvm_host import KvmHost
 from tests.lab.published import assert_chunks, manifest_of
 from tests.lab.snaplive_guest import Guests, journal_of
 from tests.lab.tiny_guest import TinyGuest, last_record
@@ -109,6 +112,74 @@ def test_image_equals_what_the_stopped_guest_has(images: Images) -> None:
         argv = ["qemu-img", "compare", "-U", "-f", "raw", "-F", disk.format]
         subprocess.run([*argv, str(folder / f"{disk.target}.raw"), str(images.guest.outside(disk.path))], check=True)
     images.guest.host.virsh("resume", images.guest.name)
+
+
+class Changes:
+    """Writes, discards and resizes at random places of a running guest's disks, by QEMU's own qemu-io; seeded."""
+
+    def __init__(self, guest: TinyGuest) -> None:
+        self.guest, self.random = guest, random.Random(20261125)
+        self.sizes = {disk.target: disk.size_bytes for disk in guest.disks}
+
+    def make(self, count: int) -> None:
+        """Make so many."""
+        live = ET.fromstring(self.guest.host.virsh("dumpxml", self.guest.name))
+        for _ in range(count):
+            target = self.random.choice(list(self.sizes))
+            source = live.find(f"devices/disk/target[@dev='{target}']/../source")
+            assert source is not None
+            node = f"libvirt-{source.get('index')}-format"
+            length = self.random.choice([512, 4096, 65536, 1 << 20])
+            place = self.random.randrange(0, (self.sizes[target] - length) // 512) * 512
+            verb = self.random.choice(["write -P 0", "discard", *(f"write -P {byte}" for byte in (1, 90, 255))])
+            io = f'qemu-io libvirt-{source.get("index")}-format "{verb} {place} {length}"'
+            said = self.guest.host.virsh("qemu-monitor-command", "--hmp", self.guest.name, io)
+            assert "failed" not in said.lower(), said
+
+    def resize(self) -> None:
+        """Grow one of the disks."""
+        target = self.random.choice(list(self.sizes))
+        self.sizes[target] += 1 << 20
+        self.guest.host.virsh("blockresize", self.guest.name, target, f"{self.sizes[target]}B")
+
+
+def test_chain_of_twenty_increments_each_equal_to_its_moment(
+    host: Host, shell: Shell, kvm_target: SshTarget, kvm_host: KvmHost, folder: Path
+) -> None:
+    folder.mkdir()
+    guest = TinyGuest(kvm_host, "chain", disk_count=2, size_bytes=32 << 20, writes=False)
+    guest.start()
+    try:
+        images, changes = Images(host, shell, kvm_target, guest, folder), Changes(guest)
+        sums: dict[str, str] = {}
+        reasons: list[str] = []
+        for number in range(21):
+            changes.make(6)
+            if number % 7 == 3:
+                changes.resize()
+            if number % 7 == 5:
+                guest.host.run(["sh", "-c", 'kill -9 "$(cat "$1")"', "sh", f"/run/libvirt/qemu/{guest.name}.pid"])
+                while guest.host.virsh("domstate", guest.name).strip() != "shut off":
+                    time.sleep(0.1)
+                guest.host.virsh("start", guest.name)
+                changes.make(2)
+            guest.host.virsh("suspend", guest.name)
+            image, taken = images.take()
+            reasons += [disk.increment.split(" image-")[0] for disk in taken.disks]
+            for disk in guest.disks:
+                copy = image / f"{disk.target}.raw"
+                argv = ["qemu-img", "compare", "-U", "-f", "raw", "-F", disk.format]
+                subprocess.run([*argv, str(copy), str(guest.outside(disk.path))], check=True)
+                sums[str(copy)] = subprocess.run(
+                    ["sha256sum", str(copy)], capture_output=True, check=True, text=True
+                ).stdout
+            guest.host.virsh("resume", guest.name)
+            assert_left_alone(images, f"gbs-image-{number + 1}")
+        assert reasons.count("its changes since image") > 25, reasons
+        listing = "".join(sums.values())
+        subprocess.run(["sha256sum", "--check", "--quiet"], input=listing, text=True, check=True)
+    finally:
+        guest.destroy()
 
 
 def test_image_boots(images: Images, guests: Guests) -> None:

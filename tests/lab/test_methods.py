@@ -29,7 +29,7 @@ from tasks.model.window_decision import Action
 from tests.lab.kvm_host import KvmHost
 from tests.lab.mixed_guest import FOLDER, MixedGuest
 from tests.lab.snaplive_guest import Guests, assert_on_base, journal_of, opened
-from tests.lab.tiny_guest import TinyGuest, last_record
+from tests.lab.tiny_guest import TinyGuest, last_record, make_disk
 from tests.lab.window_child import ChildTask, host_pid, reach, run_child
 
 WISHES = Wishes(min_free_bytes=1 << 20, shutdown_deadline_s=60)
@@ -288,6 +288,29 @@ def test_bandwidth_limit_holds(bench: Bench, guests: Guests, method: Take) -> No
     _, taken = bench.take(method, guest, Wishes(min_free_bytes=1 << 20, bytes_per_s=100_000))
     assert taken.bytes_moved > 200_000
     assert taken.bytes_moved / (time.monotonic() - began) < 100_000
+
+
+@METHODS
+def test_hostile_name_is_only_data(bench: Bench, kvm_host: KvmHost, method: Take) -> None:
+    guest = TinyGuest(kvm_host, """-x it's "a" $(id);`b` <c>&d %h""", disk_count=2)
+    define = guest.domain_xml()
+    for disk in guest.disks:
+        make_disk(guest.outside(disk.path), disk.format, disk.size_bytes, writes=True)
+    kvm_host.virsh("define", "/dev/stdin", input_text=define)
+    uuid = bench.host.domain(guest.name).uuid
+    kvm_host.virsh("start", uuid)
+    try:
+        guest.wait_for_record(20)
+        folder, taken = bench.take(method, guest)
+        records_of(folder, taken)
+        assert kvm_host.virsh("domstate", uuid).strip() == "running"
+        assert ".gbs-" not in kvm_host.virsh("domblklist", uuid)
+        assert len(list(kvm_host.images.glob("-x it*"))) == 2
+    finally:
+        kvm_host.run(["virsh", "-q", "destroy", uuid], check=False)
+        kvm_host.run(["virsh", "-q", "undefine", uuid, "--checkpoints-metadata"], check=False)
+        for disk in guest.disks:
+            guest.outside(disk.path).unlink()
 
 
 def test_unsound_qcow2_is_refused(bench: Bench, kvm_host: KvmHost) -> None:

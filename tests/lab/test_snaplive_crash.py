@@ -1,4 +1,6 @@
-"""SIGKILL of the process at every record of the journal: reconciling brings the VM back, no guest write is lost."""
+"""SIGKILL at every record of the journal, of our process, libvirtd, QEMU or the host: reconciling brings the VM back
+and no guest write is lost. Judged by virsh, qemu-img and the guest's own log.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +53,14 @@ EXPECTED = [
 KILL_AT = [(*record, "after") for record in EXPECTED] + [
     (*record, "before") for record in EXPECTED if record[1] == "done" and record[0] not in ("COPY", "PREPARE")
 ]
+# Where the state of the VM is another one than at the step before.
+STATES = [
+    *[("PREPARE", "done", ""), ("SNAPSHOT", "intent", ""), ("SNAPSHOT", "done", ""), ("COPY", "done", "vdb")],
+    *[("COMMIT", "intent", "vda"), ("COMMIT", "done", "vda"), ("COMMIT", "done", "vdb"), ("READY", "done", "vdb")],
+    *[("PAUSE", "intent", ""), ("PIVOT", "intent", "vda"), ("PIVOTED", "done", "vda"), ("PIVOT", "intent", "vdb")],
+    *[("PIVOTED", "done", "vdb"), ("RESUME", "intent", ""), ("RESUME", "done", ""), ("UNLINK", "intent", "vda")],
+    *[("UNLINK", "done", "vda"), ("UNLINK", "done", "vdb")],
+]
 _runs = itertools.count(1)
 
 
@@ -83,8 +93,8 @@ def assert_on_base_and_running(guest: TinyGuest) -> None:
     assert blocks(guest) == {disk.target: disk.path for disk in guest.disks}
     assert guest.host.virsh("domstate", guest.name).strip() == "running"
     assert not list(guest.host.images.glob(f"{glob_safe(guest)}*.gbs-*[0-9]")), "an overlay is still there"
-    counters = [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
-    assert guest.wait_for_record(counters[0] + 20) > counters[0]
+    now = counters(guest)[0]
+    assert guest.wait_for_record(now + 20) > now
 
 
 def glob_safe(guest: TinyGuest) -> str:
@@ -125,6 +135,41 @@ def test_window_killed_at_a_record_is_reconciled(guest: TinyGuest, journal: Jour
     sweep(guest)
 
 
+def counters(guest: TinyGuest) -> list[int]:
+    return [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
+
+
+def assert_nothing_lost(guest: TinyGuest, before: int) -> None:
+    """A guest that is off has on both disks what it had written, of one instant; it starts and goes on."""
+    assert guest.host.virsh("domstate", guest.name).strip() == "shut off"
+    first, second = counters(guest)
+    assert first >= before
+    assert first - second in (0, 1), "a disk lost what the other one has"
+    guest.host.virsh("start", guest.name)
+    assert_on_base_and_running(guest)
+
+
+@pytest.mark.parametrize("at", STATES, ids=lambda at: "-".join(filter(None, at)))
+@pytest.mark.parametrize("victim", ["libvirtd", "qemu"])
+def test_window_in_which_libvirtd_or_qemu_dies_is_reconciled(
+    guest: TinyGuest, journal: Journal, victim: str, at: tuple[str, str, str]
+) -> None:
+    before = counters(guest)[0]
+    done = run_child(task(guest, journal, kill_at=(*at, "after"), victim=victim))
+    assert done.returncode in (0, 1), done.stderr
+    if victim == "libvirtd":
+        guest.host.restart_libvirtd()
+    with reach(host_pid(guest.host)) as (host, shell):
+        outcomes = reconcile(host, shell, journal)
+    assert [outcome for outcome in outcomes if not outcome.settled] == []
+    assert journal.open_window() is None
+    if victim == "qemu":
+        assert_nothing_lost(guest, before)
+    else:
+        assert_on_base_and_running(guest)
+    sweep(guest)
+
+
 @pytest.mark.parametrize("step", ["COMMIT", "PIVOT", "PIVOTED", "UNLINK"])
 def test_reconcile_killed_itself_is_run_again(guest: TinyGuest, journal: Journal, step) -> None:
     assert run_child(task(guest, journal, kill_at=("COPY", "done", "vda", "after"))).returncode == -9
@@ -155,47 +200,33 @@ def test_vm_that_ran_on_and_died_with_one_of_two_disks_pivoted(guest: TinyGuest,
         ("vdb", Action.UNLINK, True),
     ]
     assert guest.host.virsh("domstate", guest.name).strip() == "shut off"
-    counters = [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
-    assert counters[0] >= written
-    assert counters[0] - counters[1] in (0, 1), "a disk lost what the guest wrote after the pivot of the other"
-    guest.host.virsh("start", guest.name)
-    assert_on_base_and_running(guest)
+    assert_nothing_lost(guest, written)
     sweep(guest)
 
 
-def test_qemu_killed_in_the_window_loses_no_write(guest: TinyGuest, journal: Journal) -> None:
-    done = run_child(task(guest, journal, kill_at=("COPY", "done", "vdb", "after")))
-    assert done.returncode == -9, done.stderr
-    pid_file = f"/run/libvirt/qemu/{guest.name}.pid"
-    guest.host.run(["sh", "-c", 'kill -9 $(cat "$1")', "sh", pid_file])
-    with reach(host_pid(guest.host)) as (host, shell):
-        assert all(outcome.settled for outcome in reconcile(host, shell, journal))
-    assert guest.host.virsh("domstate", guest.name).strip() == "shut off"
-    counters = [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
-    assert counters[0] - counters[1] in (0, 1)
-    guest.host.virsh("start", guest.name)
-    assert_on_base_and_running(guest)
-    sweep(guest)
-
-
-def test_host_that_lost_its_power_in_the_window_is_brought_back(lab_folder: Path, journal: Journal) -> None:
+@pytest.fixture(scope="module")
+def doomed(lab_folder: Path) -> Iterator[TinyGuest]:
+    """A running guest on a host of its own, which may lose its power."""
     kvm_host = KvmHost("kvm2", lab_folder / "kvm2", make_key(lab_folder / "id_ed25519", "gbs tests"))
     kvm_host.start()
-    try:
-        guest = TinyGuest(kvm_host, "cut", disk_count=2)
-        guest.start()
-        first = guest.wait_for_record(50)
-        kill_at = ("PIVOT", "intent", "vdb", "after")
-        assert run_child(task(guest, journal, kill_at=kill_at)).returncode == -9
-        kvm_host.stop()
-        kvm_host.start()
-        with reach(host_pid(kvm_host)) as (host, shell):
-            assert all(outcome.settled for outcome in reconcile(host, shell, journal))
-        assert kvm_host.virsh("domstate", guest.name).strip() == "shut off"
-        counters = [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
-        assert counters[0] >= first
-        assert counters[0] - counters[1] in (0, 1)
-        kvm_host.virsh("start", guest.name)
-        assert_on_base_and_running(guest)
-    finally:
-        kvm_host.remove()
+    guest = TinyGuest(kvm_host, "cut", disk_count=2)
+    guest.start()
+    guest.wait_for_record(20)
+    yield guest
+    kvm_host.remove()
+
+
+@pytest.mark.parametrize("at", STATES, ids=lambda at: "-".join(filter(None, at)))
+def test_host_that_loses_its_power_in_the_window_is_brought_back(
+    doomed: TinyGuest, journal: Journal, at: tuple[str, str, str]
+) -> None:
+    before = counters(doomed)[0]
+    done = run_child(task(doomed, journal, kill_at=(*at, "after"), victim="everything"))
+    assert done.returncode == -9, done.stderr
+    doomed.host.stop()
+    doomed.host.start()
+    with reach(host_pid(doomed.host)) as (host, shell):
+        assert all(outcome.settled for outcome in reconcile(host, shell, journal))
+    assert journal.open_window() is None
+    assert_nothing_lost(doomed, before)
+    sweep(doomed)

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
 
 from tests.lab.accelerator import accelerator
 from tests.lab.kvm_host import KvmHost
@@ -204,15 +205,15 @@ class TinyGuest:
         disks = "".join(
             f"""
     <disk type='file' device='disk'>
-      <driver name='qemu' type='{disk.format}'/>
-      <source file='{disk.path}'/>
+      <driver name='qemu' type='{disk.format}' discard='unmap'/>
+      <source file={quoteattr(disk.path)}/>
       <target dev='{disk.target}' bus='virtio'/>
       <boot order='{order}'/>
     </disk>"""
             for order, disk in enumerate(self.disks, start=1)  # SeaBIOS knows only disks that have an order
         )
         return f"""<domain type='{"kvm" if accelerator() == "kvm" else "qemu"}'>
-  <name>{self.name}</name>
+  <name>{escape(self.name)}</name>
   <memory unit='MiB'>64</memory>
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type></os>

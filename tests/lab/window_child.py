@@ -13,7 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class ChildTask:
     verb: str = "window"
     kill_at: tuple[str, str, str, str] | None = None
     folder: str = ""
+    victim: str = "self"
+    """Who dies there: self, libvirtd, qemu, or everything (the host with all that runs on it, and we)."""
 
 
 class NamespaceShell:
@@ -68,6 +70,7 @@ class MortalJournal(Journal):
     """A journal that kills its process before or after it has written a certain record."""
 
     kill_at: tuple[str, str, str, str] | None = None
+    kill: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGKILL)
 
     def append(
         self, step: Step, phase: Phase = "done", target: str = "", note: str = "", plan: WindowPlan | None = None
@@ -83,7 +86,8 @@ class MortalJournal(Journal):
 
     def _die(self, here: tuple[str, str, str, str]) -> None:
         if here == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.kill_at = None
+            self.kill()
 
 
 def host_pid(kvm_host: KvmHost) -> int:
@@ -113,11 +117,23 @@ def run_child(task: ChildTask) -> subprocess.CompletedProcess[str]:
     )
 
 
+def kill(task: ChildTask, shell: NamespaceShell) -> None:
+    """SIGKILL the victim."""
+    pid_files = {"libvirtd": "/run/libvirtd.pid", "qemu": f"/run/libvirt/qemu/{task.vm}.pid"}
+    if task.victim in pid_files:
+        shell.run(["sh", "-c", 'kill -9 "$(cat "$1")"', "sh", pid_files[task.victim]], deadline_s=10)
+        return
+    if task.victim == "everything":
+        os.kill(task.host_pid, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def perform(task: ChildTask) -> None:
     """Do the task in this process."""
     with reach(task.host_pid) as (host, shell):
         journal = MortalJournal(Path(task.journal))
         journal.kill_at = tuple(task.kill_at) if task.kill_at else None  # type: ignore[assignment]
+        journal.kill = lambda: kill(task, shell)
         if task.verb == "reconcile":
             reconcile(host, shell, journal)
             return
