@@ -132,7 +132,7 @@ class Changes:
             length = self.random.choice([512, 4096, 65536, 1 << 20])
             place = self.random.randrange(0, (self.sizes[target] - length) // 512) * 512
             verb = self.random.choice(["write -P 0", "discard", *(f"write -P {byte}" for byte in (1, 90, 255))])
-            io = f'qemu-io libvirt-{source.get("index")}-format "{verb} {place} {length}"'
+            io = f'qemu-io {node} "{verb} {place} {length}"'
             said = self.guest.host.virsh("qemu-monitor-command", "--hmp", self.guest.name, io)
             assert "failed" not in said.lower(), said
 

@@ -3,7 +3,7 @@
 The log is what tests of consistency read. Record k (k = 1, 2, 3 ...) is one sector: k as a 32-bit little-endian number,
 then LOG_MAGIC. It goes to sector LOG_FIRST + k % LOG_SECTORS of every disk, in the order of the disks, each write done
 before the next one starts. So a copy of the disks of one moment holds, on every disk, all of the last LOG_SECTORS
-records up to some k, and no two disks are more than one record apart. About 290 records are written per second. It goes
+records up to some k, and no two disks are more than one record apart. About 70 records are written per second. It goes
 off at the power button; the guest that only runs does not.
 """
 
@@ -34,7 +34,7 @@ _IDLE = bytes.fromhex(
 )
 
 # The record under way lies at 0x7e00; at the start it is read from sector LOG_HEADER, where the last one of an earlier
-# run was noted (at most 16 records late: writing those again changes nothing).
+# run was noted (at most 4 records late: writing those again changes nothing).
 _WRITER = bytes.fromhex(
     "31c0"  # 7c00        xor ax, ax
     "8ed8"  # 7c02        mov ds, ax
@@ -54,7 +54,7 @@ _WRITER = bytes.fromhex(
     "6683c040"  # 7c29        add eax, LOG_FIRST
     "66a37b7c"  # 7c2d        mov [packet + 8], eax
     "e82600"  # 7c31        call write_all
-    "f606007e0f"  # 7c34        test byte [0x7e00], 15
+    "f606007e03"  # 7c34        test byte [0x7e00], 3
     "75df"  # 7c39        jnz next
     "66c7067b7c3f000000"  # 7c3b        mov dword [packet + 8], LOG_HEADER
     "e81300"  # 7c44        call write_all
