@@ -278,7 +278,7 @@ def test_copy_that_takes_too_long_is_given_up_and_the_window_closed(
         bench.take(live_image.take, guest, wishes)
     assert bench.journal(guest).open_window() is None
     assert_on_base(guest)
-    assert guest.wait_for_record(before + 50)
+    assert guest.wait_for_record(before + 20)
 
 
 @pytest.mark.parametrize("method", [live_image.take, take_by_backup_api], ids=["snaplive", "backup-api"])

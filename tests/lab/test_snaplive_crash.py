@@ -188,7 +188,7 @@ def test_vm_that_ran_on_and_died_with_one_of_two_disks_pivoted(guest: TinyGuest,
     done = run_child(task(guest, journal, kill_at=("PIVOTED", "done", "vda", "after")))
     assert done.returncode == -9, done.stderr
     guest.host.virsh("resume", guest.name)
-    written = guest.wait_for_record(last_record(guest.outside(guest.disks[0].path), "qcow2") + 200)
+    written = guest.wait_for_record(last_record(guest.outside(guest.disks[0].path), "qcow2") + 60)
     guest.host.virsh("destroy", guest.name)
     inactive = guest.host.virsh("domblklist", guest.name, "--inactive")
     assert f"{guest.disks[0].path}\n" in inactive, "the definition names the base of the disk that has pivoted"
