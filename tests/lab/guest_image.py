@@ -46,7 +46,11 @@ _LEFT_OUT = (
     "/lib/udev/hwdb.d/*", "/usr/lib/udev/hwdb.d/*",
     "/lib/modules/*/kernel/drivers/infiniband/*", "/lib/modules/*/kernel/drivers/net/ethernet/*",
     "/lib/modules/*/kernel/fs/btrfs/*", "/lib/modules/*/kernel/fs/ceph/*", "/lib/modules/*/kernel/fs/gfs2/*",
-    "/lib/modules/*/kernel/fs/ocfs2/*", "/lib/modules/*/kernel/fs/smb/*", "/lib/modules/*/kernel/net/openvswitch/*",
+    "/lib/modules/*/kernel/fs/ocfs2/*", "/lib/modules/*/kernel/fs/smb/*", "/lib/modules/*/kernel/fs/nfs*",
+    "/lib/modules/*/kernel/net/[!c]*", "/lib/modules/*/kernel/arch/x86/kvm/*", "/lib/modules/*/kernel/drivers/comedi/*",
+    "/lib/modules/*/kernel/drivers/hid/*", "/lib/modules/*/kernel/drivers/target/*",
+    "/usr/lib/x86_64-linux-gnu/gconv/*", "/usr/lib/x86_64-linux-gnu/perl/*/CORE/*",
+    "/usr/lib/x86_64-linux-gnu/perl/*/auto/Encode/[CJKT]*", "/usr/share/perl/*/Unicode/Collate/*",
 )  # fmt: skip
 
 

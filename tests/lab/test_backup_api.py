@@ -25,7 +25,7 @@ from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
 from tasks.model.ssh_target import SshTarget
 from tests.lab.kvm_host import KvmHost
-from tests.lab.published import assert_chunks, manifest_of
+from tests.lab.published import assert_chunks, assert_listed_chunks, manifest_of
 from tests.lab.snaplive_guest import Guests, journal_of
 from tests.lab.tiny_guest import TinyGuest, last_record
 from tests.lab.window_child import ChildTask, host_pid, reach, run_child
@@ -85,7 +85,7 @@ def assert_left_alone(images: Images, checkpoint: str | None) -> None:
 
 def test_full_then_increments_are_each_one_instant_and_whole(images: Images) -> None:
     records = []
-    for number in range(4):
+    for number in range(3):
         folder, taken = images.take()
         records.append(records_of(folder)[0])
         for target in ("vda", "vdb"):
@@ -158,9 +158,7 @@ def test_chain_of_twenty_increments_each_equal_to_its_moment(
             if number % 7 == 3:
                 changes.resize()
             if number % 7 == 5:
-                guest.host.run(["sh", "-c", 'kill -9 "$(cat "$1")"', "sh", f"/run/libvirt/qemu/{guest.name}.pid"])
-                while guest.host.virsh("domstate", guest.name).strip() != "shut off":
-                    time.sleep(0.1)
+                guest.kill_qemu()
                 guest.host.virsh("start", guest.name)
                 changes.make(2)
             guest.host.virsh("suspend", guest.name)
@@ -174,7 +172,7 @@ def test_chain_of_twenty_increments_each_equal_to_its_moment(
                     ["sha256sum", str(copy)], capture_output=True, check=True, text=True
                 ).stdout
             guest.host.virsh("resume", guest.name)
-            assert_left_alone(images, f"gbs-image-{number + 1}")
+        assert_left_alone(images, "gbs-image-21")
         assert reasons.count("its changes since image") > 25, reasons
         listing = "".join(sums.values())
         subprocess.run(["sha256sum", "--check", "--quiet"], input=listing, text=True, check=True)
@@ -222,8 +220,7 @@ def test_next_image_succeeds_whatever_became_of_the_checkpoint(images: Images, h
             subprocess.run(["qemu-img", "bitmap", "--remove", str(guest.outside(disk.path)), name], check=True)
         virsh("start", guest.name)
     elif harm == "QEMU killed":
-        guest.host.run(["sh", "-c", 'kill -9 $(cat "$1")', "sh", f"/run/libvirt/qemu/{guest.name}.pid"])
-        time.sleep(1)
+        guest.kill_qemu()
         virsh("start", guest.name)
     else:
         virsh("destroy", guest.name)
@@ -231,7 +228,7 @@ def test_next_image_succeeds_whatever_became_of_the_checkpoint(images: Images, h
     folder, taken = images.take()
     records_of(folder)
     for target in ("vda", "vdb"):
-        assert_chunks(folder, f"{target}.raw")
+        assert_listed_chunks(folder, f"{target}.raw")
     print(harm, [disk.increment for disk in taken.disks])
     changes = [disk.increment.startswith("its changes") for disk in taken.disks]
     assert changes == {"restarted": [True, True], "bitmap gone": [True, False]}.get(harm, [False, False])
@@ -320,7 +317,7 @@ def test_backup_killed_at_a_record_is_reconciled(images: Images, kill_at, also: 
         guest.host.kill_libvirtd()
         guest.host.restart_libvirtd()
     elif also == "QEMU":
-        guest.host.run(["sh", "-c", 'kill -9 $(cat "$1")', "sh", f"/run/libvirt/qemu/{guest.name}.pid"])
+        guest.kill_qemu()
     with reach(host_pid(guest.host)) as (host, shell):
         outcomes = reconcile(host, shell, images.journal)
         assert [(outcome.target, outcome.settled) for outcome in outcomes] == [("backup job", True)]

@@ -55,11 +55,9 @@ KILL_AT = [(*record, "after") for record in EXPECTED] + [
 ]
 # Where the state of the VM is another one than at the step before.
 STATES = [
-    *[("PREPARE", "done", ""), ("SNAPSHOT", "intent", ""), ("SNAPSHOT", "done", ""), ("COPY", "done", "vdb")],
-    *[("COMMIT", "intent", "vda"), ("COMMIT", "done", "vda"), ("COMMIT", "done", "vdb"), ("READY", "done", "vdb")],
-    *[("PAUSE", "intent", ""), ("PIVOT", "intent", "vda"), ("PIVOTED", "done", "vda"), ("PIVOT", "intent", "vdb")],
-    *[("PIVOTED", "done", "vdb"), ("RESUME", "intent", ""), ("RESUME", "done", ""), ("UNLINK", "intent", "vda")],
-    *[("UNLINK", "done", "vda"), ("UNLINK", "done", "vdb")],
+    *[("SNAPSHOT", "intent", ""), ("SNAPSHOT", "done", ""), ("COMMIT", "intent", "vda"), ("COMMIT", "done", "vdb")],
+    *[("READY", "done", "vdb"), ("PAUSE", "intent", ""), ("PIVOT", "intent", "vda"), ("PIVOTED", "done", "vda")],
+    *[("PIVOT", "intent", "vdb"), ("PIVOTED", "done", "vdb"), ("RESUME", "done", ""), ("UNLINK", "done", "vda")],
 ]
 _runs = itertools.count(1)
 

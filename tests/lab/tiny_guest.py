@@ -193,6 +193,15 @@ class TinyGuest:
             time.sleep(0.1)
         return last
 
+    def kill_qemu(self) -> None:
+        """SIGKILL its QEMU; returns when libvirt has noticed."""
+        self.host.run(["sh", "-c", 'kill -9 "$(cat "$1")"', "sh", f"/run/libvirt/qemu/{self.name}.pid"])
+        end = time.monotonic() + 30
+        while self.host.virsh("domstate", self.name).strip() != "shut off":
+            if time.monotonic() > end:
+                raise LabError(f"libvirt does not notice that the QEMU of {self.name} is gone")
+            time.sleep(0.05)
+
     def destroy(self) -> None:
         """End it, undefine it and remove the images that it was made with."""
         self.host.run(["virsh", "-q", "destroy", self.name], check=False)
