@@ -7,7 +7,9 @@ import pytest
 LONGEST_FIRST = (
     "test_spine.py",
     "test_snaplive_crash.py",
+    "test_backup_api.py",
     "test_appliance.py",
+    "test_methods.py",
     "test_snaplive.py",
     "test_snaplive_faults.py",
 )

@@ -10,6 +10,7 @@ from tasks.drivers import rsync
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.errors import CommandFailed, GbsError, HypervisorError
+from tasks.model.domain_xml import parse_domain
 from tasks.model.manifest import VmParts
 from tasks.model.names import slug
 from tasks.model.ssh_target import SshTarget
@@ -20,7 +21,13 @@ DEADLINE_S = 600
 TPM_LIMIT_BYTES = 8 << 20
 TPM_FOLDER = "/var/lib/libvirt/swtpm"
 """Where libvirt keeps the state of emulated TPMs, by UUID of the VM (src/qemu/qemu_tpm.c)."""
-_ENCODED_TAR = 'tar -C "$1" -cf - "$2" | head -c "$3" | base64'
+NVRAM_FOLDER = "/var/lib/libvirt/qemu/nvram"
+"""Where libvirt keeps UEFI variables unless a definition says otherwise, as `<name>_VARS.fd`."""
+# The exit status is tar's: a pipe would hide it, and the tar of nothing is a good one.
+_ENCODED_TAR = """
+exec 3>&1
+exit "$({ { tar -C "$1" -cf - "$2"; echo $? >&4; } | head -c "$3" | base64 >&3; } 4>&1)"
+"""
 _USAGE = {1: "volume", 2: "ceph", 3: "iscsi", 4: "tls", 5: "vtpm"}
 log = logging.getLogger(__name__)
 
@@ -45,12 +52,16 @@ class _Capture:
         self._write(DEFINITION, stored or live)
         if active:
             self._write(LIVE_DEFINITION, live)
-        named = named_parts(stored or live)
+        # The stored definition of a guest with firmware='efi' does not name its variables, the live one does (9.0).
+        named = named_parts(live)
+        sources = dict(named.files)
+        if parse_domain(live).firmware == "efi":
+            sources.setdefault("nvram", f"{NVRAM_FOLDER}/{self.domain.name}_VARS.fd")
         return VmParts(
             autostart=autostart,
             live_definition=LIVE_DEFINITION if active else None,
-            files={role: file for role, path in named.files if (file := self._fetch(role, path))},
-            sources=dict(named.files),
+            files={role: file for role, path in sources.items() if (file := self._fetch(role, path))},
+            sources=sources,
             tpm_state=self._tpm() if named.tpm else None,
             networks=self._definitions("network", named.networks, self._network),
             pools=self._definitions("pool", named.pools, self._pool),
@@ -75,7 +86,7 @@ class _Capture:
         argv = ["sh", "-c", _ENCODED_TAR, "sh", TPM_FOLDER, self.domain.uuid, str(TPM_LIMIT_BYTES)]
         done = self.shell.run(argv, deadline_s=DEADLINE_S, name="tar of the TPM's state", check=False)
         content = base64.b64decode(done.stdout)
-        if not content or len(content) >= TPM_LIMIT_BYTES:
+        if done.status != 0 or len(content) >= TPM_LIMIT_BYTES:
             words = done.stderr.strip() or f"it has more than {TPM_LIMIT_BYTES} bytes"
             self.warnings.append(f"the state of its TPM is not in the image: {words}")
             return None

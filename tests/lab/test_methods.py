@@ -5,6 +5,7 @@ Judged by virsh, qemu-img, du and the numbered log that the guest keeps writing 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.drivers import backup_api, live_image, offline_image
+from tasks.drivers import backup_api, live_image, offline_image, vm_parts
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
@@ -328,6 +329,87 @@ def test_hostile_name_is_only_data(bench: Bench, kvm_host: KvmHost, method: Take
     finally:
         kvm_host.run(["virsh", "-q", "destroy", uuid], check=False)
         kvm_host.run(["virsh", "-q", "undefine", uuid, "--checkpoints-metadata"], check=False)
+        for disk in guest.disks:
+            guest.outside(disk.path).unlink()
+
+
+def test_image_keeps_what_makes_the_vm_besides_its_disks(bench: Bench, kvm_host: KvmHost) -> None:
+    """The definitions are libvirt's; what its files hold is made up, as the VM is never started."""
+    guest = TinyGuest(kvm_host, "parts")
+    guest.define()
+    secret, uuid = "0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f", bench.host.domain(guest.name).uuid
+    root, made = kvm_host.directory / "root", {"nvram": "vars", "kernel": "linux", "initrd": "early"}
+    for name, content in made.items():
+        (kvm_host.images / f"parts-{name}").write_text(content)
+    state = root / f"var/lib/libvirt/swtpm/{uuid}/tpm2/tpm2-00.permall"
+    state.parent.mkdir(parents=True)
+    state.write_text("state")
+    xml = guest.domain_xml().replace("<name>", f"<uuid>{uuid}</uuid><name>", 1)
+    os_parts = "".join(f"<{name}>{FOLDER}/parts-{name}</{name}>" for name in ("kernel", "initrd"))
+    loader = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>"
+    xml = xml.replace("</os>", f"{os_parts}{loader}<nvram>{FOLDER}/parts-nvram</nvram></os>")
+    tpm = f"<tpm><backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend></tpm>"
+    card = "<interface type='network'><source network='lan'/></interface>"
+    try:
+        usage = "<usage type='vtpm'><name>key of parts</name></usage>"
+        kvm_host.virsh("secret-define", "/dev/stdin", input_text=f"<secret><uuid>{secret}</uuid>{usage}</secret>")
+        network = "<network><name>lan</name><bridge name='lan0'/></network>"
+        kvm_host.virsh("net-define", "/dev/stdin", input_text=network)
+        kvm_host.virsh("define", "/dev/stdin", input_text=xml.replace("</devices>", f"{card}{tpm}</devices>"))
+        kvm_host.virsh("autostart", guest.name)
+        bench.folder.mkdir()
+        domain = bench.host.domain(guest.name)
+        parts = vm_parts.capture(bench.host, bench.shell, bench.target, domain, bench.folder)
+        assert (parts.autostart, parts.live_definition, parts.warnings) == (True, None, ())
+        assert {role: (bench.folder / file).read_text() for role, file in parts.files.items()} == made
+        assert parts.sources["nvram"] == f"{FOLDER}/parts-nvram"
+        assert parts.secrets == ("vtpm key of parts",)
+        assert "<name>lan</name>" in (bench.folder / parts.networks["lan"]).read_text()
+        assert parts.tpm_state is not None
+        listing = subprocess.run(["tar", "-tf", str(bench.folder / parts.tpm_state)], capture_output=True, check=True)
+        assert f"{uuid}/tpm2/tpm2-00.permall" in listing.stdout.decode().splitlines()
+        assert (bench.folder / "domain.xml").read_text().strip() == stored(guest).strip()
+        (kvm_host.images / "parts-initrd").unlink()
+        state.unlink()
+        shutil.rmtree(state.parents[1])
+        lacking = vm_parts.capture(bench.host, bench.shell, bench.target, domain, bench.folder)
+        assert [words.split(" is not")[0] for words in lacking.warnings] == [
+            f"its initrd {FOLDER}/parts-initrd",
+            "the state of its TPM",
+        ]
+    finally:
+        kvm_host.run(["virsh", "-q", "undefine", guest.name, "--nvram"], check=False)
+        for verb in (["net-undefine", "lan"], ["secret-undefine", secret]):
+            kvm_host.run(["virsh", "-q", *verb], check=False)
+        for path in kvm_host.images.glob("parts-*"):
+            path.unlink()
+
+
+def test_image_of_a_uefi_guest_with_a_tpm_keeps_both(bench: Bench, kvm_host: KvmHost) -> None:
+    """Real UEFI variables and a real TPM, as libvirt made them when the guest was started."""
+    guest = TinyGuest(kvm_host, "uefi")
+    for disk in guest.disks:
+        make_disk(guest.outside(disk.path), disk.format, disk.size_bytes, writes=False)
+    xml = guest.domain_xml().replace("machine='pc'", "machine='q35'").replace("<os>", "<os firmware='efi'>")
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    kvm_host.virsh("define", "/dev/stdin", input_text=xml.replace("</devices>", f"{tpm}</devices>"))
+    try:
+        kvm_host.virsh("start", guest.name)
+        bench.folder.mkdir()
+        domain = bench.host.domain(guest.name)
+        parts = vm_parts.capture(bench.host, bench.shell, bench.target, domain, bench.folder)
+        assert parts.warnings == ()
+        assert parts.live_definition == "live.xml"
+        kvm_host.virsh("destroy", guest.name)
+        variables = kvm_host.directory / "root" / parts.sources["nvram"].lstrip("/")
+        assert (bench.folder / parts.files["nvram"]).stat().st_size == variables.stat().st_size > 500_000
+        assert parts.tpm_state is not None
+        argv = ["tar", "-tf", str(bench.folder / parts.tpm_state)]
+        listing = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert f"{domain.uuid}/tpm2/tpm2-00.permall" in listing.splitlines()
+    finally:
+        kvm_host.run(["virsh", "-q", "destroy", guest.name], check=False)
+        kvm_host.run(["virsh", "-q", "undefine", guest.name, "--nvram", "--tpm"], check=False)
         for disk in guest.disks:
             guest.outside(disk.path).unlink()
 
