@@ -1,6 +1,6 @@
-"""`make bench`: an image by the backup API beside nbdcopy and virtnbdbackup, of the same running guest, in turn.
+"""`make bench`: images beside nbdcopy, virtnbdbackup, rsync and qemu-img, of the same guest, in turn.
 
-Ours and nbdcopy read through the same ssh; virtnbdbackup runs on the KVM host itself and needs none. All are timed
+By the backup API of a running guest; and SnapLive's copy of the disk that lies still in its window. Ours and nbdcopy read through the same ssh; virtnbdbackup runs on the KVM host itself and needs none. All are timed
 until the data is flushed (fsync) and a sha256 of it is made: ours by chunks, nbdcopy's file by openssl, which is far
 quicker than Debian's sha256sum; virtnbdbackup makes none. Its increments are chains: what it takes to have a bootable
 disk of the newest one (virtnbdrestore) is part of it. Images lie on XFS, which has reflinks.
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import os
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -19,13 +20,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from tasks.drivers import backup_api, libvirt_host, ssh
+from tasks.drivers import backup_api, disk_copy, libvirt_host, ssh
 from tasks.drivers.backup_survey import Parent
+from tasks.drivers.disk_server import served
 from tasks.drivers.journal import Journal
+from tasks.drivers.snaplive import open_window
+from tasks.drivers.snaplive_settle import close_window
+from tasks.drivers.ssh import Shell
 from tasks.drivers.ssh_forward import forwarded
 from tasks.model.image_method import Wishes
-from tasks.model.ssh_target import SshTarget
+from tasks.model.ssh_target import SshTarget, ssh_argv
+from tasks.model.window import PlannedDisk
 from tests.lab.kvm_host import KvmHost
 from tests.lab.leftovers import LABS
 from tests.lab.process import LabError
@@ -60,13 +67,14 @@ def _cpu_s() -> float:
 class Bench:
     """A KVM host of the lab with one guest, and a file system with reflinks for images."""
 
-    def __init__(self, size_gib: int) -> None:
+    def __init__(self, size_gib: int, disk_format: str) -> None:
         self.folder = LABS / f"test-bench-{os.getpid()}"
         self.folder.mkdir(parents=True)
         self.host = KvmHost("bench", self.folder / "kvm1", make_key(self.folder / "id_ed25519", "bench"))
-        self.guest = TinyGuest(self.host, "big", size_bytes=size_gib << 30)
+        self.guest = TinyGuest(self.host, "big", disk_format=disk_format, size_bytes=size_gib << 30)
         self.images = self.folder / "images"
         self.count = 0
+        self._still: tuple[tuple[PlannedDisk, ...], Shell]
 
     def start(self) -> None:
         """Mount the images' file system, make the guest's disk with data in it, start it."""
@@ -82,7 +90,7 @@ class Bench:
         self.target = SshTarget("bench", "127.0.0.1", "root", self.host.ssh_port, self.folder / "id_ed25519", known)
         self.guest.define()
         disk = self.guest.outside(self.guest.disks[0].path)
-        script = f"qemu-io -f qcow2 -c 'write -P 0x5a 16M {DATA_MIB}M' {disk} >/dev/null"
+        script = f"qemu-io -f {self.guest.disk_format} -c 'write -P 0x5a 16M {DATA_MIB}M' {disk} >/dev/null"
         subprocess.run(["sh", "-c", script], check=True)
         self.guest.start()
         self.guest.wait_for_record(50)
@@ -115,9 +123,7 @@ class Bench:
             with forwarded(self.target, {"vda": socket}) as local:
                 argv = ["nbdcopy", "--flush", f"nbd+unix:///vda?socket={local['vda']}", str(copied)]
                 subprocess.run(argv, check=True)
-            subprocess.run(["sync", str(copied)], check=True)
-            argv = ["openssl", "dgst", "-sha256", str(copied)]
-            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+            _flush_and_hash(copied)
         finally:
             virsh("domjobabort", self.guest.name)
             while self.host.run(["virsh", "-q", "backup-dumpxml", self.guest.name], check=False).returncode == 0:
@@ -136,16 +142,62 @@ class Bench:
             self.host.run(argv, timeout_s=600)
         subprocess.run(["sync", "-f", str(folder)], check=True)
 
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        """The guest on an overlay while the block runs, its disk lying still."""
+        with libvirt_host.connect(self.target) as host, ssh.connect(self.target) as shell:
+            journal = Journal(self.folder / "window.jsonl")
+            window = open_window(host, shell, journal, self.guest.name, "bench", min_free_bytes=1 << 20)
+            self._still = window.disks, shell
+            try:
+                yield
+            finally:
+                close_window(host, shell, journal)
+
+    def our_copy(self) -> None:
+        """The window's disk as SnapLive copies it."""
+        disks, shell = self._still
+        folder = self._empty("ours-still")
+        disk_copy.copy(shell, self.target, self.guest.name, disks, folder, WISHES)
+
+    def rsync(self) -> None:
+        """The same file by `rsync --sparse`, fsync, a sha256."""
+        (disk,), _ = self._still
+        copied = self._empty("rsync-still") / "disk"
+        argv = ["rsync", "--sparse", "--whole-file", "--inplace", "-e", shlex.join(ssh_argv(self.target))]
+        subprocess.run([*argv, f"{self.target.address}:{disk.base}", str(copied)], check=True)
+        _flush_and_hash(copied)
+
+    def qemu_img(self) -> None:
+        """The same disk by `qemu-img convert` from a qemu-nbd, through the same ssh, fsync, a sha256."""
+        (disk,), _ = self._still
+        copied = self._empty("convert-still") / "disk.raw"
+        with served(self.target, {"vda": disk.layers}) as sockets:
+            argv = ["qemu-img", "convert", "-f", "raw", "-O", "raw", f"nbd+unix:///?socket={sockets['vda']}"]
+            subprocess.run([*argv, str(copied)], check=True)
+        _flush_and_hash(copied)
+
+    def _empty(self, name: str) -> Path:
+        folder = self.images / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
     def forget(self) -> None:
         """No checkpoints of anybody, so that the next backup is a full one."""
         for name in self.host.virsh("checkpoint-list", self.guest.name, "--name").split():
             self.host.virsh("checkpoint-delete", self.guest.name, name)
 
 
+def _flush_and_hash(path: Path) -> None:
+    subprocess.run(["sync", str(path)], check=True)
+    subprocess.run(["openssl", "dgst", "-sha256", str(path)], check=True, stdout=subprocess.DEVNULL)
+
+
 @contextmanager
-def bench_of(size_gib: int) -> Iterator[Bench]:
+def bench_of(size_gib: int, disk_format: str = "qcow2") -> Iterator[Bench]:
     """A bench that is ended whatever happens."""
-    bench = Bench(size_gib)
+    bench = Bench(size_gib, disk_format)
     try:
         bench.start()
         yield bench
@@ -166,7 +218,22 @@ def full_copies(rounds: int) -> None:
             for name, work in zip(took, works, strict=True):
                 bench.forget()
                 took[name].append(measured(work))
-    print(f"\nFull copy, {DATA_MIB} MiB of data on 4 GiB, medians of {rounds} rounds in turn")
+    _table(f"Full copy by the backup API, {DATA_MIB} MiB of data on 4 GiB, medians of {rounds} rounds in turn", took)
+
+
+def still_copies(rounds: int) -> None:
+    """The copy inside SnapLive's window in turn with what else would copy the file."""
+    for disk_format in ("qcow2", "raw"):
+        took: dict[str, list[Took]] = {"ours": [], "rsync --sparse + sha256": [], "qemu-img convert + sha256": []}
+        with bench_of(4, disk_format) as bench, bench.window():
+            for _ in range(rounds):
+                for name, work in zip(took, (bench.our_copy, bench.rsync, bench.qemu_img), strict=True):
+                    took[name].append(measured(work))
+        _table(f"SnapLive's copy, {disk_format}, {DATA_MIB} MiB of data on 4 GiB, medians of {rounds} rounds", took)
+
+
+def _table(title: str, took: dict[str, list[Took]]) -> None:
+    print(f"\n{title}")
     print("| | s | MiB/s | ours is … times as fast | CPU s per GiB |")
     print("|---|---|---|---|---|")
     mine = statistics.median(one.wall_s for one in took["ours"])
@@ -204,6 +271,7 @@ def main() -> int:
     if shutil.which("virtnbdbackup") is None:
         raise LabError("the peer is missing: apt-get install virtnbdbackup")
     full_copies(options.rounds)
+    still_copies(options.rounds)
     increments(options.rounds, (1, 4, 16))
     return 0
 
