@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import time
@@ -27,6 +28,11 @@ auth_unix_ro = "none"
 auth_unix_rw = "none"
 host_uuid = "{host_uuid}"
 """
+
+
+def _tree() -> str:
+    """The root file system that hosts have their programs from (newer_host.py); empty for the machine's own."""
+    return os.environ.get("GBS_LAB_HOST_TREE", "")
 
 
 @dataclasses.dataclass
@@ -173,7 +179,7 @@ class KvmHost:
             argv = ["rsync", "-a", "--exclude=/qemu/*.xml", "--exclude=/qemu/autostart", "--exclude=/images/*"]
             argv += ["--exclude=/qemu/networks/autostart/*", "--exclude=/qemu/domain-*", "--exclude=/qemu/*/*/"]
             argv += ["--exclude=/secrets/*", "--exclude=/storage/*", "--exclude=*.log"]
-            subprocess.run([*argv, f"/{path}/", f"{partial / path}/"], check=True)
+            subprocess.run([*argv, f"{_tree()}/{path}/", f"{partial / path}/"], check=True)
         (partial / "etc/hostname").write_text(f"{self.name}\n", encoding="ascii")
         configuration = partial / "etc/libvirt"
         with (configuration / "qemu.conf").open("a", encoding="utf-8") as file:
@@ -189,7 +195,7 @@ class KvmHost:
     def _spawn(self) -> None:
         """Start process 1; its record is on disk before it may do anything."""
         argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
-        argv += ["--propagation=private", str(_INIT), self.name, str(self.directory)]
+        argv += ["--propagation=private", str(_INIT), self.name, str(self.directory), _tree()]
         with (self.directory / "init.log").open("ab") as log:
             self._unshare = subprocess.Popen(
                 argv,
