@@ -1,8 +1,8 @@
 """`make bench`: images beside nbdcopy, virtnbdbackup, rsync and qemu-img, of the same guest, in turn.
 
 By the backup API of a running guest, and SnapLive's copy of the disk that lies still in its window. Ours, nbdcopy,
-rsync and qemu-img read through the same ssh; virtnbdbackup runs on the KVM host itself and needs none. All are timed until
-the data is flushed (fsync) and a sha256 of it is made: ours by chunks, the others' files by openssl, which is far
+rsync and qemu-img read through the same ssh; virtnbdbackup runs on the KVM host itself and needs none. All are timed
+until the data is flushed (fsync) and a sha256 of it is made: ours by chunks, the others' files by openssl, which is far
 quicker than Debian's sha256sum; virtnbdbackup makes none. Its increments are chains: what it takes to have a bootable
 disk of the newest one (virtnbdrestore) is part of it. Images lie on XFS, which has reflinks.
 """
