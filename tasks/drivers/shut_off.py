@@ -15,7 +15,7 @@ from tasks.drivers.host_shell import HostShell
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import HostDomain
 from tasks.drivers.progress import reporting
-from tasks.errors import GbsError, HypervisorError
+from tasks.errors import GbsError, HypervisorError, WindowOpen
 from tasks.model.domain_xml import parse_domain
 from tasks.model.window import OpenWindow, Step, WindowPlan
 
@@ -42,8 +42,10 @@ def shut_off(
 
     With `force` a guest that is not off after `deadline_s` loses its power; without, HypervisorError is raised, and a
     guest that goes down later is started by `reconcile`. The host starts the VM by itself when we are not heard of for
-    `work_deadline_s` after that. The journal has no open window, the VM's lock is held.
+    `work_deadline_s` after that. The VM's lock is held. WindowOpen when an earlier window is unfinished.
     """
+    if (left := journal.open_window()) is not None:
+        raise WindowOpen(domain.name, "an offline copy", f"run {left.plan.run} did not end")
     if not domain.call("ask what it is", lambda handle: bool(handle.isPersistent())):
         raise HypervisorError(domain.name, "a shutdown", "it has no stored definition (it is transient)")
     plan = WindowPlan(

@@ -21,7 +21,7 @@ from tasks.drivers.libvirt_host import Host
 from tasks.drivers.snaplive_settle import close_window, reconcile
 from tasks.drivers.space_watch import SpaceWatch
 from tasks.drivers.ssh import Shell
-from tasks.errors import HypervisorError, IntegrityError, UnsupportedDisk
+from tasks.errors import HypervisorError, IntegrityError, UnsupportedDisk, WindowOpen
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
 from tasks.model.ssh_target import SshTarget
@@ -212,6 +212,8 @@ def test_guest_that_does_not_shut_down_is_left_running_and_started_if_it_goes_la
         with pytest.raises(HypervisorError, match="the guest was not off after 1 s"):
             bench.take(offline_image.take, guest, Wishes(min_free_bytes=1, shutdown_deadline_s=1))
         assert guest.host.virsh("domstate", guest.name).strip() == "running"
+        with pytest.raises(WindowOpen, match="gbs reconcile"):
+            bench.take(offline_image.take, guest)
         (waiting,) = reconcile(bench.host, bench.shell, bench.journal(guest))
         assert not waiting.settled
         assert "may still do so" in waiting.reason
