@@ -160,7 +160,7 @@ class FakeSite:
         self.call("libvirt", target.name)
         yield types.SimpleNamespace(
             name=target.name,
-            domain=lambda _: types.SimpleNamespace(xml=lambda: DOMAIN_XML),
+            domain=lambda _: types.SimpleNamespace(name="web1", xml=lambda: DOMAIN_XML, call=lambda *_, **__: 0),
             versions=lambda: {"libvirt": "9.0.0", "qemu": "7.2.0"},
         )
 
@@ -281,6 +281,7 @@ class FakeSite:
         patch.setattr(rsnapshot, "sync", self._noting("sync", rsnapshot.sync))
         patch.setattr(rsnapshot, "rotate", self._noting("rotate", rsnapshot.rotate))
         patch.setattr(backup_job, "why_unsupported", lambda *_: "it is a fake")
+        patch.setattr(live_image, "SAMPLE_S", 0.01)
         patch.setattr(live_image, "open_window", self.open_window)
         patch.setattr(live_image, "close_window", self.close_window)
         patch.setattr(windows, "open_window", self.open_window)

@@ -107,7 +107,11 @@ class Demo:
             host = self.lab.kvm1
             disks = host.run(["virsh", "-q", "domblklist", "web1", "--details"]).stdout.split()
             files = [word for word in disks if word.startswith("/")]
-            for argv in (["virsh", "destroy", "web1"], ["virsh", "undefine", "web1"], ["rm", "-v", "--", *files]):
+            for argv in (
+                ["virsh", "destroy", "web1"],
+                ["virsh", "undefine", "web1", "--checkpoints-metadata"],
+                ["rm", "-v", "--", *files],
+            ):
                 say(f"kvm1$ {' '.join(argv)}")
                 say(host.run(argv).stdout.strip())
             say(host.run(["virsh", "list", "--all"]).stdout.strip())
