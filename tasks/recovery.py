@@ -20,7 +20,7 @@ from tasks.model.domain_recovery import rewrite_for_recovery
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory import Probe
 from tasks.model.manifest import DiskRecord, DumpRecord
-from tasks.model.recovery import PlacedDisk, Sources, UpdatedImage, working_disks
+from tasks.model.recovery import PlacedDisk, Sources, UpdatedImage, place_of, working_disks
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ def assess(sources: Sources, kvm_host: str) -> dict[str, str]:
     _, block = places.kvm_host(kvm_host)
     domain = parse_domain(sources.xml)
     what = f"VM {sources.vm}"
-    paths = {disk.target: _path_of(sources, disk, kvm_host, block.image_folder) for disk in sources.image.disks}
+    same_host = kvm_host == sources.kvm_host
+    disks = working_disks(sources.image)
+    paths = {disk.target: place_of(disk, sources.vm, block.image_folder, same_host=same_host) for disk in disks}
     with places.hypervisor(kvm_host) as (host, shell):
         if host.find(domain.name) is not None:
             fix = f"shut it down and rename it: virsh domrename {domain.name} NEW-NAME"
@@ -49,12 +51,6 @@ def assess(sources: Sources, kvm_host: str) -> dict[str, str]:
                 raise RecoveryRefused(what, f"{path} exists on {kvm_host}", "move it away; it is never overwritten")
         _require_room(shell, sources, paths)
     return paths
-
-
-def _path_of(sources: Sources, disk: DiskRecord, kvm_host: str, image_folder: str) -> str:
-    if kvm_host == sources.kvm_host:
-        return disk.source
-    return str(PurePosixPath(image_folder, PurePosixPath(disk.source).name))
 
 
 def _require_room(shell: Shell, sources: Sources, paths: dict[str, str]) -> None:

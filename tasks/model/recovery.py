@@ -1,10 +1,11 @@
 """What a recovery uses, makes and has done."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest
+from tasks.model.names import slug
 
 
 class _Frozen(BaseModel):
@@ -33,6 +34,16 @@ def working_disks(image: ImageManifest) -> tuple[DiskRecord, ...]:
         for disk in image.disks
         for was in (disk.source_format or disk.format,)
     )
+
+
+def place_of(disk: DiskRecord, vm: str, image_folder: str, *, same_host: bool) -> str:
+    """Where a disk goes on a KVM host: where it was, on the host that had it; else to the host's folder of images.
+
+    A disk that was a block device becomes a file: the device may be gone, or another system's by now.
+    """
+    if disk.source_kind == "block":
+        return str(PurePosixPath(image_folder, f"{slug(vm)}-{disk.target}.{disk.format}"))
+    return disk.source if same_host else str(PurePosixPath(image_folder, PurePosixPath(disk.source).name))
 
 
 class UpdatedImage(_Frozen):
