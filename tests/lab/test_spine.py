@@ -25,6 +25,7 @@ import guestfs
 import pytest
 import yaml
 
+from tests.lab import first_night
 from tests.lab.accelerator import accelerator
 from tests.lab.data import change, inventory_of
 from tests.lab.demo import Demo
@@ -50,7 +51,10 @@ class Nights:
     """Two nights with a day's work between them, and what was seen meanwhile."""
 
     def __init__(self, demo: Demo) -> None:
+        first_night.lay_out(demo.site)
         self.first = gbs(demo, "run", "nightly", "--json")
+        if self.first.returncode == 0:
+            first_night.keep(demo.site)
         self.answers_in_window = _Answers(demo).seen
         self.images_first = images_of(demo)
         change(demo.lab, 1)
