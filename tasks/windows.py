@@ -30,8 +30,9 @@ def power(kvm_host: str, uuid: str) -> Power:
 @retryable("create snapshot", "snapshot {uuid}", retries=1)
 def create(kvm_host: str, uuid: str, run_id: str) -> Window:
     """Put the running VM on overlays, so that its disks lie still until the snapshot is purged."""
+    journal, (_, block) = places.journal(kvm_host, uuid), places.kvm_host(kvm_host)
     with places.hypervisor(kvm_host) as (host, shell):
-        return open_window(host, shell, places.journal(kvm_host, uuid), uuid, f"{KVMSNAP}{run_id}")
+        return open_window(host, shell, journal, uuid, f"{KVMSNAP}{run_id}", image_folder=block.image_folder)
 
 
 @retryable("purge snapshot", "purge snapshot of {uuid}", retries=1)

@@ -96,7 +96,7 @@ def take(
 
 
 def _warnings(found: Survey, held: Quiesced) -> tuple[str, ...]:
-    warnings = [f"disk {name} is not in the image: {why}" for name, why in found.selection.left_out]
+    warnings = list(found.selection.warnings)
     if held.consistency == "crash":
         warnings.append(f"the image is only crash-consistent: {held.reason}")
     return tuple(warnings)

@@ -12,7 +12,7 @@ from tasks.drivers.host_shell import HostShell
 from tasks.drivers.journal import Journal, read_records
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.drivers.progress import reporting
-from tasks.drivers.snaplive import open_window
+from tasks.drivers.snaplive import Window, open_window
 from tasks.drivers.snaplive_settle import close_window
 from tasks.drivers.space_watch import SpaceWatch
 from tasks.errors import HypervisorError
@@ -46,17 +46,7 @@ def take(
     `disk_copy.copy` and `close_window` raise.
     """
     started, tools = datetime.now(UTC), host.versions()
-    budget = _budget(shell, host.domain(uuid), wishes)
-    window = open_window(
-        host,
-        shell,
-        journal,
-        uuid,
-        image_id,
-        freeze_deadline_s=wishes.freeze_deadline_s,
-        min_free_bytes=max(wishes.min_free_bytes, budget.overlay_bytes),
-        image_folder=wishes.image_folder,
-    )
+    window = _open(host, shell, journal, uuid, image_id, wishes)
     vm = window.plan.vm
     log.info("%s: snapshot of %d disk(s), %s-consistent", vm, len(window.disks), window.consistency)
     began = time.monotonic()
@@ -90,6 +80,21 @@ def take(
         tools=tools,
         warnings=window.warnings,
         bytes_moved=moved,
+    )
+
+
+def _open(host: Host, shell: HostShell, journal: Journal, uuid: str, image_id: str, wishes: Wishes) -> Window:
+    """A window that the policy allows, with the room that it is expected to need."""
+    budget = _budget(shell, host.domain(uuid), wishes)
+    return open_window(
+        host,
+        shell,
+        journal,
+        uuid,
+        image_id,
+        freeze_deadline_s=wishes.freeze_deadline_s,
+        min_free_bytes=max(wishes.min_free_bytes, budget.overlay_bytes),
+        image_folder=wishes.image_folder,
     )
 
 

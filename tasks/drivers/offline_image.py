@@ -73,6 +73,6 @@ def take(
         frozen_s=0,
         disks=tuple(map(disk_copy.taken, disks)),
         tools=tools,
-        warnings=tuple(f"disk {name} is not in the image: {why}" for name, why in selection.left_out),
+        warnings=selection.warnings,
         bytes_moved=moved,
     )

@@ -200,7 +200,7 @@ class _Opening:
         ) as held:
             instant = self._take()
         self._note_overlays()
-        warnings = [f"disk {target} is not in the image: {why}" for target, why in self.selection.left_out]
+        warnings = list(self.selection.warnings)
         if held.consistency == "crash":
             warnings.append(f"the image is only crash-consistent: {held.reason}")
         left_out = self.selection.left_out

@@ -177,6 +177,11 @@ class Selection:
     taken: tuple[Disk, ...]
     left_out: tuple[tuple[str, str], ...]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What an image says of the disks that are not in it."""
+        return tuple(f"disk {target} is not in the image: {why}" for target, why in self.left_out)
+
 
 def select_disks(domain: Domain) -> Selection:
     """The disks of a VM that an image holds, and why not the others.
