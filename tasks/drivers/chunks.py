@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from tasks.errors import IntegrityError
@@ -18,13 +19,17 @@ CHUNK_BYTES = 4 << 20
 THREADS = 2
 SUFFIX = ".chunks"
 _LINE = re.compile(r"([0-9a-f]{64})  ([0-9]{1,12})\n")
-_ZERO = bytes(CHUNK_BYTES)
 
 
-def digest_of(content: bytes | bytearray) -> str | None:
+def digest_of(content: bytes | memoryview) -> str | None:
     """The hex sha256 of a chunk; None when it is all zero."""
-    zero = _ZERO if len(content) == CHUNK_BYTES else bytes(len(content))
-    return None if content == zero else hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
+    return None if digest == _zero_digest(len(content)) else digest
+
+
+@cache
+def _zero_digest(length: int) -> str:
+    return hashlib.sha256(bytes(length)).hexdigest()
 
 
 def write_chunks(path: Path, digests: Mapping[int, str]) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ _PIECE_BYTES = 64 << 10
 _PUNCH_HOLE_KEEP_SIZE = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_ZERO_PIECE = bytes(_PIECE_BYTES)
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_SYNC_FILE_RANGE_WRITE = 2
+"""Begin to write to the disk now, so that less is left for the fsync at the end; where it fails, all is."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Copy:
         self.handle = os.open(request["target"], os.O_RDWR | os.O_CLOEXEC)
         self.copied = 0
         self.pace = Pace(request["bytes_per_s"])
-        self._connections = threading.local()
+        self._lanes = threading.local()
 
     def run(self) -> dict[str, Any]:
         """Copy all, flush it, write the listing; what was copied."""
@@ -181,46 +184,59 @@ class Copy:
     def _chunk(self, work: tuple[int, list[Extent]]) -> tuple[int, str | None, int]:
         """Copy the extents of one chunk and hash the chunk as it then is."""
         number, parts = work
-        if not hasattr(self._connections, "handle"):
-            self._connections.handle = self._connect(with_status=False)
+        if not hasattr(self._lanes, "lane"):
+            self._lanes.lane = Lane(self._connect(with_status=False))
+        lane: Lane = self._lanes.lane
         begin = number * CHUNK_BYTES
-        length = min(CHUNK_BYTES, self.request["size_bytes"] - begin)
-        whole = sum(part.length for part in parts) == length
-        # Of a clone, the chunk is what it was but for what is dirty.
-        known = os.pread(self.handle, length, begin) if self.bitmap and not whole else bytes(length)
-        content = bytearray(known)
+        content = lane.content[: min(CHUNK_BYTES, self.request["size_bytes"] - begin)]
+        if sum(part.length for part in parts) < len(content):
+            # Of a clone, the chunk is what it was but for what is dirty; elsewhere what is not copied is zero.
+            known = os.preadv(self.handle, [content], begin) if self.bitmap else 0
+            content[known:] = bytes(len(content) - known)
         copied = 0
         for part in parts:
+            piece = content[part.offset - begin : part.end - begin]
             if part.zero:
-                content[part.offset - begin : part.end - begin] = bytes(part.length)
+                piece[:] = bytes(part.length)
                 self._punch(part.offset, part.length)
                 continue
             self.pace.wait(part.length)
-            data = self._connections.handle.pread(part.length, part.offset)
-            content[part.offset - begin : part.end - begin] = data
-            self._write(data, part.offset)
+            lane.read(piece, part.offset)
+            self._write(piece, part.offset)
             copied += part.length
         return number, digest_of(content), copied
 
-    def _write(self, data: bytes | bytearray, offset: int) -> None:
+    def _write(self, data: memoryview, offset: int) -> None:
         """Write what is not zero, and leave or make holes for the rest."""
-        view, begin = memoryview(data), 0
-        is_zero = data[:_PIECE_BYTES] == _ZERO_PIECE[: len(view)]
-        for place in range(_PIECE_BYTES, len(view) + _PIECE_BYTES, _PIECE_BYTES):
-            piece = data[place : place + _PIECE_BYTES]
-            next_zero = piece == _ZERO_PIECE[: len(piece)] if place < len(view) else None
-            if next_zero is is_zero:
-                continue
-            stop = min(place, len(view))
+        buffer = nbd.Buffer.from_buffer(data)
+        pieces = range(0, len(data), _PIECE_BYTES)
+        for is_zero, run in groupby(pieces, lambda at: buffer.is_zero(at, min(_PIECE_BYTES, len(data) - at))):
+            places = list(run)
+            begin, end = places[0], min(places[-1] + _PIECE_BYTES, len(data))
             if not is_zero:
-                _write_all(self.handle, view[begin:stop], offset + begin)
+                _write_all(self.handle, data[begin:end], offset + begin)
+                _libc.sync_file_range(self.handle, offset + begin, end - begin, _SYNC_FILE_RANGE_WRITE)
             elif self.bitmap:
-                self._punch(offset + begin, stop - begin)
-            begin, is_zero = stop, bool(next_zero)
+                self._punch(offset + begin, end - begin)
 
     def _punch(self, offset: int, length: int) -> None:
         if _libc.fallocate(self.handle, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
             _write_all(self.handle, memoryview(bytes(length)), offset)
+
+
+class Lane:
+    """What a thread of a copy has for itself: a connection, and room for one chunk that is used again and again."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._connection.set_pread_initialize(False)
+        self.content = memoryview(bytearray(CHUNK_BYTES))
+
+    def read(self, into: memoryview, offset: int) -> None:
+        """Fill `into` with what the export has from `offset` on; nbd.Error when it does not answer."""
+        cookie = self._connection.aio_pread(nbd.Buffer.from_buffer(into), offset)
+        while not self._connection.aio_command_completed(cookie):
+            self._connection.poll(-1)
 
 
 def _write_all(handle: int, view: memoryview, offset: int) -> None:

@@ -7,20 +7,16 @@ Inside: systemd, sshd (root, by key), guest agent, PostgreSQL and MariaDB (root 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-import tarfile
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import guestfs
 
-from tests.lab.accelerator import accelerator, cache_folder
-from tests.lab.process import LabError
+from tests.lab.accelerator import cache_folder
+from tests.lab.guest_build import appliance, bootstrap, building, locked, published, recipe_hash
 from tests.lab.progress import Say, phase, say
 
 _GUEST = Path(__file__).parent / "guest"
@@ -34,41 +30,29 @@ PACKAGES = (
     "grub-pc", "lvm2", "xfsprogs", "iproute2", "procps", "openssh-server", "rsync", "qemu-guest-agent",
     "postgresql", "mariadb-server", "acl", "attr", "libcap2-bin",
 )  # fmt: skip
-# What no test needs: documents, translations, LLVM and its libz3 (for PostgreSQL's JIT, switched off), MariaDB's
-# offline tools (4 MB each), names of hardware, drivers and file systems that no guest of the lab has.
+# What no test needs: LLVM and its libz3 (for PostgreSQL's JIT, switched off), MariaDB's offline tools (4 MB each).
 _LEFT_OUT = (
-    "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/i18n/*",
     "/usr/lib/x86_64-linux-gnu/libLLVM-*", "/usr/lib/x86_64-linux-gnu/libz3.so*", "/usr/lib/postgresql/*/lib/bitcode/*",
     "/usr/bin/aria_*", "/usr/bin/myisam*", "/usr/bin/mariadb-slap", "/usr/bin/mariadb-upgrade",
     "/usr/bin/mariadb-binlog", "/usr/bin/mariadb-conv", "/usr/bin/mariadb-import", "/usr/bin/mariadb-plugin",
     "/usr/bin/mariadb-show", "/usr/bin/mariadb-tzinfo-to-sql", "/usr/bin/mariadb-waitpid", "/usr/bin/innochecksum",
     "/usr/bin/perror", "/usr/bin/replace", "/usr/bin/resolveip", "/usr/bin/resolve_stack_dump",
-    "/lib/udev/hwdb.d/*", "/usr/lib/udev/hwdb.d/*",
-    "/lib/modules/*/kernel/drivers/infiniband/*", "/lib/modules/*/kernel/drivers/net/ethernet/*",
-    "/lib/modules/*/kernel/fs/btrfs/*", "/lib/modules/*/kernel/fs/ceph/*", "/lib/modules/*/kernel/fs/gfs2/*",
-    "/lib/modules/*/kernel/fs/ocfs2/*", "/lib/modules/*/kernel/fs/smb/*", "/lib/modules/*/kernel/fs/nfs*",
-    "/lib/modules/*/kernel/net/[!c]*", "/lib/modules/*/kernel/arch/x86/kvm/*", "/lib/modules/*/kernel/drivers/comedi/*",
-    "/lib/modules/*/kernel/drivers/hid/*", "/lib/modules/*/kernel/drivers/target/*",
-    "/usr/lib/x86_64-linux-gnu/gconv/*", "/usr/lib/x86_64-linux-gnu/perl/*/CORE/*",
-    "/usr/lib/x86_64-linux-gnu/perl/*/auto/Encode/[CJKT]*", "/usr/share/perl/*/Unicode/Collate/*",
+    "/usr/lib/x86_64-linux-gnu/perl/*/CORE/*", "/usr/lib/x86_64-linux-gnu/perl/*/auto/Encode/[CJKT]*",
+    "/usr/share/perl/*/Unicode/Collate/*",
 )  # fmt: skip
 
 
-def recipe_hash() -> str:
-    """The sha256 of all that the image is made from (this file and the files below guest/)."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sorted(path for path in _GUEST.rglob("*") if path.is_file()):
-        digest.update(f"\0{path.relative_to(_GUEST)}\0{os.access(path, os.X_OK)}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def image_id() -> str:
+    """What names the image of the current recipe."""
+    return recipe_hash(Path(__file__), _GUEST)[:16]
 
 
 def guest_image(tell: Say = say) -> Path:
     """The cached image of the current recipe, built when it is not there; images of other recipes are removed."""
-    image = cache_folder() / f"guest-{recipe_hash()[:16]}.qcow2"
-    with _locked("guest"):
+    image = cache_folder() / f"guest-{image_id()}.qcow2"
+    with locked("guest"):
         if not image.exists():
-            with _published(image) as partial:
+            with published(image) as partial:
                 _build(partial, tell)
             for other in cache_folder().glob("guest-*.qcow2"):
                 if other != image:
@@ -92,12 +76,12 @@ def instance_image(hostname: str, authorized_key: str, host_key: Path, tell: Say
         "/etc/hostname": (0o644, f"{hostname}\n".encode()),
         "/etc/hosts": (0o644, f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n".encode()),
     }
-    identity = hashlib.sha256(f"{recipe_hash()} {sorted(files.items())}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{image_id()} {sorted(files.items())}".encode()).hexdigest()
     files["/etc/machine-id"] = (0o444, f"{identity[:32]}\n".encode())
     image = cache_folder() / f"instance-{hostname}-{identity[:16]}.qcow2"
-    with _locked(f"instance-{hostname}"):
+    with locked(f"instance-{hostname}"):
         if not image.exists():
-            with _published(image) as partial, phase(f"guest {hostname}: putting in keys and name", tell):
+            with published(image) as partial, phase(f"guest {hostname}: putting in keys and name", tell):
                 copy_image(base, partial)
                 _write_files(partial, files)
             for other in cache_folder().glob(f"instance-{hostname}-*.qcow2"):
@@ -112,38 +96,16 @@ def copy_image(source: Path, target: Path) -> None:
     subprocess.run(argv, check=True)
 
 
-@contextlib.contextmanager
-def _locked(name: str) -> Iterator[None]:
-    with (cache_folder() / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """Give a .partial path to write to; it gets its name when the block ends well and is removed otherwise."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _build(image: Path, tell: Say) -> None:
-    for stale in cache_folder().glob("building-*"):
-        # Of a build that was killed; should anything still be mounted there, it is left alone.
-        subprocess.run(["rm", "-rf", "--one-file-system", str(stale)], check=False)
-    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="building-") as folder:
-        root_tar = Path(folder, "root.tar")
+    with building("guest") as folder:
+        root_tar, disk = folder / "root.tar", folder / "disk.qcow2"
         with phase("building guest: installing packages", tell):
-            _bootstrap(root_tar, Path(folder))
-        raw = Path(folder, "disk.qcow2")
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(raw), str(DISK_BYTES)], check=True)
-        with contextlib.closing(_appliance(raw, "building guest: starting the libguestfs appliance", tell)) as handle:
+            # Before the packages: MariaDB, PostgreSQL and the initramfs are made by what these files say.
+            overlay, customize = _GUEST / "root", _GUEST / "customize.sh"
+            bootstrap("guest", root_tar, packages=PACKAGES, overlay=overlay, customize=customize, left_out=_LEFT_OUT)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), str(DISK_BYTES)], check=True)
+        what = "building guest: starting the libguestfs appliance"
+        with contextlib.closing(appliance([(disk, "qcow2")], what, tell)) as handle:
             with phase("building guest: partitions, LVM and file systems", tell):
                 _make_file_systems(handle)
             with phase("building guest: copying the files in", tell):
@@ -154,53 +116,7 @@ def _build(image: Path, tell: Say) -> None:
                 handle.sh("update-grub")
             handle.umount_all()
             handle.shutdown()
-        raw.rename(image)
-
-
-def _bootstrap(root_tar: Path, folder: Path) -> None:
-    """Make the tar of the guest's root file system with mmdebstrap, from the machine's own package sources."""
-    overlay = folder / "overlay.tar"
-    with tarfile.open(overlay, "w") as archive:
-        archive.add(_GUEST / "root", arcname=".", filter=_as_root)
-    argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(PACKAGES)}"]
-    argv += ['--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"']
-    argv += ["--dpkgopt=force-unsafe-io", *(f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT)]
-    # Before the packages: MariaDB, PostgreSQL and the initramfs are made by what these files say.
-    argv += [f"--essential-hook=tar-in {overlay} /", f"--customize-hook={_GUEST / 'customize.sh'}"]
-    log = cache_folder() / "mmdebstrap.log"
-    with log.open("wb") as output:
-        done = subprocess.run(
-            [*argv, "bookworm", str(root_tar)],
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            env={**os.environ, "TMPDIR": str(folder), "DEBIAN_FRONTEND": "noninteractive"},
-        )
-    if done.returncode != 0:
-        raise LabError(f"mmdebstrap: exit {done.returncode}; see {log}")
-
-
-def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    # The checkout may belong to anybody and have any umask.
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
-    return member
-
-
-def _appliance(image: Path, what: str, tell: Say) -> guestfs.GuestFS:
-    """Launch libguestfs on an image; close it."""
-    handle = guestfs.GuestFS(python_return_dict=True)
-    handle.set_backend("direct")
-    if accelerator() == "tcg":
-        handle.set_backend_settings(["force_tcg"])
-        # Emulated, the page-table isolation of the appliance's kernel makes every system call dear.
-        handle.set_append("mitigations=off")
-    handle.add_drive_opts(str(image), format="qcow2", cachemode="unsafe", discard="besteffort")
-    with phase(what, tell):
-        handle.launch()
-    return handle
+        disk.rename(image)
 
 
 def _make_file_systems(handle: guestfs.GuestFS) -> None:
@@ -228,7 +144,8 @@ def _make_file_systems(handle: guestfs.GuestFS) -> None:
 
 def _write_files(image: Path, files: dict[str, tuple[int, bytes]]) -> None:
     """Write files (path: mode, content) as root's into an image of the guest."""
-    with contextlib.closing(_appliance(image, "starting the libguestfs appliance", lambda _line: None)) as handle:
+    what = "starting the libguestfs appliance"
+    with contextlib.closing(appliance([(image, "qcow2")], what, lambda _line: None)) as handle:
         for device, mountpoint in (("/dev/vg0/root", "/"), ("/dev/sda2", "/boot"), ("/dev/vg0/var", "/var")):
             handle.mount(device, mountpoint)
         for path, (mode, content) in files.items():

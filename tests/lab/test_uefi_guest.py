@@ -1,0 +1,122 @@
+"""A Debian guest with UEFI firmware and two disks, one raw: images of it come back by hand, with plain tools only."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.drivers import backup_api, live_image, offline_image, vm_parts
+from tasks.drivers.backup_survey import Parent
+from tasks.drivers.host_shell import HostShell
+from tasks.drivers.journal import Journal
+from tasks.drivers.libvirt_host import Host
+from tasks.drivers.ssh import Shell
+from tasks.model.image_method import Wishes
+from tasks.model.image_taken import Taken
+from tasks.model.ssh_target import SshTarget
+from tests.lab.kvm_host import KvmHost
+from tests.lab.published import manifest_of
+from tests.lab.uefi_guest import UefiGuest
+
+WISHES = Wishes(min_free_bytes=1 << 20, shutdown_deadline_s=240)
+SUMS = "cd / && sha256sum root/words srv/words srv/random"
+ROOT_OFFSET = (2048 + 64 * 2048) * 512
+NEEDS_RECOVERY = "needs_recovery"
+
+
+@pytest.fixture(scope="module")
+def guest(kvm_host: KvmHost) -> Iterator[UefiGuest]:
+    """A running guest that has told its firmware where its boot loader lies."""
+    made = UefiGuest(kvm_host, "efi1")
+    try:
+        made.install()
+        yield made
+    finally:
+        made.lose()
+
+
+@pytest.fixture
+def take(host: Host, shell: Shell, kvm_target: SshTarget, tmp_path: Path, guest: UefiGuest) -> Callable[..., Taken]:
+    """Takes an image by a method into a new folder of that name."""
+
+    def run(method: Callable[..., Taken], name: str, *options: object) -> Taken:
+        folder, uuid = tmp_path / name, host.domain(guest.name).uuid
+        folder.mkdir()
+        journal = Journal(tmp_path / "journal.jsonl")
+        taken = method(host, shell, kvm_target, journal, uuid, name, folder, *options, WISHES)
+        assert journal.open_window() is None
+        return taken
+
+    return run
+
+
+def features(image: Path, offset: int = 0) -> str:
+    """The features of an ext4 file system in a raw image, among which is whether its journal must be replayed."""
+    argv = ["dumpe2fs", "-h", f"{image}?offset={offset}"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return next(line for line in done.stdout.splitlines() if line.startswith("Filesystem features"))
+
+
+def assert_at_rest(folder: Path) -> None:
+    """Both of its ext4 file systems were frozen or unmounted: neither has a journal to replay."""
+    assert NEEDS_RECOVERY not in features(folder / "vda.raw", ROOT_OFFSET)
+    assert NEEDS_RECOVERY not in features(folder / "vdb.raw")
+    subprocess.run(["e2fsck", "-fn", str(folder / "vdb.raw")], check=True, capture_output=True)
+
+
+def test_a_running_guest_is_not_at_rest(guest: UefiGuest) -> None:
+    """What makes `assert_at_rest` worth something."""
+    assert NEEDS_RECOVERY in features(guest.outside(guest.disks["vdb"]))
+
+
+def test_guest_comes_back_by_hand_from_an_increment(
+    take, host: Host, shell: HostShell, kvm_target: SshTarget, tmp_path: Path, guest: UefiGuest
+) -> None:
+    guest.run("echo first | tee /root/words /srv/words && dd if=/dev/urandom of=/srv/random bs=1M count=8 && sync")
+    full = take(backup_api.take, "full", None)
+    assert full.consistency == "file-system"
+    assert_at_rest(tmp_path / "full")
+    guest.run("echo second | tee /root/words /srv/words")
+    expected, folder = guest.run(SUMS), tmp_path / "increment"
+    uuid = host.domain(guest.name).uuid
+    parent = Parent(tmp_path / "full", manifest_of(full, tmp_path / "full", uuid))
+    increment = take(backup_api.take, "increment", parent)
+    assert increment.parent == "full"
+    assert increment.bytes_moved < full.bytes_moved
+    assert_at_rest(folder)
+    vm_parts.capture(host, shell, kvm_target, host.domain(guest.name), folder)
+
+    guest.lose()
+    assert not guest.outside(guest.variables).exists()
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(folder / "vda.raw")]
+    subprocess.run([*argv, str(guest.outside(guest.disks["vda"]))], check=True)
+    shutil.copy(folder / "vdb.raw", guest.outside(guest.disks["vdb"]))
+    shutil.copy(folder / "nvram", guest.outside(guest.variables))
+    guest.host.virsh("define", "/dev/stdin", input_text=(folder / "domain.xml").read_text())
+    guest.start()
+    assert guest.run(SUMS) == expected
+    # It was its own entry among the variables that found the boot loader: there is none where firmware looks by itself.
+    assert "debian" in guest.run("efibootmgr | grep $(efibootmgr | sed -n 's/BootCurrent: /Boot/p')")
+    assert guest.run("ls /boot/efi/EFI").split() == ["debian"]
+
+
+def test_snaplive_image_was_frozen_by_the_agent(take, guest: UefiGuest, tmp_path: Path) -> None:
+    taken = take(live_image.take, "snaplive")
+    assert taken.consistency == "file-system"
+    assert_at_rest(tmp_path / "snaplive")
+    assert guest.run("touch /srv/thawed && echo yes").strip() == "yes"
+
+
+def test_agent_shuts_the_guest_down_for_an_offline_image(take, guest: UefiGuest, tmp_path: Path) -> None:
+    expected = guest.run(f"sync; {SUMS}; cat /proc/sys/kernel/random/boot_id").splitlines()
+    taken = take(offline_image.take, "offline")
+    assert (taken.consistency, taken.consistency_reason) == ("file-system", "it was shut down by its guest agent")
+    assert_at_rest(tmp_path / "offline")
+    guest.wait_until_up()
+    found = guest.run(f"{SUMS}; cat /proc/sys/kernel/random/boot_id").splitlines()
+    assert found[:-1] == expected[:-1]
+    assert found[-1] != expected[-1], "it was started again"

@@ -1,0 +1,197 @@
+"""A Debian guest with UEFI firmware and two disks: vda (qcow2) with the system, vdb (raw) with /srv.
+
+vda (GPT): an EFI system partition and an ext4 root. Its boot loader lies where only the firmware's own variables name
+it (EFI/debian, not EFI/BOOT): a guest whose variables are lost does not start. No network: it is talked to by its guest
+agent.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.lab.accelerator import accelerator, cache_folder
+from tests.lab.guest import BOOT_DEADLINE_S
+from tests.lab.guest_build import appliance, bootstrap, building, locked, published, recipe_hash
+from tests.lab.guest_image import copy_image
+from tests.lab.kvm_host import KvmHost
+from tests.lab.process import LabError
+from tests.lab.progress import Say, phase, say
+
+_RECIPE = Path(__file__).parent / "uefi"
+_ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+_MIB = 1 << 20
+SYSTEM_BYTES = 2 << 30
+DATA_BYTES = 256 * _MIB
+PACKAGES = (
+    "linux-image-cloud-amd64", "initramfs-tools", "kmod", "udev", "systemd", "systemd-sysv", "dbus", "zstd",
+    "grub-efi-amd64", "efibootmgr", "e2fsprogs", "qemu-guest-agent",
+)  # fmt: skip
+_FOLDER = "/var/lib/libvirt/images"
+
+
+def uefi_images(tell: Say = say) -> tuple[Path, Path]:
+    """The cached images of the current recipe, of the system and of the data; built when they are not there."""
+    name = f"uefi-{recipe_hash(Path(__file__), _RECIPE)[:16]}"
+    system, data = cache_folder() / f"{name}-system.qcow2", cache_folder() / f"{name}-data.raw"
+    with locked("uefi"):
+        if not (system.exists() and data.exists()):
+            with published(system) as system_partial, published(data) as data_partial:
+                _build(system_partial, data_partial, tell)
+            for other in cache_folder().glob("uefi-*-*"):
+                if not other.name.startswith(name):
+                    other.unlink()
+    return system, data
+
+
+def _build(system: Path, data: Path, tell: Say) -> None:
+    with building("uefi") as folder:
+        root_tar = folder / "root.tar"
+        with phase("building UEFI guest: installing packages", tell):
+            customize = _RECIPE / "customize.sh"
+            bootstrap("uefi", root_tar, packages=PACKAGES, overlay=_RECIPE / "root", customize=customize)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(system), str(SYSTEM_BYTES)], check=True)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "raw", str(data), str(DATA_BYTES)], check=True)
+        what = "building UEFI guest: starting the libguestfs appliance"
+        disks = [(system, "qcow2"), (data, "raw")]
+        with contextlib.closing(appliance(disks, what, tell)) as handle:
+            with phase("building UEFI guest: file systems and files", tell):
+                handle.part_init("/dev/sda", "gpt")
+                esp_end = 2048 + 64 * _MIB // 512
+                handle.part_add("/dev/sda", "p", 2048, esp_end - 1)
+                handle.part_add("/dev/sda", "p", esp_end, SYSTEM_BYTES // 512 - 2048)
+                handle.part_set_gpt_type("/dev/sda", 1, _ESP_TYPE)
+                handle.mkfs("vfat", "/dev/sda1", label="ESP")
+                handle.mkfs("ext4", "/dev/sda2", label="root")
+                handle.mkfs("ext4", "/dev/sdb", label="data")
+                handle.mount("/dev/sda2", "/")
+                handle.tar_in(str(root_tar), "/", xattrs=True)
+                handle.mkdir_p("/boot/efi")
+                handle.mount("/dev/sda1", "/boot/efi")
+            with phase("building UEFI guest: installing GRUB", tell):
+                # Where any firmware finds it, until the guest itself has told its own firmware (UefiGuest.settle).
+                handle.sh("grub-install --target=x86_64-efi --removable --no-nvram")
+                handle.sh("update-grub")
+            handle.umount_all()
+            handle.shutdown()
+
+
+@dataclasses.dataclass
+class UefiGuest:
+    """A guest `name` on a host of the lab."""
+
+    host: KvmHost
+    name: str
+
+    @property
+    def disks(self) -> dict[str, str]:
+        """The host's paths of its images, by target."""
+        return {"vda": f"{_FOLDER}/{self.name}-system.qcow2", "vdb": f"{_FOLDER}/{self.name}-data.raw"}
+
+    @property
+    def variables(self) -> str:
+        """The host's path of its UEFI variables."""
+        return f"/var/lib/libvirt/qemu/nvram/{self.name}_VARS.fd"
+
+    def outside(self, path: str) -> Path:
+        """Where the machine sees a file of the host."""
+        return self.host.directory / "root" / path.lstrip("/")
+
+    def install(self) -> None:
+        """Define it, start it, and let it tell its firmware where its boot loader lies."""
+        for image, path in zip(uefi_images(), self.disks.values(), strict=True):
+            copy_image(image, self.outside(path))
+        self.host.virsh("define", "/dev/stdin", input_text=self.domain_xml())
+        self.start()
+        self.run("grub-install --target=x86_64-efi && rm -r /boot/efi/EFI/BOOT && sync")
+
+    def start(self) -> None:
+        """Start it; returns when its agent answers. LabError when it does not."""
+        self.host.virsh("start", self.name)
+        self.wait_until_up()
+
+    def wait_until_up(self) -> None:
+        """Wait until its agent answers."""
+        end = time.monotonic() + BOOT_DEADLINE_S
+        with phase(f"{self.name}: waiting for the guest agent"):
+            while not self.agent_answers():
+                if time.monotonic() > end:
+                    raise LabError(f"{self.name}: no answer of the guest agent in {BOOT_DEADLINE_S:.0f} s")
+                time.sleep(0.5)
+
+    def agent_answers(self) -> bool:
+        """Whether the guest agent answers a ping."""
+        argv = ["virsh", "-q", "qemu-agent-command", "--timeout", "5", self.name, '{"execute":"guest-ping"}']
+        return self.host.run(argv, check=False).returncode == 0
+
+    def run(self, script: str, *, deadline_s: float = 300) -> str:
+        """Run a shell script in the guest by its agent; what it wrote. LabError when it fails."""
+        arguments = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
+        pid = self._agent("guest-exec", arguments)["pid"]
+        end = time.monotonic() + deadline_s
+        while not (status := self._agent("guest-exec-status", {"pid": pid}))["exited"]:
+            if time.monotonic() > end:
+                raise LabError(f"{self.name}: {script}: no end in {deadline_s:.0f} s")
+            time.sleep(0.2)
+        out, err = (base64.b64decode(status.get(name, "")).decode() for name in ("out-data", "err-data"))
+        if status["exitcode"] != 0:
+            raise LabError(f"{self.name}: {script}: exit {status['exitcode']}: {err or out}")
+        return out
+
+    def _agent(self, command: str, arguments: dict[str, object]) -> dict[str, Any]:
+        request = json.dumps({"execute": command, "arguments": arguments})
+        answer = json.loads(self.host.virsh("qemu-agent-command", "--timeout", "60", self.name, request))
+        return dict(answer["return"])
+
+    def lose(self) -> None:
+        """End it and remove its definition, its variables and its disks."""
+        self.host.run(["virsh", "-q", "destroy", self.name], check=False)
+        argv = ["virsh", "-q", "undefine", self.name, "--nvram", "--checkpoints-metadata"]
+        self.host.run(argv, check=False)
+        for path in self.disks.values():
+            self.outside(path).unlink(missing_ok=True)
+
+    def domain_xml(self) -> str:
+        """Its libvirt definition."""
+        return f"""<domain type='{"kvm" if accelerator() == "kvm" else "qemu"}'>
+  <name>{self.name}</name>
+  <memory unit='MiB'>512</memory>
+  <vcpu>1</vcpu>
+  <os firmware='efi'>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <firmware><feature enabled='no' name='secure-boot'/><feature enabled='no' name='enrolled-keys'/></firmware>
+    <boot dev='hd'/>
+  </os>
+  <features><acpi/><apic/></features>
+  <clock offset='utc'/>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' discard='unmap'/>
+      <source file='{self.disks["vda"]}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' discard='unmap'/>
+      <source file='{self.disks["vdb"]}'/>
+      <target dev='vdb' bus='virtio'/>
+    </disk>
+    <controller type='usb' model='none'/>
+    <serial type='pty'>
+      <log file='/var/log/libvirt/qemu/{self.name}-console.log' append='on'/>
+      <target port='0'/>
+    </serial>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
+  </devices>
+</domain>
+"""
