@@ -178,6 +178,24 @@ class Bench:
             subprocess.run([*argv, str(copied)], check=True)
         _flush_and_hash(copied)
 
+    def ssh_alone(self) -> None:
+        """The allocated data of the same file through the same ssh, and thrown away."""
+        (disk,), _ = self._still
+        argv = [*ssh_argv(self.target), self.target.address, shlex.join(["cat", disk.base])]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+    def write_alone(self) -> None:
+        """As much written where images lie, and fsync."""
+        argv = ["dd", "if=/dev/urandom", f"of={self.images}/random", "bs=4M", "count=4"]
+        subprocess.run(argv, check=True, stderr=subprocess.DEVNULL)
+        script = f'for _ in $(seq {DATA_MIB // 16}); do cat "$1"/random; done | dd of="$1"/written bs=1M conv=fsync'
+        subprocess.run(["sh", "-c", script, "sh", str(self.images)], check=True, stderr=subprocess.DEVNULL)
+
+    def hash_alone(self) -> None:
+        """As much hashed that lies in memory, by one thread."""
+        argv = ["openssl", "dgst", "-sha256", str(self.images / "written")]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
     def _empty(self, name: str) -> Path:
         folder = self.images / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -233,6 +251,17 @@ def still_copies(rounds: int) -> None:
         _table(f"SnapLive's copy, {disk_format}, {DATA_MIB} MiB of data on 4 GiB, medians of {rounds} rounds", took)
 
 
+def limits(rounds: int) -> None:
+    """What a copy cannot do without, each alone; ours beside it."""
+    took: dict[str, list[Took]] = {"ours": [], "ssh": [], "write, fsync": [], "sha256": []}
+    with bench_of(4) as bench, bench.window():
+        works = (bench.our_copy, bench.ssh_alone, bench.write_alone, bench.hash_alone)
+        for _ in range(rounds):
+            for name, work in zip(took, works, strict=True):
+                took[name].append(measured(work))
+    _table(f"What bounds a copy of {DATA_MIB} MiB, each alone, medians of {rounds} rounds in turn", took)
+
+
 def _table(title: str, took: dict[str, list[Took]]) -> None:
     print(f"\n{title}")
     print("| | s | MiB/s | ours is … times as fast | CPU s per GiB |")
@@ -271,6 +300,7 @@ def main() -> int:
     options = parser.parse_args()
     if shutil.which("virtnbdbackup") is None:
         raise LabError("the peer is missing: apt-get install virtnbdbackup")
+    limits(options.rounds)
     full_copies(options.rounds)
     still_copies(options.rounds)
     increments(options.rounds, (1, 4, 16))

@@ -20,6 +20,7 @@ SUITE = "trixie"
 PACKAGES = (
     "libvirt-daemon-system", "libvirt-clients", "qemu-system-x86", "qemu-utils", "openssh-server", "rsync", "ovmf",
     "swtpm", "swtpm-tools", "procps", "iproute2", "mount", "util-linux", "hostname", "e2fsprogs",
+    "virtnbdbackup",
 )  # fmt: skip
 
 
