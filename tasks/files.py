@@ -72,6 +72,7 @@ def pull(client: str) -> Transferred:
             staging / "data",
             exclude=excludes_of(system, prepared),
             link_dests=[folder for folder in (store.overnight(client) / "data", aborted / "data") if folder.exists()],
+            limit_kib_s=policy.bandwidth_limit_kib_s,
             deadline_s=policy.transfer_deadline_s,
             on_progress=progress.update,
         )

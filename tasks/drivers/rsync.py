@@ -51,14 +51,17 @@ def pull_argv(
     *,
     exclude: Sequence[str],
     link_dests: Sequence[Path],
+    limit_kib_s: int | None = None,
 ) -> list[str]:
     """The command that makes `destination` a copy of `paths` of `target`, unchanged files hard-linked to `link_dests`.
 
-    Paths keep their full names below `destination` (--relative); each is read on its own file system only.
+    Paths keep their full names below `destination` (--relative); each is read on its own file system only. At most
+    `limit_kib_s` travel.
     """
     argv = ["rsync", *TREE, "--one-file-system", "--relative", "--delete", "--delete-excluded", "--protect-args"]
     argv += ["--partial-dir=.gbs-rsync-partial", f"--timeout={STALL_S}", "--no-human-readable", "--stats"]
     argv += ["--info=progress2", "--outbuf=N"]
+    argv += [f"--bwlimit={limit_kib_s}"] if limit_kib_s else []
     argv += [f"--exclude={pattern}" for pattern in exclude]
     argv += [f"--link-dest={folder}" for folder in link_dests]
     argv += ["-e", shlex.join(ssh_argv(target)), "--"]
@@ -74,12 +77,13 @@ def pull(
     *,
     exclude: Sequence[str] = (),
     link_dests: Sequence[Path] = (),
+    limit_kib_s: int | None = None,
     deadline_s: float,
     on_progress: OnProgress | None = None,
 ) -> Transferred:
     """Run `pull_argv`; the errors are those of `tasks.model.rsync_status`, transport breaks are transient."""
     destination.mkdir(parents=True, exist_ok=True)
-    argv = pull_argv(target, paths, destination, exclude=exclude, link_dests=link_dests)
+    argv = pull_argv(target, paths, destination, exclude=exclude, link_dests=link_dests, limit_kib_s=limit_kib_s)
     return _run(argv, target.name, destination, deadline_s, on_progress)
 
 

@@ -119,7 +119,9 @@ class Policy(_Section):
     shutdown_deadline_s: int = Field(300, ge=1, description="How long a guest may take to shut down (method offline).")
     force_shutdown: bool = Field(False, description="Cut the power of a guest that does not shut down in time.")
     max_window_s: int = Field(4 * 3600, ge=60, description="How long a VM may run on overlays (method snaplive).")
-    bandwidth_limit_kib_s: int | None = Field(None, ge=1, description="At most so many KiB a second travel.")
+    bandwidth_limit_kib_s: int | None = Field(
+        None, ge=1, description="So many KiB/s at most, of each image and each client."
+    )
     freeze_deadline_s: int = Field(10, ge=1, description="How long a guest may take to freeze its file systems.")
 
     @property

@@ -58,6 +58,12 @@ def test_pull_argv_has_what_a_faithful_copy_needs() -> None:
     assert not {"--inplace", "--ignore-errors", "--force"} & set(argv)
 
 
+def test_pull_argv_limits_the_bandwidth_only_if_asked() -> None:
+    argv = pull_argv(target(), ["/"], Path("/s"), exclude=[], link_dests=[])
+    assert not [word for word in argv if "bwlimit" in word]
+    assert "--bwlimit=512" in pull_argv(target(), ["/"], Path("/s"), exclude=[], link_dests=[], limit_kib_s=512)
+
+
 def test_rsync_starts_ssh_with_the_words_that_were_meant(bin_folder: Path, tmp_path: Path) -> None:
     """rsync splits the -e string by its own rules, not by a shell's."""
     said = tmp_path / "said"
@@ -137,7 +143,9 @@ def test_pull_copies_hostile_names_and_links_what_did_not_change(bin_folder: Pat
     (source / "left-out").write_text("x")
     first, second = tmp_path / "1", tmp_path / "2"
     moved = rsync.pull(target(), [str(source)], first, exclude=["left-out"], deadline_s=30)
-    rsync.pull(target(), [str(source)], second, exclude=["left-out"], link_dests=[first], deadline_s=30)
+    rsync.pull(
+        target(), [str(source)], second, exclude=["left-out"], link_dests=[first], limit_kib_s=512, deadline_s=30
+    )
     copied = second / str(source).lstrip("/")
     assert {path.name: path.read_text() for path in copied.iterdir()} == {
         name: name for name in ("plain", "-rf", "a b", "a\nb", "$(id)", "é")
