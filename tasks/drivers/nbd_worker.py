@@ -5,6 +5,7 @@ the parent. Both leave the sha256 of every chunk that they touched, made from th
 """
 
 import ctypes
+import errno
 import json
 import os
 import sys
@@ -12,8 +13,10 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
+from mmap import PAGESIZE, mmap
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,8 @@ _PIECE_BYTES = 64 << 10
 _PUNCH_HOLE_KEEP_SIZE = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-_SYNC_FILE_RANGE_WRITE = 2
-"""Begin to write to the disk now, so that less is left for the fsync at the end; where it fails, all is."""
+_DIRECT_BYTES = 1 << 20
+"""From here on a write goes past the page cache: no copy, and the server keeps what else it had in memory."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Copy:
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
         self.bitmap: str | None = request["bitmap"]
-        self.handle = os.open(request["target"], os.O_RDWR | os.O_CLOEXEC)
+        self.target = Target(request["target"])
         self.copied = 0
         self.pace = Pace(request["bytes_per_s"])
         self._lanes = threading.local()
@@ -149,7 +151,7 @@ class Copy:
         size = first.get_size()
         if size != self.request["size_bytes"]:
             raise ValueError(f"the export has {size} bytes, not {self.request['size_bytes']}")
-        os.ftruncate(self.handle, size)
+        os.ftruncate(self.target.handle, size)
         work = list(by_chunk(extents(first, self.bitmap)))
         total = sum(part.length for _, parts in work for part in parts if not part.zero)
         say(progress=[0, total])
@@ -163,7 +165,7 @@ class Copy:
                 if time.monotonic() - spoken > 1:
                     say(progress=[self.copied, total])
                     spoken = time.monotonic()
-        os.fsync(self.handle)
+        os.fsync(self.target.handle)
         write_chunks(Path(self.request["chunks"]), digests)
         return {"bytes_copied": self.copied}
 
@@ -191,14 +193,14 @@ class Copy:
         content = lane.content[: min(CHUNK_BYTES, self.request["size_bytes"] - begin)]
         if sum(part.length for part in parts) < len(content):
             # Of a clone, the chunk is what it was but for what is dirty; elsewhere what is not copied is zero.
-            known = os.preadv(self.handle, [content], begin) if self.bitmap else 0
+            known = os.preadv(self.target.handle, [content], begin) if self.bitmap else 0
             content[known:] = bytes(len(content) - known)
         copied = 0
         for part in parts:
             piece = content[part.offset - begin : part.end - begin]
             if part.zero:
                 piece[:] = bytes(part.length)
-                self._punch(part.offset, part.length)
+                self.target.punch(part.offset, part.length)
                 continue
             self.pace.wait(part.length)
             lane.read(piece, part.offset)
@@ -214,14 +216,38 @@ class Copy:
             places = list(run)
             begin, end = places[0], min(places[-1] + _PIECE_BYTES, len(data))
             if not is_zero:
-                _write_all(self.handle, data[begin:end], offset + begin)
-                _libc.sync_file_range(self.handle, offset + begin, end - begin, _SYNC_FILE_RANGE_WRITE)
+                self.target.write(data[begin:end], offset + begin)
             elif self.bitmap:
-                self._punch(offset + begin, end - begin)
+                self.target.punch(offset + begin, end - begin)
 
-    def _punch(self, offset: int, length: int) -> None:
+
+class Target:
+    """The file that the copy goes to. Nobody else uses it, and no two threads the same bytes of it."""
+
+    def __init__(self, path: str) -> None:
+        self.handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._direct: int | None = None
+        with suppress(OSError):  # EINVAL: a file system without
+            self._direct = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write all of it; a long run of whole pages past the page cache."""
+        long = len(data) >= _DIRECT_BYTES and offset % PAGESIZE == 0 and len(data) % PAGESIZE == 0
+        direct = self._direct if long else None
+        while data:
+            try:
+                written = os.pwrite(self.handle if direct is None else direct, data, offset)
+            except OSError as exc:
+                if direct is None or exc.errno != errno.EINVAL:
+                    raise
+                direct = self._direct = None  # it wants other borders than pages
+                continue
+            data, offset = data[written:], offset + written
+
+    def punch(self, offset: int, length: int) -> None:
+        """Make a hole, or write zeros where the file system has none."""
         if _libc.fallocate(self.handle, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
-            _write_all(self.handle, memoryview(bytes(length)), offset)
+            self.write(memoryview(bytes(length)), offset)
 
 
 class Lane:
@@ -230,19 +256,13 @@ class Lane:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._connection.set_pread_initialize(False)
-        self.content = memoryview(bytearray(CHUNK_BYTES))
+        self.content = memoryview(mmap(-1, CHUNK_BYTES))
 
     def read(self, into: memoryview, offset: int) -> None:
         """Fill `into` with what the export has from `offset` on; nbd.Error when it does not answer."""
         cookie = self._connection.aio_pread(nbd.Buffer.from_buffer(into), offset)
         while not self._connection.aio_command_completed(cookie):
             self._connection.poll(-1)
-
-
-def _write_all(handle: int, view: memoryview, offset: int) -> None:
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written
 
 
 _lock = threading.Lock()
