@@ -29,8 +29,6 @@ class Guest:
     ssh_port: int
     ssh: Path
     memory_mib: int = 1024
-    vcpus: int = 1
-    """Emulated, a second one costs more than it gives: each wake-up of the other is an exit."""
 
     @property
     def mac(self) -> str:
@@ -84,8 +82,7 @@ class Guest:
 
     def agent_answers(self) -> bool:
         """Whether the guest agent answers a ping."""
-        argv = ["virsh", "-q", "qemu-agent-command", "--timeout", "5", self.name, '{"execute":"guest-ping"}']
-        return self.host.run(argv, check=False).returncode == 0
+        return agent_answers(self.host, self.name)
 
     def ssh_answers(self) -> bool:
         """Whether a login works."""
@@ -112,11 +109,37 @@ class Guest:
 
     def domain_xml(self) -> str:
         """Its libvirt definition; nothing in it is special to the lab."""
-        return f"""<domain type='{"kvm" if accelerator() == "kvm" else "qemu"}'>
-  <name>{self.name}</name>
-  <memory unit='MiB'>{self.memory_mib}</memory>
-  <vcpu>{self.vcpus}</vcpu>
-  <os>
+        disk = disk_xml("vda", "qcow2", self.disk)
+        card = f"<interface type='user'><mac address='{self.mac}'/><model type='virtio'/></interface>"
+        return domain_xml(self.name, self.memory_mib, "<os>", disk + card)
+
+
+def agent_answers(host: KvmHost, name: str) -> bool:
+    """Whether the agent of a guest answers a ping."""
+    argv = ["virsh", "-q", "qemu-agent-command", "--timeout", "5", name, '{"execute":"guest-ping"}']
+    return host.run(argv, check=False).returncode == 0
+
+
+def disk_xml(target: str, disk_format: str, path: str) -> str:
+    """The definition of a disk that is a file of the host."""
+    return f"""<disk type='file' device='disk'>
+      <driver name='qemu' type='{disk_format}' discard='unmap'/>
+      <source file='{path}'/>
+      <target dev='{target}' bus='virtio'/>
+    </disk>
+    """
+
+
+def domain_xml(name: str, memory_mib: int, firmware: str, devices: str) -> str:
+    """The definition of a Debian guest: `firmware` is its <os> tag and what follows it, `devices` are its own.
+
+    It has one processor: emulated, a second one costs more than it gives, as each wake-up of the other is an exit.
+    """
+    return f"""<domain type='{"kvm" if accelerator() == "kvm" else "qemu"}'>
+  <name>{name}</name>
+  <memory unit='MiB'>{memory_mib}</memory>
+  <vcpu>1</vcpu>
+  {firmware}
     <type arch='x86_64' machine='q35'>hvm</type>
     <boot dev='hd'/>
   </os>
@@ -127,18 +150,10 @@ class Guest:
   <on_crash>destroy</on_crash>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2' discard='unmap'/>
-      <source file='{self.disk}'/>
-      <target dev='vda' bus='virtio'/>
-    </disk>
+    {devices}
     <controller type='usb' model='none'/>
-    <interface type='user'>
-      <mac address='{self.mac}'/>
-      <model type='virtio'/>
-    </interface>
     <serial type='pty'>
-      <log file='/var/log/libvirt/qemu/{self.name}-console.log' append='on'/>
+      <log file='/var/log/libvirt/qemu/{name}-console.log' append='on'/>
       <target port='0'/>
     </serial>
     <console type='pty'><target type='serial' port='0'/></console>

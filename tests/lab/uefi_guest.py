@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab.accelerator import accelerator, cache_folder
-from tests.lab.guest import BOOT_DEADLINE_S
+from tests.lab.accelerator import cache_folder
+from tests.lab.guest import BOOT_DEADLINE_S, agent_answers, disk_xml, domain_xml
 from tests.lab.guest_build import appliance, bootstrap, building, locked, published, recipe_hash
 from tests.lab.guest_image import copy_image
 from tests.lab.kvm_host import KvmHost
@@ -127,8 +127,7 @@ class UefiGuest:
 
     def agent_answers(self) -> bool:
         """Whether the guest agent answers a ping."""
-        argv = ["virsh", "-q", "qemu-agent-command", "--timeout", "5", self.name, '{"execute":"guest-ping"}']
-        return self.host.run(argv, check=False).returncode == 0
+        return agent_answers(self.host, self.name)
 
     def run(self, script: str, *, deadline_s: float = 300) -> str:
         """Run a shell script in the guest by its agent; what it wrote. LabError when it fails."""
@@ -159,39 +158,8 @@ class UefiGuest:
 
     def domain_xml(self) -> str:
         """Its libvirt definition."""
-        return f"""<domain type='{"kvm" if accelerator() == "kvm" else "qemu"}'>
-  <name>{self.name}</name>
-  <memory unit='MiB'>512</memory>
-  <vcpu>1</vcpu>
-  <os firmware='efi'>
-    <type arch='x86_64' machine='q35'>hvm</type>
-    <firmware><feature enabled='no' name='secure-boot'/><feature enabled='no' name='enrolled-keys'/></firmware>
-    <boot dev='hd'/>
-  </os>
-  <features><acpi/><apic/></features>
-  <clock offset='utc'/>
-  <on_poweroff>destroy</on_poweroff>
-  <on_reboot>restart</on_reboot>
-  <on_crash>destroy</on_crash>
-  <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2' discard='unmap'/>
-      <source file='{self.disks["vda"]}'/>
-      <target dev='vda' bus='virtio'/>
-    </disk>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' discard='unmap'/>
-      <source file='{self.disks["vdb"]}'/>
-      <target dev='vdb' bus='virtio'/>
-    </disk>
-    <controller type='usb' model='none'/>
-    <serial type='pty'>
-      <log file='/var/log/libvirt/qemu/{self.name}-console.log' append='on'/>
-      <target port='0'/>
-    </serial>
-    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
-    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
-  </devices>
-</domain>
-"""
+        features = "".join(f"<feature enabled='no' name='{name}'/>" for name in ("secure-boot", "enrolled-keys"))
+        firmware = f"<os firmware='efi'><firmware>{features}</firmware>"
+        formats = {"vda": "qcow2", "vdb": "raw"}
+        disks = "".join(disk_xml(target, formats[target], path) for target, path in self.disks.items())
+        return domain_xml(self.name, 512, firmware, disks)
