@@ -6,13 +6,11 @@ import dataclasses
 import os
 import shutil
 import subprocess
-import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.process import LabError, ProcessRecord
-from tests.lab.sshd import Sshd, wait_for_banner
+from tests.lab.namespaced import Namespaced
 
 _INIT = Path(__file__).parent / "host" / "init.sh"
 _HOOK = Path(__file__).parent / "host" / "qemu-hook"
@@ -36,29 +34,13 @@ def _tree() -> str:
 
 
 @dataclasses.dataclass
-class KvmHost:
-    """A KVM host below `directory`; `authorized_key` (a public key's line) may log in as root.
-
-    Its world ends with its process 1, which `stop` kills; its files stay below `directory` until `remove`.
-    """
-
-    name: str
-    directory: Path
-    authorized_key: str
-    _unshare: subprocess.Popen[bytes] | None = dataclasses.field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.sshd = Sshd(self.directory / "sshd", self.authorized_key)
+class KvmHost(Namespaced):
+    """A KVM host: private libvirt, private sshd."""
 
     @property
-    def ssh_port(self) -> int:
-        """The port of its sshd on 127.0.0.1; 0 before the first start."""
-        return self.sshd.port
-
-    @property
-    def known_hosts_line(self) -> str:
-        """Its line for known_hosts(5)."""
-        return self.sshd.known_hosts_line
+    def init(self) -> Sequence[str]:
+        """Process 1."""
+        return [str(_INIT), self.name, str(self.directory), _tree()]
 
     @property
     def images(self) -> Path:
@@ -68,69 +50,6 @@ class KvmHost:
     def uri(self, ssh_command: Path) -> str:
         """The libvirt URI for a client on the machine; `ssh_command` is an ssh that knows key and known_hosts."""
         return f"qemu+ssh://root@127.0.0.1:{self.ssh_port}/system?command={ssh_command}&no_tty=1"
-
-    @property
-    def _record(self) -> Path:
-        return self.directory / "host.json"
-
-    def running(self) -> bool:
-        """Whether its process 1 lives."""
-        record = ProcessRecord.load(self._record)
-        return record is not None and record.alive()
-
-    def start(self) -> None:
-        """Start it, or take over the one that runs; returns when libvirtd and sshd answer (LabError after 30 s)."""
-        if self.running() and self.run(["test", "-e", "/run/lab-host-ready"], check=False).returncode == 0:
-            self.sshd.prepare()
-            return
-        self.stop()
-        self._prepare()
-        self._spawn()
-        end = time.monotonic() + 30
-        while self.run(["test", "-e", "/run/lab-host-ready"], check=False).returncode != 0:
-            if not self.running() or time.monotonic() > end:
-                self.stop()
-                raise LabError(f"KVM host {self.name} did not come up; see {self.directory}/init.log")
-            time.sleep(0.05)
-        if not wait_for_banner(self.ssh_port, 10):
-            self.stop()
-            raise LabError(f"the sshd of KVM host {self.name} does not answer; see {self.directory}/init.log")
-
-    def stop(self) -> None:
-        """Kill the host with all that runs in it (a power cut); nothing happens when it is not running."""
-        record = ProcessRecord.load(self._record)
-        if record is not None:
-            record.kill()
-        self._record.unlink(missing_ok=True)
-        if self._unshare is not None:
-            self._unshare.wait()
-            self._unshare = None
-
-    def remove(self) -> None:
-        """Stop it and remove its files."""
-        self.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def run(
-        self, argv: Sequence[str], *, check: bool = True, input_text: str | None = None, timeout_s: float = 120
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside the host as root; LabError with its stderr when it fails and `check` is set."""
-        record = ProcessRecord.load(self._record)
-        if record is None or not record.alive():
-            raise LabError(f"KVM host {self.name} is not running")
-        enter = ["nsenter", f"--target={record.pid}", "--mount", "--pid", "--uts", "--wd=/", "--"]
-        done = subprocess.run(
-            [*enter, *argv],
-            input=input_text,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-        if check and done.returncode != 0:
-            raise LabError(f"{self.name}: {' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()}")
-        return done
 
     def virsh(self, *args: str, input_text: str | None = None, timeout_s: float = 120) -> str:
         """Run virsh on the host's qemu:///system and return what it wrote; LabError when it fails."""
@@ -164,10 +83,8 @@ class KvmHost:
         """
         self.run(["sh", "-c", script, "sh", signal_name])
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Make its files where missing; what is there (domains, images, port, keys) stays."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.sshd.prepare()
         root = self.directory / "root"
         if root.exists():
             return
@@ -191,28 +108,3 @@ class KvmHost:
         (configuration / "hooks/lab-forwards").touch()
         (partial / "var/lib/libvirt/images").mkdir(mode=0o711, exist_ok=True)
         partial.rename(root)
-
-    def _spawn(self) -> None:
-        """Start process 1; its record is on disk before it may do anything."""
-        argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
-        argv += ["--propagation=private", str(_INIT), self.name, str(self.directory), _tree()]
-        with (self.directory / "init.log").open("ab") as log:
-            self._unshare = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"},
-            )
-        assert self._unshare.stdin is not None
-        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
-        end = time.monotonic() + 10
-        while not (pids := children.read_text(encoding="ascii").split()):
-            if time.monotonic() > end or self._unshare.poll() is not None:
-                raise LabError(f"unshare failed; see {self.directory}/init.log")
-            time.sleep(0.01)
-        ProcessRecord.of(int(pids[0])).save(self._record)
-        with self._unshare.stdin as pipe:
-            pipe.write(b"go\n")
