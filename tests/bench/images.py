@@ -135,8 +135,19 @@ class Bench:
         folder, restored = self.images / "virtnbd", self.images / "virtnbd-restored"
         if level == "full":
             shutil.rmtree(folder, ignore_errors=True)
-        argv = ["virtnbdbackup", "-d", self.guest.name, "-l", level, "-o", str(folder), "-n", "--scratchdir", "/var/tmp"]
-        self.host.run([*argv], timeout_s=600)
+        argv = [
+            "virtnbdbackup",
+            "-d",
+            self.guest.name,
+            "-l",
+            level,
+            "-o",
+            str(folder),
+            "-n",
+            "--scratchdir",
+            "/var/tmp",
+        ]
+        self.host.run([*argv, "-n", "--scratchdir", "/var/tmp"], timeout_s=600)
         if level == "inc":
             shutil.rmtree(restored, ignore_errors=True)
             argv = ["virtnbdrestore", "-i", str(folder), "-o", str(restored), "-n"]
