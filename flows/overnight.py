@@ -5,28 +5,47 @@ from datetime import UTC, datetime
 from prefect import State, flow
 
 from flows.ending import conclude
+from flows.hooked import hooked
 from flows.kvmimg_get import images_due
 from flows.run_name import named
 from flows.side_by_side import chosen, for_each_client, task_runner
 from flows.stage import stage
 from flows.vm_name import ClientName
 from tasks import files, places
+from tasks.errors import DumpFailed
+from tasks.model.manifest import DumpRecord
 from tasks.model.outcome import Outcome, StageResult
 
 
 def pull_client(client: str) -> list[StageResult]:
     """Pull one client's files and publish them as its overnight copy; the old copy stays when anything is wrong."""
     started = datetime.now(UTC)
-    with stage(client, "overnight") as running, places.locked("client", client):
+    with stage(client, "overnight") as running, places.locked("client", client), hooked(running):
         prepared = files.read_prepared(client)
         for failure in prepared.failures:
             running.say(Outcome.PARTIAL, failure)
+        for line in files.compare_layout(client):
+            running.say(Outcome.WARNING, line)
         moved = files.pull(client)
         for line in moved.vanished:
             running.say(Outcome.WARNING, line)
-        running.produced = files.publish(client, started, moved).id
+        proven, doubts = _prove(client)
+        for doubt in doubts:
+            running.say(Outcome.PARTIAL, doubt)
+        running.produced = files.publish(client, started, moved, proven, doubts).id
         running.bytes_moved = moved.received_bytes
     return [running.result()]
+
+
+def _prove(client: str) -> tuple[list[DumpRecord], list[str]]:
+    proven: list[DumpRecord] = []
+    doubts: list[str] = []
+    for dump in files.dumps_to_prove(client):
+        try:
+            proven.append(files.prove(client, dump))
+        except DumpFailed as exc:
+            doubts.append(str(exc))
+    return proven, doubts
 
 
 @flow(name="overnight", flow_run_name=named("clients", "overnight of {}", "all clients"), task_runner=task_runner)

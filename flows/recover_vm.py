@@ -117,10 +117,10 @@ def _bring_back(
 
 def _restore_databases(sources: Sources, problems: list[str]) -> list[str]:
     restored: list[str] = []
-    for engine in dict.fromkeys(dump.engine for dump in sources.night.dumps):
-        dumps = [dump for dump in sources.night.dumps if dump.engine == engine]
+    for called in dict.fromkeys(dump.called for dump in sources.night.dumps):
+        dumps = [dump for dump in sources.night.dumps if dump.called == called]
         try:
-            restored += recovery.restore_databases(sources.client, engine, dumps)
+            restored += recovery.restore_databases(sources.client, called, dumps)
         except GbsError as exc:
             problems.append(str(exc))
     return restored

@@ -1,24 +1,27 @@
 """Stage 1 for files: pull a client into a staging tree and publish it as the overnight copy when it is good."""
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
 from tasks.drivers import rsync
-from tasks.drivers.databases import ENGINES
+from tasks.drivers.databases import data_patterns, proving
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.progress import reporting
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.store import discard, read_model, replace, require_space, sync_folder, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
+from tasks.model.facts import Facts
 from tasks.model.inventory import DEFAULT_EXCLUDES, System
 from tasks.model.manifest import LISTING, MANIFEST, DumpRecord, NightManifest
+from tasks.model.mounts import lost_mounts
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome
 from tasks.model.prepared import Prepared
-from tasks.model.shape import shape_of_facts
+from tasks.model.shape import compare, shape_of_facts
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -31,9 +34,9 @@ def paths_of(system: System, prepared: Prepared) -> tuple[str, ...]:
 
 def excludes_of(system: System, prepared: Prepared) -> tuple[str, ...]:
     """What is left out: the platform's, the operator's, and the data files of databases that a dump covers."""
-    covered = [database.engine for database in system.databases if prepared.covered(database.engine)]
-    data_folders = tuple(pattern for engine in covered for pattern in ENGINES[engine].data_folders)
-    return (*DEFAULT_EXCLUDES[system.platform], *system.exclude, *data_folders)
+    covered = [database for database in system.databases if prepared.covered(database.called)]
+    data = tuple(pattern for database in covered for pattern in data_patterns(database.engine, database.names))
+    return (*DEFAULT_EXCLUDES[system.platform], *system.exclude, *data)
 
 
 @retryable("read preparation", "read preparation of {client}", retries=0)
@@ -48,6 +51,32 @@ def _prepared(client: str) -> Prepared:
     if prepared is None:
         raise NothingToRecover(f"client {client}", f"stage 0 has not run: there is no {path}; run: gbs run prepare")
     return prepared
+
+
+@retryable("compare layout", "compare layout of {client}", retries=0)
+def compare_layout(client: str) -> list[str]:
+    """What changed in the client's disks and file systems since its last night, a line each.
+
+    Raises SourceRefused when a file system that was pulled is not mounted though its device is there: what lies in
+    its place is not what the client has.
+    """
+    store, prepared = places.store(), _prepared(client)
+    night, last = store.night_of(client), read_model(store.overnight(client) / "facts.json", Facts)
+    if night is None or last is None:
+        return []
+    system, _ = places.system_of(client)
+    lost = lost_mounts(last, prepared.facts, [path for path in night.paths if path not in system.exclude])
+    for row in lost.unmounted:
+        what = f"{row.mountpoint} ({row.source}) was mounted last night and is not now"
+        raise SourceRefused(client, f"{what}: mount it, or exclude {row.mountpoint} when it is not used any more")
+    return [
+        *(f"{row.mountpoint} ({row.source}) is gone with its device" for row in lost.removed),
+        *(
+            f"{point.what} changed from {point.template} to {point.client}"
+            for point in compare(shape_of_facts(last), shape_of_facts(prepared.facts))
+            if not point.same
+        ),
+    ]
 
 
 @retryable("pull files", "pull files of {client}")
@@ -67,7 +96,7 @@ def pull(client: str) -> Transferred:
     (staging / "data").mkdir(parents=True)
     with reporting(log, f"pull {client}") as progress:
         moved = rsync.pull(
-            places.target_of(client),
+            places.files_target_of(client),
             paths_of(system, prepared),
             staging / "data",
             exclude=excludes_of(system, prepared),
@@ -94,13 +123,43 @@ def _require_not_shrunk(client: str, unit: str, before: int, now: int, max_shrin
         raise SourceRefused(client, f"{change}; if that is right, raise max_shrink_percent for one night")
 
 
+def dumps_to_prove(client: str) -> list[DumpRecord]:
+    """The dumps that the inventory wants to be proven by a restore, accounts apart."""
+    system, _ = places.system_of(client)
+    asked = {database.called for database in system.databases if database.prove}
+    return [dump for dump in _prepared(client).dumps if dump.called in asked and dump.kind == "database"]
+
+
+@retryable("prove dump", "prove {dump.engine} {dump.database} of {client}", retries=0)
+def prove(client: str, dump: DumpRecord) -> DumpRecord:
+    """Restore a dump that was pulled into a throw-away server here; with its number of tables. DumpFailed if it is bad.
+
+    Raises IntegrityError when what arrived is not what was made on the client.
+    """
+    _, policy = places.system_of(client)
+    data = places.store().staging(client) / "data"
+    _verify_dumps(data, (dump,))
+    with reporting(log, f"prove {dump.engine} {dump.database} of {client}"):
+        path = data / dump.path.lstrip("/")
+        return dump.model_copy(
+            update={"tables": proving.tables_of(dump, path, places.store().root, policy.dump_deadline_s)}
+        )
+
+
 @retryable("publish night", "publish night of {client}", retries=0)
-def publish(client: str, started: datetime, moved: Transferred) -> NightManifest:
-    """Check the dumps that arrived, list every file's sha256, and make the staging tree the overnight copy."""
+def publish(
+    client: str, started: datetime, moved: Transferred, proven: Sequence[DumpRecord] = (), doubts: Sequence[str] = ()
+) -> NightManifest:
+    """Check the dumps that arrived, list every file's sha256, and make the staging tree the overnight copy.
+
+    `proven` are dumps as `prove` gave them back, `doubts` what was found wrong with others.
+    """
     system, policy = places.system_of(client)
     store, prepared = places.store(), _prepared(client)
     staging, published = store.staging(client), store.overnight(client)
     _verify_dumps(staging / "data", prepared.dumps)
+    dumps = {dump.path: dump for dump in (*prepared.dumps, *proven)}
+    failures = (*prepared.failures, *doubts)
     with reporting(log, f"list files of {client}"):
         files, size_bytes = write_listing(
             staging / "data", staging / LISTING, published / "data", store.listing_of(client)
@@ -108,17 +167,17 @@ def publish(client: str, started: datetime, moved: Transferred) -> NightManifest
     if (last := store.night_of(client)) is not None:
         _require_not_shrunk(client, "files", last.files, files, policy.max_shrink_percent)
     write_model(staging / "facts.json", prepared.facts)
-    warnings = (*prepared.failures, *(f"vanished while read: {line}" for line in moved.vanished))
+    warnings = (*failures, *(f"vanished while read: {line}" for line in moved.vanished))
     manifest = NightManifest(
         id=new_id(started),
         client=client,
         started=started,
         ended=datetime.now(UTC),
-        outcome=Outcome.PARTIAL if prepared.failures else Outcome.WARNING if warnings else Outcome.OK,
+        outcome=Outcome.PARTIAL if failures else Outcome.WARNING if warnings else Outcome.OK,
         warnings=warnings,
         paths=paths_of(system, prepared),
         excluded=excludes_of(system, prepared),
-        dumps=prepared.dumps,
+        dumps=tuple(dumps.values()),
         flavour=shape_of_facts(prepared.facts).flavour,
         files=files,
         size_bytes=size_bytes,

@@ -64,8 +64,17 @@ def permanent() -> PermanentPlace:
 def target_of(name: str) -> SshTarget:
     """How a client or KVM host is reached over ssh."""
     system, _ = system_of(name)
-    identity = _load(SshIdentity, SshIdentity.document_name(system.identity))
-    return identity.target(name, system.address, system.port)
+    return _target(name, system, system.identity)
+
+
+def files_target_of(name: str) -> SshTarget:
+    """How its files are pulled over ssh."""
+    system, _ = system_of(name)
+    return _target(name, system, system.files_identity or system.identity)
+
+
+def _target(name: str, system: System, identity: str) -> SshTarget:
+    return _load(SshIdentity, SshIdentity.document_name(identity)).target(name, system.address, system.port)
 
 
 def kvm_host(name: str) -> tuple[SshTarget, KvmHost]:

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import databases, host_files, permanent, ssh
+from tasks.drivers import databases, host_files, permanent, rsync, ssh
 from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
-from tasks.model.inventory import KvmHost, System
+from tasks.model.inventory import Database, KvmHost, System
 from tasks.model.names import human_bytes
 
 LOCAL_TOOLS = ("rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
@@ -92,15 +92,31 @@ def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
             )
             for purpose, folder in _written(system):
                 yield _try(subject, f"{purpose} {folder}", partial(_free_there, shell, folder))
+            if system.files_identity is not None:
+                yield _try(subject, "files key", lambda: _files_key(name))
             for database in system.databases:
-                ready = databases.is_ready(shell, database.engine)
-                yield Finding(subject, database.engine, ready, "accepts connections" if ready else "does not answer")
+                yield _database(subject, shell, database)
     except GbsError as exc:
         yield Finding(subject, "ssh", False, str(exc))
         return
     if is_kvm_host:
         yield _try(subject, "libvirt", lambda: _libvirt(name))
         yield _try(subject, "overlays", lambda: _overlays(name))
+
+
+def _files_key(name: str) -> str:
+    target = places.files_target_of(name)
+    rsync.reach(target, deadline_s=30)
+    return f"{target.user}@{target.address}:{target.port} by {target.private_key_file}"
+
+
+def _database(subject: str, shell: Shell, database: Database) -> Finding:
+    if database.engine == "command":
+        tool = database.command[0]
+        there = shell.run(["sh", "-c", 'command -v "$1"', "gbs", tool], deadline_s=30, check=False).status == 0
+        return Finding(subject, database.called, there, tool if there else f"there is no command {tool}")
+    ready = databases.is_ready(shell, database.server)
+    return Finding(subject, database.called, ready, "accepts connections" if ready else "does not answer")
 
 
 def _overlays(name: str) -> str:

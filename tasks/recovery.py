@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from tasks import places
 from tasks.drivers import databases, rsync, ssh
+from tasks.drivers.databases import command as dump_command
 from tasks.drivers.progress import reporting
 from tasks.drivers.ssh import Shell
 from tasks.errors import (
@@ -16,6 +17,7 @@ from tasks.errors import (
     RecoveryRefused,
     Unreachable,
 )
+from tasks.model.databases import Server
 from tasks.model.domain_recovery import rewrite_for_recovery
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory import Probe
@@ -124,20 +126,34 @@ def wait_until_answers(client: str, deadline_s: float) -> float:
             time.sleep(2)
 
 
-@retryable("restore databases", "restore {engine} of {client}", retries=1)
-def restore_databases(client: str, engine: databases.EngineName, dumps: Sequence[DumpRecord]) -> tuple[str, ...]:
-    """Restore the dumps, which came back with the files, once the engine accepts connections; their names."""
-    _, policy = places.system_of(client)
-    with ssh.connect(places.target_of(client)) as shell, reporting(log, f"restore {engine} of {client}"):
-        ends_at = time.monotonic() + DATABASE_DEADLINE_S
-        while not databases.is_ready(shell, engine):
-            if time.monotonic() > ends_at:
-                raise DumpFailed(
-                    f"{engine} on {client}", f"it does not accept connections after {DATABASE_DEADLINE_S} s"
-                )
-            time.sleep(2)
-        databases.restore(shell, dumps, policy.dump_deadline_s)
+@retryable("restore databases", "restore {called} of {client}", retries=1)
+def restore_databases(client: str, called: str, dumps: Sequence[DumpRecord]) -> tuple[str, ...]:
+    """Restore the dumps of one engine or command, which came back with the files; their names.
+
+    An engine is waited for until it accepts connections. DumpFailed when it does not, when the inventory no longer
+    declares it, or when a dump does not load.
+    """
+    system, policy = places.system_of(client)
+    declared = next((database for database in system.databases if database.called == called), None)
+    if declared is None:
+        folder = PurePosixPath(dumps[0].path).parent
+        raise DumpFailed(f"{called} on {client}", f"the inventory no longer declares it; its dumps are in {folder}")
+    with ssh.connect(places.target_of(client)) as shell, reporting(log, f"restore {called} of {client}"):
+        if declared.engine == "command":
+            dump_command.restore(shell, declared.dump_command, dumps, policy.dump_deadline_s)
+        else:
+            _wait_for(shell, declared.server)
+            databases.restore(shell, declared.server, dumps, policy.dump_deadline_s)
     return tuple(f"{dump.engine} {dump.database or dump.kind}" for dump in dumps)
+
+
+def _wait_for(shell: Shell, server: Server) -> None:
+    ends_at = time.monotonic() + DATABASE_DEADLINE_S
+    while not databases.is_ready(shell, server):
+        if time.monotonic() > ends_at:
+            called = f"{server.engine} on {shell.target.name}"
+            raise DumpFailed(called, f"it does not accept connections after {DATABASE_DEADLINE_S} s")
+        time.sleep(2)
 
 
 @retryable("probe", "probe {client}: {probe.words}", retries=1)

@@ -14,6 +14,7 @@ COMMANDS = {
     "list": ("flows.cli.show", "Images and restore points."),
     "find": ("flows.cli.verify", "Where a VM is in the backup data."),
     "verify": ("flows.cli.verify", "Read images again and compare them with their manifests."),
+    "coverage": ("flows.cli.coverage", "What is there and nobody protects: VMs, file systems, databases."),
     "image": ("flows.cli.image", "Templates: images that serve every system of their shape."),
     "recover": ("flows.cli.recover", "Bring back what was lost."),
     "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),

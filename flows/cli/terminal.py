@@ -115,7 +115,7 @@ def rows(title: str, columns: Sequence[str], body: Sequence[Sequence[Any]], as_j
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
         # Only the words of reasons may break: names and ids are copied from here.
-        wraps = column in ("reason", "why", "fields", "paths", "databases", "template has", "client has")
+        wraps = column in ("reason", "why", "gap", "fields", "paths", "databases", "template has", "client has")
         width = 20 if wraps else max(len(str(row[place] or "")) for row in (*body, columns))
         table.add_column(column.upper(), overflow="fold", no_wrap=not wraps, min_width=width, header_style="dim")
     for row in body:

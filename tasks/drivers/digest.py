@@ -4,20 +4,26 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tasks.errors import IntegrityError
 from tasks.model.manifest import FileRecord
 
 CHUNK = 1 << 20
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     """The hex sha256 of a regular file's content; `on_bytes` is called with the size of each piece read."""
+    return _sha256(os.open(path, _READ), on_bytes)
+
+
+def _sha256(handle: int, on_bytes: Callable[[int], None] | None = None) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(CHUNK)
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
+    with open(handle, "rb", buffering=0) as file:
         while size := file.readinto(buffer):
             digest.update(memoryview(buffer)[:size])
             if on_bytes is not None:
@@ -30,15 +36,25 @@ def record(path: Path, folder: Path) -> FileRecord:
     return FileRecord(path=str(path.relative_to(folder)), size_bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
-def regular_files(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Every regular file below `root`, sorted, as its path relative to `root` and its stat; links are not followed."""
+@contextmanager
+def opened(root: Path | bytes, below: int | None = None) -> Iterator[int]:
+    """A folder to name files from: a client's longest paths have no room for that of the store in front of them."""
+    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=below)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def regular_files(root: int) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Every regular file below an `opened` folder, sorted: its path from there and its stat. Links are not followed."""
     pending = [b""]
     while pending:
         below = pending.pop()
         folders = []
-        with os.scandir(os.path.join(root, below)) as entries:
+        with opened(below or b".", root) as folder, os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                path = os.path.join(below, entry.name)
+                path = os.path.join(below, os.fsencode(entry.name))
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
                 elif entry.is_file(follow_symlinks=False):
@@ -71,13 +87,13 @@ def write_listing(root: Path, listing: Path, previous_root: Path | None, previou
     is published is never modified, so it need not be read again.
     """
     known = _read_known(previous) if previous_root and previous and previous.exists() else {}
-    old = os.fsencode(previous_root) if previous_root else b""
-    new, count, size_bytes = os.fsencode(root), 0, 0
-    with listing.open("wb") as out:
+    count = size_bytes = 0
+    with listing.open("wb") as out, opened(root) as new, ExitStack() as stack:
+        old = stack.enter_context(opened(previous_root)) if known and previous_root and previous_root.exists() else None
         for path, status in regular_files(new):
             digest = known.get(path)
-            if digest is None or not _same_inode(os.path.join(old, path), status):
-                digest = sha256_file(Path(os.fsdecode(os.path.join(new, path))))
+            if digest is None or old is None or not _same_inode(old, path, status):
+                digest = _sha256(os.open(path, _READ, dir_fd=new))
             out.write(listing_line(digest, path))
             count, size_bytes = count + 1, size_bytes + status.st_size
         out.flush()
@@ -93,9 +109,9 @@ def _read_known(listing: Path) -> dict[bytes, str]:
             return {}  # damaged: everything is read again
 
 
-def _same_inode(path: bytes, status: os.stat_result) -> bool:
+def _same_inode(root: int, path: bytes, status: os.stat_result) -> bool:
     try:
-        other = os.lstat(path)
+        other = os.stat(path, dir_fd=root, follow_symlinks=False)
     except OSError:
         return False
     return (other.st_ino, other.st_dev) == (status.st_ino, status.st_dev)
@@ -107,16 +123,16 @@ def verify_listing(root: Path, listing: Path, on_progress: Callable[[int], None]
     `on_progress` is told the bytes read so far.
     """
     done = 0
-    with listing.open("rb") as lines:
+    with listing.open("rb") as lines, opened(root) as folder:
         for line in lines:
             try:
                 expected, name = parse_listing_line(line)
             except ValueError as exc:
                 raise IntegrityError(str(listing), "lines of sha256sum", repr(line[:80])) from exc
-            path = Path(os.fsdecode(os.path.join(os.fsencode(root), name)))
+            path = root / os.fsdecode(name)
             try:
-                found = sha256_file(path)
-                done += path.stat().st_size
+                found = _sha256(os.open(name, _READ, dir_fd=folder))
+                done += os.stat(name, dir_fd=folder).st_size
             except OSError as exc:
                 raise IntegrityError(str(path), expected, exc.strerror or "nothing") from exc
             if found != expected:

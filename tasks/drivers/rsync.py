@@ -1,7 +1,8 @@
 """rsync: pull a client's trees, fetch and send single large files.
 
 Every transfer keeps owners by number, hard links, ACLs, xattrs and holes, stays on one file system per source, never
-deletes after a read error (no --ignore-errors), and resumes when called again.
+deletes after a read error (no --ignore-errors), and resumes when called again. rsync itself quotes names for the remote
+shell (since 3.2.4); --protect-args would be refused by rrsync(1), which a key can be restricted to.
 """
 
 import re
@@ -44,6 +45,11 @@ class Transferred:
     vanished: tuple[str, ...] = ()
 
 
+def escaped(path: str) -> str:
+    """The pattern that matches this path only (rsync(1), "Pattern matching rules": without wildcards it is literal)."""
+    return re.sub(r"([*?\[\\])", r"\\\1", path) if re.search(r"[*?\[]", path) else path
+
+
 def pull_argv(
     target: SshTarget,
     paths: Sequence[str],
@@ -58,7 +64,7 @@ def pull_argv(
     Paths keep their full names below `destination` (--relative); each is read on its own file system only. At most
     `limit_kib_s` travel.
     """
-    argv = ["rsync", *TREE, "--one-file-system", "--relative", "--delete", "--delete-excluded", "--protect-args"]
+    argv = ["rsync", *TREE, "--one-file-system", "--relative", "--delete", "--delete-excluded"]
     argv += ["--partial-dir=.gbs-rsync-partial", f"--timeout={STALL_S}", "--no-human-readable", "--stats"]
     argv += ["--info=progress2", "--outbuf=N"]
     argv += [f"--bwlimit={limit_kib_s}"] if limit_kib_s else []
@@ -85,6 +91,13 @@ def pull(
     destination.mkdir(parents=True, exist_ok=True)
     argv = pull_argv(target, paths, destination, exclude=exclude, link_dests=link_dests, limit_kib_s=limit_kib_s)
     return _run(argv, target.name, destination, deadline_s, on_progress)
+
+
+def reach(target: SshTarget, *, deadline_s: float) -> None:
+    """List the root folder, which is all that a key restricted to rsync can be tried with; errors as `pull`."""
+    host = f"[{target.address}]" if ":" in target.address else target.address
+    argv = ["rsync", "--list-only", f"--timeout={STALL_S}", "-e", shlex.join(ssh_argv(target)), "--", f"{host}:/"]
+    _run(argv, target.name, Path("/"), deadline_s, None)
 
 
 def fetch_file(
@@ -115,7 +128,7 @@ def send_file(
 
 def _file_argv(target: SshTarget) -> list[str]:
     return [
-        *("rsync", "--sparse", "--times", "--partial", "--protect-args", "--whole-file", f"--timeout={STALL_S}"),
+        *("rsync", "--sparse", "--times", "--partial", "--whole-file", f"--timeout={STALL_S}"),
         *("--no-human-readable", "--stats", "--info=progress2", "--outbuf=N", "-e", shlex.join(ssh_argv(target))),
     ]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from tasks.model.databases import DumpCommand, DumpedBy, Server
 from tasks.model.image_method import WantedMethod
 from tasks.model.names import slug
 from tasks.model.retention import Retain
@@ -142,11 +143,77 @@ class Policy(_Section):
         return self
 
 
-class Database(_Section):
-    """Databases of one engine on a client: the named ones, or all."""
+def _file_name(text: str) -> str:
+    if not text or "/" in text or text in (".", "..") or not text.isprintable():
+        raise ValueError("must be the name of a file, without a folder")
+    return text
 
-    engine: Literal["postgresql", "mariadb"]
-    names: tuple[Name, ...] = Field((), description="Databases to dump; all when empty.")
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+
+
+class Database(_Section):
+    """Databases of one engine on a client, the named ones or all; or a command that dumps what we know no engine of."""
+
+    engine: DumpedBy
+    names: tuple[Name, ...] = Field(
+        (), description="Databases to dump, all when empty; the files of sqlite; the one name that command goes by."
+    )
+    login: AbsolutePath | None = Field(
+        None, description="A file on the client that logs us in, in the engine's format; else its superuser's socket."
+    )
+    prove: bool = Field(False, description="Restore each dump into a throw-away server here, every night.")
+    command: tuple[str, ...] = Field((), description="Makes the dumps of engine command, in the folder it runs in.")
+    produces: tuple[FileName, ...] = Field((), description="The files that command must make.")
+    check: tuple[str, ...] = Field((), description="Must succeed for each file of command, which is its last word.")
+    restore: tuple[str, ...] = Field((), description="Brings the files of command back, in their folder.")
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> Self:
+        if self.engine == "command":
+            if len(self.names) != 1 or not self.command or not self.produces:
+                raise ValueError("engine command needs names (one), command and produces")
+            if self.login or self.prove:
+                raise ValueError("engine command has no login and no prove: its check proves")
+        elif self.command or self.produces or self.check or self.restore:
+            raise ValueError(f"command, produces, check and restore are of engine command, not of {self.engine}")
+        if self.prove and self.engine == "openldap":
+            raise ValueError("prove is not for openldap: its dump is read back against the schema when it is made")
+        if self.engine == "sqlite" and not (self.names and all(name.startswith("/") for name in self.names)):
+            raise ValueError("engine sqlite needs names: the absolute paths of its files")
+        return self
+
+    @property
+    def called(self) -> str:
+        """What tells it from the others of its client."""
+        return f"command {self.names[0]}" if self.engine == "command" else self.engine
+
+    @property
+    def server(self) -> Server:
+        """The server that is spoken to; ValueError for a command."""
+        if self.engine == "command":
+            raise ValueError("a command is no server")
+        return Server(self.engine, self.login or "")
+
+    @property
+    def dump_command(self) -> DumpCommand:
+        """The command that makes the dumps."""
+        return DumpCommand(self.names[0], self.command, self.produces, self.check, self.restore)
+
+
+class Hook(_Section):
+    """What is run on the client around a stage: an application is frozen before it and let go after it."""
+
+    stage: Literal["prepare", "overnight"]
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = Field((), description="Runs whatever happened, once before was begun.")
+    deadline_s: int = Field(300, ge=1)
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.before and not self.after:
+            raise ValueError("a hook needs before or after")
+        return self
 
 
 class Probe(_Section):
@@ -173,11 +240,15 @@ class System(_Section):
     address: Address
     port: Port = 22
     identity: Name = "default"
+    files_identity: Name | None = Field(
+        None, description="Whose key pulls the files (restricted to that, if you like); as identity when missing."
+    )
     policy: Name = "default"
     platform: Platform = Platform.LINUX
     paths: tuple[AbsolutePath, ...] = Field((), description="What to pull; every local file system when empty.")
     exclude: tuple[str, ...] = Field((), description="rsync patterns, anchored at the client's root by a leading /.")
     databases: tuple[Database, ...] = ()
+    hooks: tuple[Hook, ...] = ()
     dump_folder: AbsolutePath = "/var/backups/gbs"
 
     @model_validator(mode="after")
@@ -185,9 +256,9 @@ class System(_Section):
         for pattern in self.exclude:
             if not pattern or "\n" in pattern or not pattern.strip("/*") or pattern == "!":
                 raise ValueError(f"exclude {pattern!r} would leave out everything or nothing")
-        engines = [database.engine for database in self.databases]
-        if len(set(engines)) != len(engines):
-            raise ValueError("each database engine may stand once")
+        called = [database.called for database in self.databases]
+        if len(set(called)) != len(called):
+            raise ValueError("each database engine may stand once, and each command by its name")
         return self
 
 
@@ -245,9 +316,11 @@ class Inventory(_Section):
         found: list[tuple[tuple[str, ...], str]] = []
         for section, systems in (("kvm_hosts", self.kvm_hosts), ("clients", self.clients)):
             for name, system in systems.items():
-                if system.identity not in self.identities:
-                    known = ", ".join(self.identities)
-                    found.append(((section, name, "identity"), f"no identity {system.identity!r}; known are {known}"))
+                for field in ("identity", "files_identity"):
+                    asked = getattr(system, field)
+                    if asked is not None and asked not in self.identities:
+                        known = ", ".join(self.identities)
+                        found.append(((section, name, field), f"no identity {asked!r}; known are {known}"))
                 if system.policy not in self.policies and system.policy != "default":
                     known = ", ".join(self.policies) or "default"
                     found.append(((section, name, "policy"), f"no policy {system.policy!r}; known are {known}"))

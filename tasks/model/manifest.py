@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from tasks.model.databases import DumpedBy
 from tasks.model.outcome import Outcome
 from tasks.model.shape import Shape
 
@@ -47,13 +48,20 @@ class FileRecord(_Record):
 class DumpRecord(_Record):
     """One database dump on the client: engine, database, absolute path, size and the sha256 made on the client."""
 
-    engine: Literal["postgresql", "mariadb"]
+    engine: DumpedBy
     kind: Literal["database", "accounts"] = "database"
-    """`accounts` holds what belongs to the whole server: roles, users and their grants."""
+    """`accounts` holds what belongs to the whole server: roles, users and their grants, its configuration."""
     database: str
     path: str
     size_bytes: int = Field(gt=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tables: int | None = Field(None, ge=0)
+    """Counted after a restore into a throw-away server; of Redis, keys. None when that was not asked for or failed."""
+
+    @property
+    def called(self) -> str:
+        """What the inventory calls its engine or command (Database.called)."""
+        return f"command {self.database}" if self.engine == "command" else self.engine
 
 
 class NightManifest(_Record):

@@ -1,5 +1,6 @@
 """What stage 0 found and made on a client; stage 1 takes it from here."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +20,21 @@ class Prepared(BaseModel):
     facts: Facts
     dumps: tuple[DumpRecord, ...] = ()
     failures: tuple[str, ...] = ()
+    uncovered: tuple[str, ...] = ()
+    """The declared engines and commands of which not everything was dumped (Database.called)."""
+    undeclared: tuple[str, ...] = ()
+    """Servers and databases that were found and that nobody declared, a line each."""
 
-    def covered(self, engine: str) -> bool:
-        """Whether every declared database of `engine` was dumped, so that its data files may be left out."""
-        return any(dump.engine == engine for dump in self.dumps) and not any(engine in text for text in self.failures)
+    def covered(self, called: str) -> bool:
+        """Whether every declared database of an engine was dumped, so that its data files may be left out."""
+        return called not in self.uncovered and any(dump.called == called for dump in self.dumps)
+
+
+def shrunk(before: Sequence[DumpRecord], now: Sequence[DumpRecord], max_shrink_percent: int) -> list[str]:
+    """A line for each dump that lost more than that part of its bytes since last time."""
+    last = {dump.path: dump.size_bytes for dump in before}
+    return [
+        f"{dump.called} {dump.database}: its dump shrank from {last[dump.path]} to {dump.size_bytes} bytes"
+        for dump in now
+        if dump.size_bytes * 100 < last.get(dump.path, 0) * (100 - max_shrink_percent)
+    ]

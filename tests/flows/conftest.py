@@ -38,8 +38,8 @@ def _server_settings(home: Path, database: Path) -> dict[str, str]:
         "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite's writers wait for each other, and machines are busy
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-        # The recorder waits this long for a batch to fill: what a test reads back is there sooner.
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2",
+        # The recorder waits this long for a batch to fill: what a test reads back is there sooner. Below 1 it spins.
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "DO_NOT_TRACK": "1",
     }
 

@@ -36,6 +36,7 @@ from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive import Window
 from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.drivers.ssh import Output
+from tasks.model.databases import EngineName
 from tasks.model.domain_xml import parse_domain
 from tasks.model.facts import BlockDevice, Facts, FileSystem
 from tasks.model.inventory import Inventory
@@ -73,6 +74,7 @@ class FakeSite:
         self.calls: list[tuple[str, str]] = []
         self.power = Power.ON
         self.copied_bytes = DISK_BYTES
+        self.running_engines: set[EngineName] = {"postgresql"}
         self.files: dict[str, dict[str, bytes]] = {}
         self._failures: dict[tuple[str, str], list[Exception]] = {}
 
@@ -160,6 +162,7 @@ class FakeSite:
         self.call("libvirt", target.name)
         yield types.SimpleNamespace(
             name=target.name,
+            domain_names=lambda: ["web1", "stray"],
             domain=lambda _: types.SimpleNamespace(name="web1", xml=lambda: DOMAIN_XML, call=lambda *_, **__: 0),
             versions=lambda: {"libvirt": "9.0.0", "qemu": "7.2.0"},
         )
@@ -269,11 +272,14 @@ class FakeSite:
         patch.setattr(ssh, "connect", self.connect)
         patch.setattr(libvirt_host, "connect", self.hypervisor)
         patch.setattr(facts, "collect", self.facts)
-        patch.setattr(databases, "list_databases", lambda shell, _engine: self._listed(shell))
+        patch.setattr(databases, "running_engines", self._running)
+        patch.setattr(databases, "list_databases", lambda shell, *_: self._listed(shell))
         patch.setattr(
-            databases, "dump_database", lambda shell, engine, name, *_: self.dump(shell, "dump", engine, name)
+            databases, "dump_database", lambda shell, server, name, *_: self.dump(shell, "dump", server.engine, name)
         )
-        patch.setattr(databases, "dump_accounts", lambda shell, engine, *_: self.dump(shell, "accounts", engine, ""))
+        patch.setattr(
+            databases, "dump_accounts", lambda shell, server, *_: self.dump(shell, "accounts", server.engine, "")
+        )
         patch.setattr(rsync, "pull", self.pull)
         patch.setattr(disk_copy, "copy", self.copy)
         patch.setattr(disk_sources, "find", self.sources)
@@ -294,6 +300,9 @@ class FakeSite:
                 if isinstance(task, Task):
                     patch.setattr(task, "retry_delay_seconds", [0 for _ in range(task.retries)])
 
+    def _running(self, shell: "FakeShell") -> set[EngineName]:
+        return self.running_engines if shell.target.name == "db1" else set()
+
     def _listed(self, shell: "FakeShell") -> dict[str, int]:
         self.call("list databases", shell.target.name)
         return {"shop": 1000}
@@ -307,12 +316,15 @@ class FakeSite:
 
 
 class FakeShell:
-    """Answers `stat` with the size of a disk; anything else is asked for by a mistake."""
+    """Answers `stat` with the size of a disk, and a hook by noting it; anything else is asked for by a mistake."""
 
     def __init__(self, site: FakeSite, target: SshTarget) -> None:
         self.site, self.target = site, target
 
     def run(self, command: Sequence[str] | str, **_: Any) -> Output:
         """The answer to a command."""
+        if command[0] == "hook":
+            self.site.call(" ".join(command), self.target.name)
+            return Output(0, "", "")
         assert command[0] == "stat", command
         return Output(0, f"{DISK_BYTES // 512} 512\n", "")

@@ -117,6 +117,81 @@ def test_prepare_one_database_fails_others_are_dumped(site: FakeSite) -> None:
     assert "disk full" in prepared["failures"][0]
 
 
+def declare_db1(site: FakeSite, **more: object) -> None:
+    clients = site.clients()
+    clients["db1"] |= more
+    site.declare({"kvm1": {"address": "kvm1.test", "paths": ["/etc"]}}, clients)
+
+
+def test_prepare_server_that_nobody_declared_is_a_warning(site: FakeSite) -> None:
+    site.running_engines = {"postgresql", "redis"}
+    (result,) = prepare(["db1"])
+    assert (result.outcome, result.reasons) == (
+        Outcome.WARNING,
+        ("it runs redis, which the inventory does not declare: nothing dumps it",),
+    )
+    assert [result.outcome for result in overnight(["db1"])] == [Outcome.OK]
+
+
+def test_prepare_database_that_nobody_declared_is_a_warning(site: FakeSite) -> None:
+    declare_db1(site, databases=[{"engine": "postgresql", "names": ["other"]}])
+    (result,) = prepare(["db1"])
+    assert (result.outcome, result.reasons) == (
+        Outcome.WARNING,
+        ("postgresql has a database 'shop' that is not declared",),
+    )
+
+
+def test_prepare_dump_that_shrank_is_a_warning(site: FakeSite) -> None:
+    prepare(["db1"])
+    before = json.loads((site.store / "prepared/db1.json").read_text())
+    for dump in before["dumps"]:
+        dump["size_bytes"] *= 3
+    (site.store / "prepared/db1.json").write_text(json.dumps(before))
+    (result,) = prepare(["db1"])
+    assert result.outcome is Outcome.WARNING
+    assert [reason.split(":")[0] for reason in result.reasons] == ["postgresql ", "postgresql shop"]
+
+
+def test_night_without_a_file_system_that_was_there_is_refused(site: FakeSite) -> None:
+    nightly(["db1"])
+    before = (site.store / "overnight/db1/manifest.json").read_text()
+    facts = json.loads((site.store / "overnight/db1/facts.json").read_text())
+    srv = {**facts["file_systems"][0], "mountpoint": "/srv", "uuid": None}
+    facts["file_systems"].append(srv)
+    (site.store / "overnight/db1/facts.json").write_text(json.dumps(facts))
+    manifest = json.loads(before)
+    (site.store / "overnight/db1/manifest.json").write_text(json.dumps({**manifest, "paths": ["/", "/srv"]}))
+    with pytest.raises(ClientsFailed, match=r"/srv \(/dev/vda\) was mounted last night and is not now: mount it"):
+        nightly(["db1"])
+    assert site.count("pull", "db1") == 1
+
+
+def test_hooks_surround_their_stage_whatever_happens_in_it(site: FakeSite) -> None:
+    stages = ("prepare", "overnight")
+    hooks = [{"stage": stage, "before": ["hook", f"{stage}-on"], "after": ["hook", f"{stage}-off"]} for stage in stages]
+    declare_db1(site, hooks=hooks)
+    site.fail("pull", "db1", CommandFailed("rsync of db1", 1, "syntax"))
+    with pytest.raises(ClientsFailed, match="syntax"):
+        nightly(["db1"])
+    work = [verb for verb in site.of("db1") if verb != "connect"]
+    assert work[:2] == ["hook prepare-on", "facts"]
+    assert work[-4:] == ["hook prepare-off", "hook overnight-on", "pull", "hook overnight-off"]
+
+
+def test_hook_that_fails_before_ends_the_stage_and_one_after_makes_it_partial(site: FakeSite) -> None:
+    declare_db1(site, hooks=[{"stage": "prepare", "before": ["hook", "on"], "after": ["hook", "off"]}])
+    failed = CommandFailed("hook", 1, "no such application")
+    site.fail("hook on", "db1", failed)
+    with pytest.raises(ClientsFailed, match="no such application"):
+        prepare(["db1"])
+    assert [verb for verb in site.of("db1") if verb != "connect"] == ["hook on", "hook off"]
+    site.fail("hook off", "db1", failed)
+    (result,) = prepare(["db1"])
+    assert result.outcome is Outcome.PARTIAL
+    assert "no such application" in result.reasons[0]
+
+
 @pytest.mark.parametrize(
     ("error", "tries"),
     [

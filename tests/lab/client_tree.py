@@ -14,7 +14,7 @@ from tests.lab.process import LabError
 from tests.lab.progress import Say, phase, say
 
 PACKAGES = (
-    "openssh-server", "rsync", "procps", "util-linux", "acl", "attr", "libcap2-bin", "xz-utils",
+    "openssh-server", "rsync", "procps", "util-linux", "mount", "e2fsprogs", "acl", "attr", "libcap2-bin", "xz-utils",
     "postgresql", "mariadb-server", "redis-server", "slapd", "ldap-utils", "sqlite3",
 )  # fmt: skip
 

@@ -94,16 +94,19 @@ class Namespaced:
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def enter(self) -> list[str]:
+        """The words that run a command inside as root; LabError when it does not run."""
+        record = ProcessRecord.load(self._record)
+        if record is None or not record.alive():
+            raise LabError(f"{self.name} is not running")
+        return ["nsenter", f"--target={record.pid}", "--mount", "--pid", "--uts", "--root", "--wd", "--"]
+
     def run(
         self, argv: Sequence[str], *, check: bool = True, input_text: str | None = None, timeout_s: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside the host as root; LabError with its stderr when it fails and `check` is set."""
-        record = ProcessRecord.load(self._record)
-        if record is None or not record.alive():
-            raise LabError(f"{self.name} is not running")
-        enter = ["nsenter", f"--target={record.pid}", "--mount", "--pid", "--uts", "--root", "--wd", "--"]
         done = subprocess.run(
-            [*enter, *argv],
+            [*self.enter(), *argv],
             input=input_text,
             capture_output=True,
             text=True,

@@ -61,3 +61,31 @@ def test_no_identity_at_all_is_refused() -> None:
 def test_libvirt_uri_that_leads_elsewhere_is_refused(uri: str) -> None:
     with pytest.raises(ValidationError, match="libvirt_uri"):
         inventory(kvm_hosts={"k": {"address": "k", "libvirt_uri": uri}})
+
+
+@pytest.mark.parametrize(
+    ("database", "problem"),
+    [
+        ({"engine": "oracle"}, "Input should be"),
+        ({"engine": "sqlite"}, "absolute paths of its files"),
+        ({"engine": "sqlite", "names": ["shop.db"]}, "absolute paths of its files"),
+        ({"engine": "postgresql", "command": ["true"]}, "are of engine command"),
+        ({"engine": "command", "names": ["a"], "command": ["true"]}, "needs names"),
+        ({"engine": "command", "names": ["a", "b"], "command": ["true"], "produces": ["x"]}, "needs names"),
+        ({"engine": "command", "names": ["a"], "command": ["true"], "produces": ["../x"]}, "without a folder"),
+        ({"engine": "command", "names": ["a"], "command": ["t"], "produces": ["x"], "login": "/l"}, "no login"),
+    ],
+)
+def test_database_that_does_not_fit_its_engine_is_refused(database: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        inventory(clients={"a": {"address": "a", "databases": [database]}})
+
+
+def test_engine_stands_once_and_commands_by_their_names() -> None:
+    command = {"engine": "command", "command": ["dump"], "produces": ["x"]}
+    twice = [{**command, "names": ["a"]}, {**command, "names": ["b"]}]
+    client = inventory(clients={"a": {"address": "a", "databases": twice}}).clients["a"]
+    assert [database.called for database in client.databases] == ["command a", "command b"]
+    for databases in ([twice[0], twice[0]], [{"engine": "mariadb"}, {"engine": "mariadb", "names": ["x"]}]):
+        with pytest.raises(ValidationError, match="may stand once"):
+            inventory(clients={"a": {"address": "a", "databases": databases}})

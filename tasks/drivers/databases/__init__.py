@@ -2,7 +2,7 @@
 
 A dump is written beside its old self, proves itself by its own means, and only then takes the old one's place; its
 sha256 is made on the client. Nothing is piped, credentials are never on a command line: the engines are spoken to by
-their superuser through the local socket.
+their superuser through the local socket, or as a file on the client says.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,38 @@ from typing import Literal
 
 from tasks.drivers.databases.engine import Engine
 from tasks.drivers.databases.mariadb import MARIADB
+from tasks.drivers.databases.openldap import OPENLDAP
 from tasks.drivers.databases.postgresql import POSTGRESQL
+from tasks.drivers.databases.redis import REDIS
+from tasks.drivers.databases.sqlite import SQLITE
+from tasks.drivers.rsync import escaped
 from tasks.drivers.ssh import Shell
-from tasks.errors import CommandFailed, DumpFailed
+from tasks.errors import CommandFailed, CommandTimedOut, DumpFailed
+from tasks.model.databases import DumpedBy, EngineName, Server
 from tasks.model.manifest import DumpRecord
 from tasks.model.names import slug
 
-EngineName = Literal["postgresql", "mariadb"]
 QUERY_DEADLINE_S = 60
 DUMP_TO_SIZE = 1.1
+ENGINES: dict[EngineName, Engine] = {
+    "postgresql": POSTGRESQL,
+    "mariadb": MARIADB,
+    "sqlite": SQLITE,
+    "redis": REDIS,
+    "openldap": OPENLDAP,
+}
 
+# $login comes first among the arguments; then what the script calls $1, $2 …
+_LOGIN = """
+login=$1
+shift
+nicely() {
+    if command -v ionice > /dev/null; then ionice -c 3 nice -n 10 "$@"; else nice -n 10 "$@"; fi
+}
+"""
 # One script and one round trip a dump. $1: the database, $2: the dump's file. The old dump stays until the new one is
 # whole; what is printed last is the new one's size and sha256.
-PROLOGUE = """
+_PROLOGUE = """
 umask 077
 [ -d "${2%/*}" ] || mkdir -p -- "${2%/*}"
 [ ! -e "$2.partial" ] || rm -f -- "$2.partial"
@@ -36,117 +55,151 @@ room() {
     }
 }
 """
-EPILOGUE = """
+_EPILOGUE = """
 test -s "$2.partial"
 sync -- "$2.partial"
 mv -f -- "$2.partial" "$2"
 stat -c %s -- "$2"
 sha256sum -- "$2"
 """
-
-
-ENGINES: dict[EngineName, Engine] = {"postgresql": POSTGRESQL, "mariadb": MARIADB}
+_RUNNING = "ps -eo comm="
 
 
 @dataclass(frozen=True)
 class DumpPlan:
     """What is dumped to which file of the client, and what errors call it."""
 
-    engine: EngineName
+    server: Server
     kind: Literal["database", "accounts"]
     database: str
     path: str
     called: str
 
 
-def script(text: str, *arguments: str) -> list[str]:
+def script(server: Server, text: str, *arguments: str) -> list[str]:
     """The argv that runs a constant script with arguments that never become code."""
-    return ["sh", "-euc", text, "gbs", *arguments]
+    return ["sh", "-euc", _LOGIN + text, "gbs", server.login, *arguments]
 
 
-def list_databases(shell: Shell, engine: EngineName) -> dict[str, int]:
-    """The bytes that each database of a running server holds, without templates; DumpFailed when it does not answer."""
+def list_databases(shell: Shell, server: Server, names: Sequence[str] = ()) -> dict[str, int]:
+    """The bytes that each database of a running server holds, without templates; DumpFailed when it does not answer.
+
+    Of an engine without a server, `names` are its databases.
+    """
+    called = f"{server.engine} on {shell.target.name}"
     try:
-        output = shell.run(script(ENGINES[engine].databases), deadline_s=QUERY_DEADLINE_S, name=f"listing {engine}")
+        command = script(server, ENGINES[server.engine].databases, *names)
+        output = shell.run(command, deadline_s=QUERY_DEADLINE_S, name=f"listing {server.engine}")
         rows = [line.split() for line in output.stdout.splitlines()]
         found = {bytes.fromhex(name).decode(): int(size) for name, size in rows}
     except (CommandFailed, ValueError) as exc:
-        raise DumpFailed(f"{engine} on {shell.target.name}", _reason(exc)) from exc
+        raise DumpFailed(called, reason_of(exc)) from exc
     return dict(sorted(found.items()))
 
 
+def data_patterns(engine: DumpedBy, names: Sequence[str]) -> tuple[str, ...]:
+    """rsync patterns of what a dump covers; of sqlite, what belongs to a moment that has gone."""
+    if engine == "command":
+        return ()
+    journals = [f"{escaped(name)}{end}" for name in names for end in ("-wal", "-shm", "-journal")]
+    return (*ENGINES[engine].data_folders, *(journals if engine == "sqlite" else ()))
+
+
+def running_engines(shell: Shell) -> set[EngineName]:
+    """The engines of which the client runs a server."""
+    running = set(shell.run(["sh", "-c", _RUNNING], deadline_s=QUERY_DEADLINE_S).stdout.split())
+    return {name for name, engine in ENGINES.items() if running.intersection(engine.processes)}
+
+
 def dump_database(
-    shell: Shell, engine: EngineName, database: str, size_bytes: int, folder: str, deadline_s: float
+    shell: Shell, server: Server, database: str, size_bytes: int, folder: str, deadline_s: float
 ) -> DumpRecord:
     """Dump one database into `folder` of the client; the old dump stays until this one is good.
 
     Raises DumpFailed when there is no room for the `size_bytes` that the engine says it holds, when the dump fails, or
     when it does not prove itself whole.
     """
-    spoken = ENGINES[engine]
-    path = str(PurePosixPath(folder, engine, f"{slug(database)}{spoken.suffix}"))
-    text = f"""{PROLOGUE}
+    spoken = ENGINES[server.engine]
+    path = str(PurePosixPath(folder, server.engine, f"{slug(database)}{spoken.suffix}"))
+    text = f"""{_PROLOGUE}
 dump() {{ {spoken.dump}
 }}
 check() {{ {spoken.check}
 }}
 room {int(size_bytes * DUMP_TO_SIZE)} "$2"
 dump "$1" "$2.partial"
-check "$2.partial"
-{EPILOGUE}"""
-    called = f"{engine} database {database!r} on {shell.target.name}"
-    return _dump(shell, text, DumpPlan(engine, "database", database, path, called), deadline_s)
+check "$1" "$2.partial"
+{_EPILOGUE}"""
+    called = f"{server.engine} database {database!r} on {shell.target.name}"
+    return _dump(shell, text, DumpPlan(server, "database", database, path, called), deadline_s)
 
 
-def dump_accounts(shell: Shell, engine: EngineName, folder: str, deadline_s: float) -> DumpRecord:
-    """Dump the server's roles or users; the same guarantees as `dump_database`."""
-    spoken = ENGINES[engine]
-    path = str(PurePosixPath(folder, engine, "accounts", "accounts.sql"))
-    text = f"""{PROLOGUE}
-dump() {{ {spoken.dump_accounts}
+def dump_accounts(shell: Shell, server: Server, folder: str, deadline_s: float) -> DumpRecord | None:
+    """Dump the server's roles, users or configuration, with the same guarantees; None for an engine without."""
+    accounts = ENGINES[server.engine].accounts
+    if accounts is None:
+        return None
+    path = str(PurePosixPath(folder, server.engine, "accounts", "accounts.sql"))
+    text = f"""{_PROLOGUE}
+dump() {{ {accounts.dump}
 }}
-check() {{ {spoken.check_accounts}
+check() {{ {accounts.check}
 }}
 room 1048576 "$2"
 dump "$2.partial"
 check "$2.partial"
-{EPILOGUE}"""
-    plan = DumpPlan(engine, "accounts", "", path, f"{engine} accounts on {shell.target.name}")
+{_EPILOGUE}"""
+    plan = DumpPlan(server, "accounts", "", path, f"{server.engine} accounts on {shell.target.name}")
     return _dump(shell, text, plan, deadline_s)
 
 
-def restore(shell: Shell, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
-    """Bring back accounts, then databases, from the dumps that lie on the system behind `shell`.
+def restore(shell: Shell, server: Server, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
+    """Bring back accounts, then databases, from the server's dumps that lie on the system behind `shell`.
 
     Each dump's sha256 is compared first. Raises DumpFailed naming the dump that does not match or does not load.
     """
+    spoken = ENGINES[server.engine]
     for dump in sorted(dumps, key=lambda dump: dump.kind):
         called = f"{dump.engine} {dump.kind} {dump.database!r} on {shell.target.name}"
-        spoken = ENGINES[dump.engine]
         try:
-            found = shell.run(["sha256sum", "--", dump.path], deadline_s=deadline_s).stdout.lstrip("\\")[:64]
-            if found != dump.sha256:
-                raise DumpFailed(called, f"the dump {dump.path} is not the one that was made: sha256 differs")
-            if dump.kind == "accounts":
-                shell.run(script(spoken.restore_accounts, dump.path), deadline_s=deadline_s, name="restore of accounts")
-            else:
-                command = script(spoken.restore, dump.database, dump.path)
+            require_as_made(shell, dump, called, deadline_s)
+            if dump.kind == "database":
+                command = script(server, spoken.restore, dump.database, dump.path)
                 shell.run(command, deadline_s=deadline_s, name=f"restore of {dump.database}")
+            elif spoken.accounts is not None:
+                command = script(server, spoken.accounts.restore, dump.path)
+                shell.run(command, deadline_s=deadline_s, name="restore of accounts")
         except CommandFailed as exc:
-            raise DumpFailed(called, f"restore: {_reason(exc)}") from exc
+            raise DumpFailed(called, f"restore: {reason_of(exc)}") from exc
 
 
-def is_ready(shell: Shell, engine: EngineName) -> bool:
+def is_ready(shell: Shell, server: Server) -> bool:
     """Whether the server accepts connections now."""
-    return shell.run(script(ENGINES[engine].ready), deadline_s=QUERY_DEADLINE_S, check=False).status == 0
+    command = script(server, ENGINES[server.engine].ready)
+    return shell.run(command, deadline_s=QUERY_DEADLINE_S, check=False).status == 0
+
+
+def require_as_made(shell: Shell, dump: DumpRecord, called: str, deadline_s: float) -> None:
+    """Raise DumpFailed unless the file on the client has the sha256 that it was made with."""
+    found = shell.run(["sha256sum", "--", dump.path], deadline_s=deadline_s).stdout.lstrip("\\")[:64]
+    if found != dump.sha256:
+        raise DumpFailed(called, f"the dump {dump.path} is not the one that was made: sha256 differs")
+
+
+def reason_of(error: Exception) -> str:
+    """What a script said, in one line."""
+    if isinstance(error, CommandTimedOut):
+        return f"it was stopped after {error.args[1]:.0f} s"
+    text = str(error.args[2]) if isinstance(error, CommandFailed) else str(error)
+    return " ".join(text.split())[-300:] or "no reason given"
 
 
 def _dump(shell: Shell, text: str, plan: DumpPlan, deadline_s: float) -> DumpRecord:
     try:
-        command = script(text, plan.database, plan.path)
+        command = script(plan.server, text, plan.database, plan.path)
         size_bytes, line = shell.run(command, deadline_s=deadline_s, name="dump").stdout.splitlines()[-2:]
         return DumpRecord(
-            engine=plan.engine,
+            engine=plan.server.engine,
             kind=plan.kind,
             database=plan.database,
             path=plan.path,
@@ -154,9 +207,4 @@ def _dump(shell: Shell, text: str, plan: DumpPlan, deadline_s: float) -> DumpRec
             sha256=line.lstrip("\\")[:64],
         )
     except (CommandFailed, ValueError) as exc:
-        raise DumpFailed(plan.called, _reason(exc)) from exc
-
-
-def _reason(error: Exception) -> str:
-    text = str(error.args[2]) if isinstance(error, CommandFailed) else str(error)
-    return " ".join(text.split())[-300:] or "no reason given"
+        raise DumpFailed(plan.called, reason_of(exc)) from exc

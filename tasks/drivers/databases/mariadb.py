@@ -1,14 +1,17 @@
 """MariaDB and MySQL: one consistent SQL dump per database, users apart (mariadb-dump(1)).
 
-The dump ends with a line that only a whole dump has; a killed one does not.
+The dump ends with a line that only a whole dump has; a killed one does not. A login file is an option file with a
+section `[client]`.
 """
 
-from tasks.drivers.databases.engine import Engine
+from tasks.drivers.databases.engine import Accounts, Engine
 
-_DUMP = "$(command -v mariadb-dump || command -v mysqldump)"
-_CLIENT = "$(command -v mariadb || command -v mysql)"
+_LOGIN = '${login:+"--defaults-extra-file=$login"}'
+_DUMP = f"$(command -v mariadb-dump || command -v mysqldump) {_LOGIN}"
+_CLIENT = f"$(command -v mariadb || command -v mysql) {_LOGIN}"
 
 MARIADB = Engine(
+    processes=("mariadbd", "mysqld"),
     data_folders=("/var/lib/mysql/*",),
     suffix=".sql",
     ready=f'{_CLIENT} --batch -e "SELECT 1" > /dev/null',
@@ -21,13 +24,14 @@ MARIADB = Engine(
     GROUP BY HEX(schema_name)"
 """,  # noqa: S608
     dump=f"""
-umask 077
-nice -n 10 {_DUMP} --single-transaction --quick --routines --events --triggers --hex-blob --add-drop-database \\
+nicely {_DUMP} --single-transaction --quick --routines --events --triggers --hex-blob --add-drop-database \\
     --databases -- "$1" > "$2"
 """,
-    check='tail -n 1 -- "$1" | grep -q "^-- Dump completed"',
+    check='tail -n 1 -- "$2" | grep -q "^-- Dump completed"',
     restore=f'{_CLIENT} < "$2"',
-    dump_accounts=f'umask 077; {_DUMP} --system=users --insert-ignore > "$1"',
-    check_accounts='grep -q "USER" -- "$1"',
-    restore_accounts=f'{_CLIENT} < "$1"',
+    accounts=Accounts(
+        dump=f'{_DUMP} --system=users --insert-ignore > "$1"',
+        check='grep -q "USER" -- "$1"',
+        restore=f'{_CLIENT} < "$1"',
+    ),
 )
