@@ -148,7 +148,7 @@ def test_dump_that_is_cut_is_refused_and_the_old_one_stays(client: Client, case:
     if case.engine == "postgresql":  # whose user does not see the file
         half = '"$real" "$@" | head -c 3000'
     else:
-        cut = 'truncate -s $(($(stat -c %s $f) / 2)) $f'
+        cut = "truncate -s $(($(stat -c %s $f) / 2)) $f"
         half = f'"$real" "$@"; for f in $(find /var/backups -name "*.partial"); do {cut}; done'
     client.instead_of(case.tool, f"{half}; {ending}")
     with pytest.raises(DumpFailed, match=case.engine):
