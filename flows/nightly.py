@@ -1,7 +1,8 @@
-"""The night: every client through stages 0, 1 and 2, side by side, then the VM images that are due, then the report."""
+"""The night: every client through stages 0, 1 and 2, side by side, then VM images that are due, devices, the report."""
 
 from prefect import State, flow
 
+from flows.devices import all_devices
 from flows.ending import conclude
 from flows.kvmimg_get import images_due
 from flows.overnight import pull_client
@@ -37,4 +38,6 @@ def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
     names = chosen(clients)
-    return conclude("nightly", for_each_client(night_of, names) + images_due(names))
+    results = for_each_client(night_of, names) + images_due(names)
+    # Clients that are asked for by name are a part of the night; devices belong to the whole one.
+    return conclude("nightly", results if clients else results + all_devices())

@@ -1,5 +1,6 @@
-"""The VM and client parameters of flows: in the run form, a list from the inventory as it was when it was deployed."""
+"""Names as parameters of flows: in the run form, a list from the inventory as it was when it was deployed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from tasks.errors import GbsError
 class OneOf:
     """Gives a text parameter the inventory's names as its choices; without an inventory it is any text."""
 
-    kind: Literal["vm", "client", "kvm_host"]
+    kind: Literal["vm", "client", "kvm_host", "device"]
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """The schema of the text with an `enum`, made anew each time a deployment is."""
@@ -28,11 +29,16 @@ class OneOf:
             declared = places.inventory()
         except GbsError:
             return []
-        if self.kind == "vm":
-            return list(declared.vms)
-        return list(declared.systems if self.kind == "client" else declared.kvm_hosts)
+        names: dict[str, Iterable[str]] = {
+            "vm": declared.vms,
+            "client": declared.systems,
+            "kvm_host": declared.kvm_hosts,
+            "device": declared.devices,
+        }
+        return list(names[self.kind])
 
 
 VmName = Annotated[str, OneOf("vm")]
 ClientName = Annotated[str, OneOf("client")]
+DeviceName = Annotated[str, OneOf("device")]
 KvmHostName = Annotated[str, OneOf("kvm_host")]

@@ -1,14 +1,15 @@
-"""What nobody protects: VMs, file systems and databases that are there and that the inventory leaves out."""
+"""What nobody protects: VMs, file systems, databases and devices that no backup would bring back."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from tasks import places
 from tasks.drivers.store import Store, read_model
 from tasks.errors import GbsError
-from tasks.model.inventory import Inventory, System
+from tasks.model.inventory import Device, Inventory, System
 from tasks.model.mounts import not_pulled
-from tasks.model.names import human_bytes
+from tasks.model.names import human_age, human_bytes
 from tasks.model.prepared import Prepared
 
 
@@ -27,6 +28,8 @@ def gaps() -> Iterator[Gap]:
     yield from _vms(declared, store)
     for name, system in declared.systems.items():
         yield from _system(store, name, system)
+    for name, device in declared.devices.items():
+        yield from _device(store, name, device)
 
 
 def _vms(declared: Inventory, store: Store) -> Iterator[Gap]:
@@ -49,6 +52,15 @@ def _vms(declared: Inventory, store: Store) -> Iterator[Gap]:
             yield Gap(f"client {client}", f"its VM {vm} is on no KVM host", "correct vm, or declare its KVM host")
         if not store.images_of(vm):
             yield Gap(f"VM {vm}", "there is no image of it yet", f"gbs-kvmimg-get {vm}")
+
+
+def _device(store: Store, name: str, device: Device) -> Iterator[Gap]:
+    kept = store.configurations_of(name)
+    age_s = (datetime.now(UTC) - kept[0][1].last_seen).total_seconds() if kept else None
+    if age_s is None:
+        yield Gap(f"device {name}", "its configuration was never seen", f"gbs run devices --device {name}")
+    elif age_s > device.max_age_days * 86400:
+        yield Gap(f"device {name}", f"it was last seen {human_age(age_s)} ago", f"gbs run devices --device {name}")
 
 
 def _system(store: Store, name: str, system: System) -> Iterator[Gap]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from prefect.blocks.core import Block
 
-from blocks import KvmHost, PermanentStore, SshIdentity, Store
+from blocks import DeviceLogin, KvmHost, PermanentStore, SshIdentity, Store
 from tasks import places
 from tasks.drivers import inventory_file
 from tasks.model.inventory import Inventory
@@ -54,6 +54,8 @@ def documents(inventory: Inventory) -> dict[str, Block]:
             libvirt_uri=host.libvirt_uri,
             image_folder=host.image_folder,
         )
+    for name, login in inventory.logins.items():
+        found[DeviceLogin.document_name(name)] = DeviceLogin(**login.model_dump())
     return found
 
 

@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from blocks import KvmHost, PermanentStore, SshIdentity
+from blocks import DeviceLogin, KvmHost, PermanentStore, SshIdentity
 from blocks import Store as StoreBlock
 from tasks.drivers import inventory_file, libvirt_host, lock, ssh
 from tasks.drivers.journal import Journal, journal_path
@@ -17,11 +17,12 @@ from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.ssh import Shell
 from tasks.drivers.store import Store
 from tasks.errors import ConfigError, UnknownName
-from tasks.model.inventory import Client, Inventory, Policy, System
+from tasks.model.device import DeviceTarget
+from tasks.model.inventory import Client, Device, Inventory, Policy, System
 from tasks.model.ssh_target import SshTarget
 
 APPLY = "run: gbs apply"
-BlockType = TypeVar("BlockType", StoreBlock, PermanentStore, SshIdentity, KvmHost)
+BlockType = TypeVar("BlockType", DeviceLogin, StoreBlock, PermanentStore, SshIdentity, KvmHost)
 
 
 def inventory() -> Inventory:
@@ -75,6 +76,16 @@ def files_target_of(name: str) -> SshTarget:
 
 def _target(name: str, system: System, identity: str) -> SshTarget:
     return _load(SshIdentity, SshIdentity.document_name(identity)).target(name, system.address, system.port)
+
+
+def device(name: str) -> tuple[DeviceTarget, Device]:
+    """How a device is reached, and what the inventory says of it; UnknownName when it is not declared."""
+    declared = inventory()
+    if name not in declared.devices:
+        raise UnknownName("device", name, list(declared.devices))
+    found = declared.devices[name]
+    login = _load(DeviceLogin, DeviceLogin.document_name(found.login))
+    return login.target(name, found.address, found.port), found
 
 
 def kvm_host(name: str) -> tuple[SshTarget, KvmHost]:

@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": ("flows.cli.verify", "Read images again and compare them with their manifests."),
     "coverage": ("flows.cli.coverage", "What is there and nobody protects: VMs, file systems, databases."),
     "image": ("flows.cli.image", "Templates: images that serve every system of their shape."),
+    "device": ("flows.cli.device", "Configurations of network and SAN devices: history, changes, how to put one back."),
     "recover": ("flows.cli.recover", "Bring back what was lost."),
     "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),
     "inventory": ("flows.cli.inventory", "Validate and show the inventory."),

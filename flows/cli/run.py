@@ -1,5 +1,7 @@
 """`gbs run`: the stages, started by hand."""
 
+from typing import Any
+
 import click
 
 from flows.cli import terminal
@@ -40,6 +42,22 @@ def show(stage: str, results: list[StageResult], as_json: bool) -> None:
         for result in results
     ]
     terminal.rows(stage, COLUMNS, body, as_json)
+
+
+@run_command.command("devices")
+@click.option("--device", "devices", multiple=True, help="Only this device; may be given again.")
+@terminal.json_option
+def _devices(devices: tuple[str, ...], as_json: bool) -> int:
+    """Stage 1 for devices: keep the configurations of network and SAN devices that were changed."""
+    from flows.devices import devices as flow
+
+    try:
+        results: Any = flow(list(devices) or None)
+    except ClientsFailed as exc:
+        show("devices", exc.args[3], as_json)
+        raise
+    show("devices", results, as_json)
+    return exit_code(results)
 
 
 def _command(stage: str, text: str) -> click.Command:

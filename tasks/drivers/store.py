@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from tasks.drivers.chunks import read_chunks, verify_chunks
 from tasks.drivers.digest import sha256_file
 from tasks.errors import IntegrityError, StoreError, StoreFull
-from tasks.model.manifest import LISTING, MANIFEST, ImageManifest, NightManifest
+from tasks.model.manifest import LISTING, MANIFEST, DeviceManifest, ImageManifest, NightManifest
 from tasks.model.names import slug
 
 RENAME_EXCHANGE = 2
@@ -47,6 +47,19 @@ class Store:
     def images(self, kvm_host: str, vm: str) -> Path:
         """The folder of a VM's images, one folder each."""
         return self.root / "images" / slug(kvm_host) / slug(vm)
+
+    def device(self, name: str) -> Path:
+        """The configurations of a device, a folder for each that differs from the one before."""
+        return self.root / "devices" / slug(name)
+
+    def configurations_of(self, name: str) -> list[tuple[Path, DeviceManifest]]:
+        """All kept configurations of a device, newest first."""
+        found = []
+        for path in self.device(name).glob(f"*/{MANIFEST}"):
+            manifest = None if path.parent.name.startswith(".") else read_model(path, DeviceManifest)
+            if manifest is not None:
+                found.append((path.parent, manifest))
+        return sorted(found, key=lambda item: item[1].id, reverse=True)
 
     @property
     def templates(self) -> Path:

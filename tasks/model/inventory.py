@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tasks.model.databases import DumpCommand, DumpedBy, Server
+from tasks.model.device import DeviceType
 from tasks.model.image_method import WantedMethod
 from tasks.model.names import slug
 from tasks.model.retention import Retain
@@ -279,6 +280,32 @@ class KvmHost(System):
     definitions: AbsolutePath = Field("/etc/libvirt/qemu", description="Where its libvirt keeps the VMs' XML.")
 
 
+class Login(_Section):
+    """Who we are to devices. Secrets are files of the GBS server that only root can read."""
+
+    user: User
+    known_hosts_file: Path
+    password_file: Path | None = None
+    private_key_file: Path | None = None
+    enable_file: Path | None = Field(None, description="What `enable` asks for, where a device does.")
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Self:
+        if (self.password_file is None) == (self.private_key_file is None):
+            raise ValueError("a login has either password_file or private_key_file")
+        return self
+
+
+class Device(_Section):
+    """A network or SAN device whose configuration is kept."""
+
+    address: Address
+    type: DeviceType
+    port: Port = 22
+    login: Name = "default"
+    max_age_days: int = Field(2, ge=1, description="Not seen for longer, it is an alert.")
+
+
 def _shorthand(value: Any) -> Any:
     return {"address": value} if isinstance(value, str) else value
 
@@ -293,6 +320,8 @@ class Inventory(_Section):
     policies: dict[Name, Policy] = {}
     kvm_hosts: dict[Name, Annotated[KvmHost, BeforeValidator(_shorthand)]] = {}
     clients: dict[Name, Annotated[Client, BeforeValidator(_shorthand)]] = {}
+    logins: dict[Name, Login] = {}
+    devices: dict[Name, Device] = {}
 
     @property
     def systems(self) -> dict[str, System]:
@@ -310,7 +339,7 @@ class Inventory(_Section):
 
     def mistakes(self) -> list[tuple[tuple[str, ...], str]]:
         """What is wrong between sections: (path in the file, problem). Empty when the inventory holds together."""
-        return [*self._unknown_references(), *self._clashes(), *self._overlaps()]
+        return [*self._unknown_references(), *self._devices(), *self._clashes(), *self._overlaps()]
 
     def _unknown_references(self) -> list[tuple[tuple[str, ...], str]]:
         found: list[tuple[tuple[str, ...], str]] = []
@@ -324,6 +353,19 @@ class Inventory(_Section):
                 if system.policy not in self.policies and system.policy != "default":
                     known = ", ".join(self.policies) or "default"
                     found.append(((section, name, "policy"), f"no policy {system.policy!r}; known are {known}"))
+        return found
+
+    def _devices(self) -> list[tuple[tuple[str, ...], str]]:
+        found: list[tuple[tuple[str, ...], str]] = []
+        slugs: dict[str, str] = {}
+        for name, device in self.devices.items():
+            if device.login not in self.logins:
+                known = ", ".join(self.logins) or "none"
+                found.append((("devices", name, "login"), f"no login {device.login!r}; known are {known}"))
+            if slugs.setdefault(slug(name), name) != name:
+                found.append((("devices", name), f"shares its folder with {slugs[slug(name)]!r}"))
+            if name in self.systems:
+                found.append((("devices", name), "a client or KVM host has the same name"))
         return found
 
     def _clashes(self) -> list[tuple[tuple[str, ...], str]]:

@@ -143,6 +143,22 @@ class TemplateManifest(_Record):
     added: AwareDatetime
 
 
+class DeviceManifest(_Record):
+    """A device's configuration as it first was so, and when it was last seen so."""
+
+    kind: Literal["device"] = "device"
+    id: str
+    device: str
+    address: str
+    type: str
+    first_seen: AwareDatetime
+    last_seen: AwareDatetime
+    """The only field that changes: an unchanged configuration is kept once."""
+    unsaved: bool = False
+    """Whether the device would start with another configuration than it runs with."""
+    files: tuple[FileRecord, ...]
+
+
 class ImageManifest(_Record):
     """One dated copy of a VM's disks and definition, all disks from one instant."""
 

@@ -1,4 +1,4 @@
-"""The root file system that clients of the lab share: Debian 12 with each database engine's server, by mmdebstrap."""
+"""The root file system that clients of the lab share: Debian 12 with servers of databases and a router."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.lab.progress import Say, phase, say
 PACKAGES = (
     "openssh-server", "rsync", "procps", "util-linux", "mount", "e2fsprogs", "acl", "attr", "libcap2-bin", "xz-utils",
     "postgresql", "mariadb-server", "redis-server", "slapd", "ldap-utils", "sqlite3",
+    "frr", "iproute2",
 )  # fmt: skip
 
 

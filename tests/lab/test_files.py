@@ -39,7 +39,7 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def looks(root: Path) -> str:
+def looks(root: Path) -> bytes:
     """What find, getfacl, getfattr and getcap say of all of it; sizes of folders are the file system's own."""
     script = r"""
         find . -mindepth 1 \( -type d -printf '%P %y %m %U %G %T@\0' -o -printf '%P %y %m %U %G %s %T@ %n %l\0' \) |
@@ -49,8 +49,7 @@ def looks(root: Path) -> str:
         find . -not -path '*ddd/*' -print0 | sort -z | xargs -0 getfattr -h -d -m - -e hex
         getcap -r kinds
     """
-    done = subprocess.run(["bash", "-c", script], cwd=root, capture_output=True, check=True)
-    return done.stdout.decode("utf-8", "surrogateescape")
+    return subprocess.run(["bash", "-c", script], cwd=root, capture_output=True, check=True).stdout
 
 
 def differences(tree: Path, copied: Path) -> bytes:

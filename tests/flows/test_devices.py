@@ -1,0 +1,137 @@
+"""Devices in a night: kept once while unchanged, changes shown without secrets, one that is down stays its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
+
+from flows.cli.coverage import coverage_command
+from flows.cli.device import device_command
+from flows.devices import devices as devices_flow
+from flows.nightly import nightly as nightly_flow
+from tasks import declaration
+from tasks.drivers import device as driver
+from tasks.drivers.device import Configuration
+from tasks.errors import ClientsFailed, Unreachable
+from tasks.model.outcome import Outcome
+from tests.flows.fake_site import FakeSite
+
+devices: Any = devices_flow
+nightly: Any = nightly_flow
+CONFIG = "hostname sw1\nenable secret 5 $1$oops\nend\n"
+
+
+class Fleet:
+    """What the devices say now; an error breaks the call."""
+
+    def __init__(self, site: FakeSite) -> None:
+        self.site = site
+        self.says: dict[str, Configuration | Exception] = {
+            name: Configuration(CONFIG, CONFIG) for name in ("sw1", "sw2")
+        }
+
+    def fetch(self, target: Any, _profile: object) -> Configuration:
+        said = self.says[target.name]
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def stored(self, name: str) -> list[str]:
+        return sorted(path.parent.name for path in (self.site.store / "devices" / name).glob("*/manifest.json"))
+
+
+@pytest.fixture
+def fleet(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    declared = site.declaration({"kvm1": {"address": "kvm1.test", "paths": ["/etc"]}}, site.clients())
+    files = {"known_hosts_file": str(site.root / "known_hosts"), "password_file": str(site.root / "password")}
+    declared["logins"] = {"default": {"user": "backup", **files}}
+    declared["devices"] = {name: {"address": f"{name}.test", "type": "cisco_ios"} for name in ("sw1", "sw2")}
+    site.inventory.write_text(json.dumps(declared))
+    declaration.apply(declaration.load(site.inventory))
+    made = Fleet(site)
+    monkeypatch.setattr(driver, "fetch", made.fetch)
+    ids = iter(f"202611{number:02}T000000Z" for number in range(1, 31))
+    monkeypatch.setattr("tasks.devices.new_id", lambda _now: next(ids))
+    return made
+
+
+def artifact(key: str) -> str:
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+    with get_client(sync_client=True) as client:
+        (newest,) = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=1)
+    return str(newest.data)
+
+
+def command(*words: str) -> str:
+    return CliRunner().invoke(device_command, words, standalone_mode=False, catch_exceptions=False).output
+
+
+def test_unchanged_configuration_is_kept_once_and_seen_again(fleet: Fleet) -> None:
+    first = devices()
+    assert [(result.client, result.outcome, bool(result.produced)) for result in first] == [
+        ("sw1", Outcome.OK, True),
+        ("sw2", Outcome.OK, True),
+    ]
+    (id_,) = fleet.stored("sw1")
+    before = json.loads((fleet.site.store / f"devices/sw1/{id_}/manifest.json").read_text())
+    assert [(result.outcome, result.produced) for result in devices()] == [(Outcome.OK, "")] * 2
+    after = json.loads((fleet.site.store / f"devices/sw1/{id_}/manifest.json").read_text())
+    assert fleet.stored("sw1") == [id_]
+    assert after["first_seen"] == before["first_seen"]
+    assert after["last_seen"] > before["last_seen"]
+    for path in (fleet.site.store / f"devices/sw1/{id_}").glob("*.txt"):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.read_text() == CONFIG
+
+
+def test_change_is_kept_and_shown_without_the_secrets_that_are_kept(fleet: Fleet) -> None:
+    devices()
+    changed = CONFIG.replace("end", "vlan 7\nend").replace("$1$oops", "$1$new")
+    fleet.says["sw1"] = Configuration(changed, CONFIG)
+    result, _ = devices()
+    assert (result.outcome, len(result.reasons)) == (Outcome.WARNING, 1)
+    assert "would not start with" in result.reasons[0]
+    shown = artifact("device-sw1")
+    assert "+vlan 7" in shown
+    assert "$1$" not in shown + command("diff", "sw1") + command("recipe", "sw1", "--id", fleet.stored("sw1")[0])
+    assert "+vlan 7" in command("diff", "sw1")
+    assert "-vlan 7" in command("recipe", "sw1", "--id", fleet.stored("sw1")[0])
+    assert (fleet.site.store / "devices/sw1" / fleet.stored("sw1")[-1] / "running.txt").read_text() == changed
+    rows = json.loads(command("list", "--json"))
+    assert [(row["device"], row["unsaved"]) for row in rows] == [("sw1", True), ("sw1", False), ("sw2", False)]
+
+
+def test_device_that_is_down_is_its_own_failure_in_the_night(fleet: Fleet) -> None:
+    fleet.says["sw2"] = Unreachable("sw2", "no route to host")
+    with pytest.raises(ClientsFailed, match="1 of 5 clients failed: sw2 device: sw2 is unreachable"):
+        nightly()
+    assert fleet.stored("sw1")
+    assert (fleet.site.permanent / "web1/daily.0").is_dir()
+
+
+def test_night_of_one_client_leaves_devices_alone(fleet: Fleet) -> None:
+    nightly(["db1"])
+    assert not fleet.stored("sw1")
+
+
+def test_device_never_seen_or_stale_is_a_gap(fleet: Fleet) -> None:
+    devices(["sw1"])
+    path = fleet.site.store / "devices/sw1" / fleet.stored("sw1")[0] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "last_seen": "2020-01-01T00:00:00Z"}))
+    ended = CliRunner().invoke(coverage_command, ["--json"], standalone_mode=False)
+    gaps = {row["subject"]: row["gap"] for row in json.loads(ended.output)}
+    assert gaps["device sw2"] == "its configuration was never seen"
+    assert gaps["device sw1"].startswith("it was last seen ")
+
+
+def test_login_block_names_files(fleet: Fleet) -> None:
+    block = declaration.documents(declaration.load(fleet.site.inventory))["login-default"]
+    files = {"user": "backup", "password_file": fleet.site.root / "password"}
+    assert {name: getattr(block, name) for name in files} == files
