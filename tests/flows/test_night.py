@@ -140,6 +140,9 @@ def test_prepare_database_that_nobody_declared_is_a_warning(site: FakeSite) -> N
         Outcome.WARNING,
         ("postgresql has a database 'shop' that is not declared",),
     )
+    overnight(["db1"])
+    manifest = json.loads((site.store / "overnight/db1/manifest.json").read_text())
+    assert not any("postgresql" in pattern for pattern in manifest["excluded"]), "what no dump holds must be pulled"
 
 
 def test_prepare_dump_that_shrank_is_a_warning(site: FakeSite) -> None:
