@@ -14,7 +14,20 @@ import pytest
 import yaml
 from prefect import Task
 
-from tasks import files, images, nights, places, points, preparation, recovery, reports, updating, windows
+from tasks import (
+    devices,
+    files,
+    hooks,
+    images,
+    nights,
+    places,
+    points,
+    preparation,
+    recovery,
+    reports,
+    updating,
+    windows,
+)
 from tasks.drivers import (
     backup_job,
     databases,
@@ -45,7 +58,7 @@ from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Layer, PlannedDisk, Step, WindowPlan, overlay_path, select_disks
 from tasks.model.window_decision import Action, Power
 
-TASK_MODULES = (files, images, nights, points, preparation, recovery, reports, updating, windows)
+TASK_MODULES = (devices, files, hooks, images, nights, points, preparation, recovery, reports, updating, windows)
 UUID = "6d0fa9b4-6d5c-4f0e-9d59-0c5d7ad2c001"
 DISK_BYTES = 1 << 20
 STORE_ID = "flow-tests"

@@ -41,6 +41,7 @@ class Images:
         self.journal = journal_of(host, folder / "journal", guest)
         self.count = 0
         self.last: Parent | None = None
+        self.uuid = host.domain(guest.name).uuid
 
     def take(self, wishes: Wishes = WISHES) -> tuple[Path, Taken]:
         """The next image; published when it is whole."""
@@ -48,12 +49,11 @@ class Images:
         image_id = f"image-{self.count}"
         folder = self.folder / image_id
         folder.mkdir()
-        uuid = self.host.domain(self.guest.name).uuid
         taken = backup_api.take(
-            self.host, self.shell, self.target, self.journal, uuid, image_id, folder, self.last, wishes
+            self.host, self.shell, self.target, self.journal, self.uuid, image_id, folder, self.last, wishes
         )
-        self.last = Parent(folder, manifest_of(taken, folder, uuid))
-        backup_job.delete_checkpoints(self.host.domain(uuid), [taken.checkpoint or ""])
+        self.last = Parent(folder, manifest_of(taken, folder, self.uuid))
+        backup_job.delete_checkpoints(self.host.domain(self.uuid), [taken.checkpoint or ""])
         return folder, taken
 
 
@@ -234,6 +234,73 @@ def test_next_image_succeeds_whatever_became_of_the_checkpoint(images: Images, h
     assert changes == {"restarted": [True, True], "bitmap gone": [True, False]}.get(harm, [False, False])
     assert_left_alone(images, "gbs-image-2")
     assert all(disk.increment.startswith("its changes") for disk in images.take()[1].disks)
+
+
+def test_vm_that_got_another_name_is_imaged(images: Images) -> None:
+    images.take()
+    virsh, name = images.guest.host.virsh, images.guest.name
+    virsh("destroy", name)
+    xml = virsh("dumpxml", "--inactive", name)
+    virsh("undefine", name, "--checkpoints-metadata")
+    virsh("define", "/dev/stdin", input_text=xml.replace(f"<name>{name}</name>", "<name>renamed it</name>"))
+    virsh("start", "renamed it")
+    try:
+        folder, taken = images.take()
+        records_of(folder)
+        assert not any(disk.increment.startswith("its changes") for disk in taken.disks)
+        assert all(disk.increment.startswith("its changes") for disk in images.take()[1].disks)
+    finally:
+        virsh("destroy", "renamed it")
+        virsh("undefine", "renamed it", "--checkpoints-metadata")
+        virsh("define", "/dev/stdin", input_text=xml)
+
+
+def test_disk_that_was_restored_from_an_image_is_copied_whole(images: Images) -> None:
+    folder, _ = images.take()
+    images.guest.wait_for_record(last_record_of(images.guest) + 20)
+    images.guest.host.virsh("destroy", images.guest.name)
+    disk = images.guest.disks[1]
+    old = images.guest.outside(disk.path)
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(folder / f"{disk.target}.raw"), str(old)]
+    subprocess.run(argv, check=True)
+    images.guest.host.virsh("start", images.guest.name)
+    images.guest.host.virsh("suspend", images.guest.name)
+    folder, taken = images.take()
+    assert [disk.increment.startswith("its changes") for disk in taken.disks] == [True, False]
+    for disk in images.guest.disks:
+        argv = ["qemu-img", "compare", "-U", "-f", "raw", "-F", "qcow2", str(folder / f"{disk.target}.raw")]
+        subprocess.run([*argv, str(images.guest.outside(disk.path))], check=True)
+    images.guest.host.virsh("resume", images.guest.name)
+
+
+def test_disk_that_was_removed_is_in_no_later_image(images: Images) -> None:
+    images.take()
+    virsh, name = images.guest.host.virsh, images.guest.name
+    virsh("destroy", name)
+    virsh("detach-disk", name, "vdb", "--config")
+    virsh("start", name)
+    _, taken = images.take()
+    assert [(disk.target, disk.increment.split(" since")[0]) for disk in taken.disks] == [("vda", "its changes")]
+
+
+def test_new_store_begins_with_a_full_image(images: Images) -> None:
+    images.take()
+    images.last = None
+    folder, taken = images.take()
+    records_of(folder)
+    assert {disk.increment for disk in taken.disks} == {"there is no image to begin with"}
+    assert all(disk.increment.startswith("its changes") for disk in images.take()[1].disks)
+
+
+def test_qcow2_of_version_2_has_no_bitmaps_and_is_copied_whole(images: Images) -> None:
+    images.guest.host.virsh("destroy", images.guest.name)
+    disk = images.guest.outside(images.guest.disks[1].path)
+    subprocess.run(["qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", str(disk)], check=True)
+    images.guest.host.virsh("start", images.guest.name)
+    images.take()
+    folder, taken = images.take()
+    records_of(folder)
+    assert [disk.increment.startswith("its changes") for disk in taken.disks] == [True, False]
 
 
 def test_disk_added_resized_and_moved_are_copied_whole_the_rest_by_changes(images: Images) -> None:
