@@ -242,31 +242,6 @@ def test_postgresql_down_is_partial_and_the_rest_goes_on(world: Demo, nights: Ni
     assert manifest["outcome"] == "PARTIAL"
 
 
-ODD_NAMES = ("CRM", "it's $HOME; \u00e9")
-
-
-def _each_odd_database(demo: Demo, statement: str) -> None:
-    for command, quote in (
-        ("runuser -u postgres -- psql -v ON_ERROR_STOP=1", '"'),
-        ("mariadb --default-character-set=utf8mb4", "`"),
-    ):
-        text = "".join(f"{statement} DATABASE {quote}{name}{quote};\n" for name in ODD_NAMES)
-        demo.lab.web1.run(command, stdin=text.encode())
-
-
-def test_every_database_is_dumped_whatever_its_name(world: Demo, nights: Nights) -> None:
-    _each_odd_database(world, "CREATE")
-    try:
-        done = gbs(world, "run", "prepare", "--client", "web1", "--json")
-    finally:
-        _each_odd_database(world, "DROP")
-    assert outcomes(done)["web1", "prepare"] == "OK", done.stderr[-3000:]
-    dumps = json.loads((world.site.store / "prepared/web1.json").read_text())["dumps"]
-    found = {(dump["engine"], dump["database"]) for dump in dumps if dump["kind"] == "database"}
-    ours = {("postgresql", "postgres"), ("postgresql", "shop"), ("mariadb", "crm")}
-    assert found == ours | {(engine, name) for engine in ("postgresql", "mariadb") for name in ODD_NAMES}
-
-
 @contextmanager
 def _hidden(path: Path) -> Iterator[None]:
     aside = path.with_name("aside")
