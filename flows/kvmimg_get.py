@@ -20,9 +20,10 @@ from tasks.model.outcome import Outcome, StageResult
 
 
 def take_image(vm: str, method: WantedMethod | None = None, full: bool = False) -> ImageManifest:
-    """Take and publish an image of the VM, by `method` or as its policy says; `full` copies all of it in any case."""
+    """Take and publish an image of a VM (name or UUID), by `method` or as its policy says; `full` copies all of it."""
     definition = images.find(vm)
-    host, uuid = definition.kvm_host, definition.domain.uuid
+    # It may have been asked for by its UUID; an image lies and is found by its name.
+    vm, host, uuid = definition.domain.name, definition.kvm_host, definition.domain.uuid
     with places.locked("vm", uuid), places.image_turn(host, places.policy_of_vm(vm).transfer_deadline_s):
         require_settled(host, uuid)
         choice = images.choose(definition, windows.power(host, uuid), method)

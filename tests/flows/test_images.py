@@ -57,6 +57,12 @@ def test_kvmimg_get_vm_runs_live_image_published(site: FakeSite) -> None:
     assert site.journal().open_window() is None
 
 
+def test_kvmimg_get_by_uuid_is_an_image_of_the_vm_of_that_name(site: FakeSite) -> None:
+    image = kvmimg_get(UUID)
+    assert (image.vm, image.uuid) == ("web1", UUID)
+    assert [folder.name for folder, _ in places.store().images_of("web1")] == [image.id]
+
+
 def test_kvmimg_get_vm_shuts_down_now_refused(site: FakeSite) -> None:
     site.power = Power.CHANGING
     with pytest.raises(HypervisorError, match="it is shutting down"):
