@@ -62,7 +62,8 @@ mv -f -- "$2.partial" "$2"
 stat -c %s -- "$2"
 sha256sum -- "$2"
 """
-_RUNNING = "ps -eo comm="
+# Not every client has ps(1); processes that end meanwhile are none.
+_RUNNING = "cat /proc/[0-9]*/comm 2> /dev/null || true"
 
 
 @dataclass(frozen=True)
