@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from tasks import places
 from tasks.drivers.store import Store, read_model
 from tasks.errors import GbsError
-from tasks.model.inventory import Device, Inventory, System
+from tasks.model.inventory import Inventory, System
+from tasks.model.inventory_devices import Device
 from tasks.model.mounts import not_pulled
 from tasks.model.names import human_age, human_bytes
 from tasks.model.prepared import Prepared

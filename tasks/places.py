@@ -18,7 +18,8 @@ from tasks.drivers.ssh import Shell
 from tasks.drivers.store import Store
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.device import DeviceTarget
-from tasks.model.inventory import Client, Device, Inventory, Policy, System
+from tasks.model.inventory import Client, Inventory, Policy, System
+from tasks.model.inventory_devices import Device
 from tasks.model.ssh_target import SshTarget
 
 APPLY = "run: gbs apply"

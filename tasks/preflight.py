@@ -12,7 +12,8 @@ from tasks.drivers import databases, host_files, permanent, rsync, ssh
 from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
-from tasks.model.inventory import Database, KvmHost, System
+from tasks.model.inventory import KvmHost, System
+from tasks.model.inventory_databases import Database
 from tasks.model.names import human_bytes
 
 LOCAL_TOOLS = ("rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")

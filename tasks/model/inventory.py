@@ -1,51 +1,17 @@
 """The inventory: the one declaration of what is protected and how. Small by default, unknown keys are errors."""
 
-import re
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from tasks.model.databases import DumpCommand, DumpedBy, Server
-from tasks.model.device import DeviceType
 from tasks.model.image_method import WantedMethod
+from tasks.model.inventory_databases import Database
+from tasks.model.inventory_devices import Device, Login
+from tasks.model.inventory_fields import AbsolutePath, Address, Name, Port, Section, User
 from tasks.model.names import slug
 from tasks.model.retention import Retain
-
-_ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
-
-
-def _address(text: str) -> str:
-    if not _ADDRESS.fullmatch(text):
-        raise ValueError("not a host name or IP address")
-    return text
-
-
-def _absolute(path: str) -> str:
-    if not path.startswith("/") or ".." in PurePosixPath(path).parts or not path.isprintable():
-        raise ValueError("must be an absolute, printable path without '..'")
-    # Doubled slashes and dots go: for rsync --relative, /./ would cut off what is before it.
-    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-def _user(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text):
-        raise ValueError("not a user name")
-    return text
-
-
-def _name(text: str) -> str:
-    if not text or len(text) > 200 or not text.isprintable() or text != text.strip():
-        raise ValueError("a name is 1 to 200 printable characters without outer spaces")
-    return text
-
-
-Address = Annotated[str, AfterValidator(_address)]
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
-User = Annotated[str, AfterValidator(_user)]
-Name = Annotated[str, AfterValidator(_name)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Platform(StrEnum):
@@ -70,11 +36,7 @@ DEFAULT_EXCLUDES = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Identity(_Section):
+class Identity(Section):
     """Who we are to a system over ssh: a user and the files of its key and of the host keys that we trust."""
 
     user: User = "root"
@@ -82,7 +44,7 @@ class Identity(_Section):
     known_hosts_file: Path
 
 
-class StoreSection(_Section):
+class StoreSection(Section):
     """Where the overnight copies, images and journals live on the GBS server."""
 
     path: AbsolutePath
@@ -90,7 +52,7 @@ class StoreSection(_Section):
     max_images: int = Field(4, ge=1, description="So many images are taken at once, of all KVM hosts together.")
 
 
-class PermanentSection(_Section):
+class PermanentSection(Section):
     """Where history lives: a remote site's NFSv4 export, or a local folder by choice."""
 
     path: AbsolutePath = Field(description="The mount point, or the folder.")
@@ -105,7 +67,7 @@ class PermanentSection(_Section):
         return self
 
 
-class Policy(_Section):
+class Policy(Section):
     """How often, how long, how careful. The default policy suits most clients."""
 
     image_method: WantedMethod = Field(
@@ -144,65 +106,7 @@ class Policy(_Section):
         return self
 
 
-def _file_name(text: str) -> str:
-    if not text or "/" in text or text in (".", "..") or not text.isprintable():
-        raise ValueError("must be the name of a file, without a folder")
-    return text
-
-
-FileName = Annotated[str, AfterValidator(_file_name)]
-
-
-class Database(_Section):
-    """Databases of one engine on a client, the named ones or all; or a command that dumps what we know no engine of."""
-
-    engine: DumpedBy
-    names: tuple[Name, ...] = Field(
-        (), description="Databases to dump, all when empty; the files of sqlite; the one name that command goes by."
-    )
-    login: AbsolutePath | None = Field(
-        None, description="A file on the client that logs us in, in the engine's format; else its superuser's socket."
-    )
-    prove: bool = Field(False, description="Restore each dump into a throw-away server here, every night.")
-    command: tuple[str, ...] = Field((), description="Makes the dumps of engine command, in the folder it runs in.")
-    produces: tuple[FileName, ...] = Field((), description="The files that command must make.")
-    check: tuple[str, ...] = Field((), description="Must succeed for each file of command, which is its last word.")
-    restore: tuple[str, ...] = Field((), description="Brings the files of command back, in their folder.")
-
-    @model_validator(mode="after")
-    def _fits_engine(self) -> Self:
-        if self.engine == "command":
-            if len(self.names) != 1 or not self.command or not self.produces:
-                raise ValueError("engine command needs names (one), command and produces")
-            if self.login or self.prove:
-                raise ValueError("engine command has no login and no prove: its check proves")
-        elif self.command or self.produces or self.check or self.restore:
-            raise ValueError(f"command, produces, check and restore are of engine command, not of {self.engine}")
-        if self.prove and self.engine == "openldap":
-            raise ValueError("prove is not for openldap: its dump is read back against the schema when it is made")
-        if self.engine == "sqlite" and not (self.names and all(name.startswith("/") for name in self.names)):
-            raise ValueError("engine sqlite needs names: the absolute paths of its files")
-        return self
-
-    @property
-    def called(self) -> str:
-        """What tells it from the others of its client."""
-        return f"command {self.names[0]}" if self.engine == "command" else self.engine
-
-    @property
-    def server(self) -> Server:
-        """The server that is spoken to; ValueError for a command."""
-        if self.engine == "command":
-            raise ValueError("a command is no server")
-        return Server(self.engine, self.login or "")
-
-    @property
-    def dump_command(self) -> DumpCommand:
-        """The command that makes the dumps."""
-        return DumpCommand(self.names[0], self.command, self.produces, self.check, self.restore)
-
-
-class Hook(_Section):
+class Hook(Section):
     """What is run on the client around a stage: an application is frozen before it and let go after it."""
 
     stage: Literal["prepare", "overnight"]
@@ -217,7 +121,7 @@ class Hook(_Section):
         return self
 
 
-class Probe(_Section):
+class Probe(Section):
     """What proves that a recovered VM works: a command that must exit 0 in it, or a TCP port that must answer."""
 
     command: tuple[str, ...] = ()
@@ -235,7 +139,7 @@ class Probe(_Section):
         return " ".join(self.command) or f"tcp port {self.tcp}"
 
 
-class System(_Section):
+class System(Section):
     """A system whose files we pull over ssh."""
 
     address: Address
@@ -280,48 +184,22 @@ class KvmHost(System):
     definitions: AbsolutePath = Field("/etc/libvirt/qemu", description="Where its libvirt keeps the VMs' XML.")
 
 
-class Login(_Section):
-    """Who we are to devices. Secrets are files of the GBS server that only root can read."""
-
-    user: User
-    known_hosts_file: Path
-    password_file: Path | None = None
-    private_key_file: Path | None = None
-    enable_file: Path | None = Field(None, description="What `enable` asks for, where a device does.")
-
-    @model_validator(mode="after")
-    def _one_secret(self) -> Self:
-        if (self.password_file is None) == (self.private_key_file is None):
-            raise ValueError("a login has either password_file or private_key_file")
-        return self
-
-
-class Device(_Section):
-    """A network or SAN device whose configuration is kept."""
-
-    address: Address
-    type: DeviceType
-    port: Port = 22
-    login: Name = "default"
-    max_age_days: int = Field(2, ge=1, description="Not seen for longer, it is an alert.")
-
-
 def _shorthand(value: Any) -> Any:
     return {"address": value} if isinstance(value, str) else value
 
 
-class Inventory(_Section):
+class Inventory(Section):
     """Everything that one GBS server protects."""
 
     site: Name = "main"
     store: StoreSection
     permanent: PermanentSection
     identities: dict[Name, Identity] = Field(min_length=1)
-    policies: dict[Name, Policy] = {}
-    kvm_hosts: dict[Name, Annotated[KvmHost, BeforeValidator(_shorthand)]] = {}
-    clients: dict[Name, Annotated[Client, BeforeValidator(_shorthand)]] = {}
-    logins: dict[Name, Login] = {}
-    devices: dict[Name, Device] = {}
+    policies: dict[Name, Policy] = Field(default_factory=dict)
+    kvm_hosts: dict[Name, Annotated[KvmHost, BeforeValidator(_shorthand)]] = Field(default_factory=dict)
+    clients: dict[Name, Annotated[Client, BeforeValidator(_shorthand)]] = Field(default_factory=dict)
+    logins: dict[Name, Login] = Field(default_factory=dict)
+    devices: dict[Name, Device] = Field(default_factory=dict)
 
     @property
     def systems(self) -> dict[str, System]:
