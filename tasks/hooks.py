@@ -16,4 +16,4 @@ def run_hook(client: str, stage: str, when: str, command: Sequence[str], deadlin
     """Run the command on the client; CommandFailed when it fails or takes longer, Unreachable as ssh."""
     called = f"hook {when} {stage}"
     with ssh.connect(places.target_of(client)) as shell, reporting(log, f"{called} of {client}"):
-        shell.run(list(command), deadline_s=deadline_s, name=called)
+        shell.run_to_end(list(command), deadline_s=deadline_s, name=called)

@@ -5,6 +5,7 @@ Fabric accepts unknown host keys by itself; here an unknown or changed key is re
 
 import shlex
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,10 @@ from tasks.errors import AccessDenied, CommandFailed, CommandTimedOut, ConfigErr
 from tasks.model.ssh_target import SshTarget
 
 CONNECT_DEADLINE_S = 20
+GRACE_S = 10
+"""How long a command that is ended at its deadline may take to end, before it is killed."""
+_NO_STATUS = -1
+_TIMEOUT_STATUS = (124, 137)
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,12 @@ class Shell:
         """Run an argv (quoted for the remote shell) or a constant script text; return what it left.
 
         Raises CommandFailed (unless `check` is false), CommandTimedOut after `deadline_s`, Unreachable when the
-        connection breaks. Never pass data from a client in a script text: pass an argv.
+        connection breaks. Past its deadline the command is only left alone: `run_to_end` ends it. Never pass data from
+        a client in a script text: pass an argv.
         """
         text = command if isinstance(command, str) else shlex.join(command)
         called = f"{name or text.split(chr(10), 1)[0][:60]} on {self.target.name}"
+        began = time.monotonic()
         try:
             result = self._connection.run(
                 text,
@@ -75,9 +82,31 @@ class Shell:
             raise CommandTimedOut(called, deadline_s, exc.result.stderr.strip()[-2000:]) from exc
         except (paramiko.SSHException, EOFError, OSError) as exc:
             raise Unreachable(self.target.name, f"the connection broke: {exc}") from exc
+        if result.exited == _NO_STATUS:
+            # The channel was closed: by Fabric's timer, which may end after us, by the network, or after a signal.
+            if time.monotonic() - began >= deadline_s:
+                raise CommandTimedOut(called, deadline_s, result.stderr.strip()[-2000:])
+            if not self.alive:
+                raise Unreachable(self.target.name, f"the connection broke during {called}")
         if check and result.exited != 0:
             raise CommandFailed(called, result.exited, (result.stderr or result.stdout).strip()[-2000:])
         return Output(result.exited, result.stdout, result.stderr)
+
+    def run_to_end(self, command: Sequence[str], *, deadline_s: float, name: str) -> Output:
+        """Run an argv as `run` does; at its deadline it and its children are ended there, too (timeout of coreutils).
+
+        For what writes: nothing of it goes on after CommandTimedOut.
+        """
+        ended = ["timeout", f"--kill-after={GRACE_S}", f"{deadline_s:g}", *command]
+        began = time.monotonic()
+        try:
+            return self.run(ended, deadline_s=deadline_s + 2 * GRACE_S, name=name)
+        except CommandTimedOut as exc:
+            raise CommandTimedOut(exc.args[0], deadline_s, exc.args[2]) from exc
+        except CommandFailed as exc:
+            if exc.args[1] in _TIMEOUT_STATUS and time.monotonic() - began >= deadline_s:
+                raise CommandTimedOut(exc.args[0], deadline_s, exc.args[2]) from exc
+            raise
 
 
 class _Kept:

@@ -13,7 +13,7 @@ import pytest
 from tasks.drivers import databases, process, ssh
 from tasks.drivers.databases import command, proving
 from tasks.drivers.ssh import Shell
-from tasks.errors import DumpFailed
+from tasks.errors import CommandTimedOut, DumpFailed
 from tasks.model.databases import DumpCommand, EngineName, Server
 from tasks.model.manifest import DumpRecord
 from tasks.model.ssh_target import SshTarget
@@ -291,6 +291,19 @@ def test_command_that_does_not_do_its_work_keeps_the_old_files(client: Client, s
 def test_command_is_not_run_when_last_times_files_would_not_fit(client: Client) -> None:
     with pytest.raises(DumpFailed, match="the dump may need"):
         command.dump(client.shell, ORACLE, 1 << 50, FOLDER, 30)
+
+
+def test_command_past_its_deadline_does_not_go_on_with_its_children(client: Client) -> None:
+    slow = ("sh", "-c", "sleep 4171 & sleep 4172")
+    with pytest.raises(DumpFailed, match="it was stopped after 1 s"):
+        command.dump(client.shell, dataclasses.replace(ORACLE, command=slow), 0, FOLDER, 1)
+    assert "sleep 417" not in client.run("cat /proc/[0-9]*/cmdline 2> /dev/null | tr '\\0' ' '")
+
+
+def test_command_that_is_only_left_alone_is_told_as_timed_out_each_time(client: Client) -> None:
+    for _ in range(20):
+        with pytest.raises(CommandTimedOut):
+            client.shell.run(["sleep", "3"], deadline_s=0.05)
 
 
 @each(SERVERS)

@@ -166,10 +166,10 @@ def restore(shell: Shell, server: Server, dumps: Sequence[DumpRecord], deadline_
             require_as_made(shell, dump, called, deadline_s)
             if dump.kind == "database":
                 command = script(server, spoken.restore, dump.database, dump.path)
-                shell.run(command, deadline_s=deadline_s, name=f"restore of {dump.database}")
+                shell.run_to_end(command, deadline_s=deadline_s, name=f"restore of {dump.database}")
             elif spoken.accounts is not None:
                 command = script(server, spoken.accounts.restore, dump.path)
-                shell.run(command, deadline_s=deadline_s, name="restore of accounts")
+                shell.run_to_end(command, deadline_s=deadline_s, name="restore of accounts")
         except CommandFailed as exc:
             raise DumpFailed(called, f"restore: {reason_of(exc)}") from exc
 
@@ -198,7 +198,7 @@ def reason_of(error: Exception) -> str:
 def _dump(shell: Shell, text: str, plan: DumpPlan, deadline_s: float) -> DumpRecord:
     try:
         command = script(plan.server, text, plan.database, plan.path)
-        size_bytes, line = shell.run(command, deadline_s=deadline_s, name="dump").stdout.splitlines()[-2:]
+        size_bytes, line = shell.run_to_end(command, deadline_s=deadline_s, name="dump").stdout.splitlines()[-2:]
         return DumpRecord(
             engine=plan.server.engine,
             kind=plan.kind,

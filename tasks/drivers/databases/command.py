@@ -59,7 +59,7 @@ def dump(
     try:
         room = str(int(last_size_bytes * DUMP_TO_SIZE))
         shell.run(_script(_BEGIN, partial, room), deadline_s=QUERY_DEADLINE_S, name="dump folder")
-        shell.run(_script(_RUN, partial, *asked.command), deadline_s=deadline_s, name="dump command")
+        shell.run_to_end(_script(_RUN, partial, *asked.command), deadline_s=deadline_s, name="dump command")
         records = []
         for name in asked.produces:
             command = _script(_CHECK, partial, name, *asked.check)
@@ -80,7 +80,7 @@ def restore(shell: Shell, asked: DumpCommand, dumps: Sequence[DumpRecord], deadl
     try:
         for made in dumps:
             require_as_made(shell, made, called, deadline_s)
-        shell.run(_script(_RUN, folder, *asked.restore), deadline_s=deadline_s, name="restore command")
+        shell.run_to_end(_script(_RUN, folder, *asked.restore), deadline_s=deadline_s, name="restore command")
     except CommandFailed as exc:
         raise DumpFailed(called, f"restore: {reason_of(exc)}") from exc
 
