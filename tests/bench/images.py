@@ -42,6 +42,8 @@ from tests.lab.sshd import make_key
 from tests.lab.tiny_guest import TinyGuest
 
 DATA_MIB = 768
+DIRTY_MIB = (10, 41, 164)
+"""1 % of 1, 4 and 16 GiB."""
 WISHES = Wishes(min_free_bytes=1 << 20)
 
 
@@ -213,6 +215,20 @@ class Bench:
         folder.mkdir()
         return folder
 
+    def dirty(self, mib: int) -> None:
+        """Write so many MiB, here and there in the guest's data, by QEMU's own qemu-io."""
+        self.count += 1
+        step = DATA_MIB // mib
+        node = self.guest.node("vda")
+        for part in [range(mib)[at : at + 50] for at in range(0, mib, 50)]:
+            writes = [f"write -P {self.count % 255} {16 + place * step}M 1M" for place in part]
+            lines = [
+                shlex.join(["qemu-monitor-command", "--hmp", self.guest.name, f'qemu-io {node} "{write}"'])
+                for write in writes
+            ]
+            said = self.host.virsh(";".join(lines))
+            assert said.count("wrote ") == len(lines), said
+
     def forget(self) -> None:
         """No checkpoints of anybody, so that the next backup is a full one."""
         for name in self.host.virsh("checkpoint-list", self.guest.name, "--name").split():
@@ -285,23 +301,43 @@ def _table(title: str, took: dict[str, list[Took]]) -> None:
 
 
 def increments(rounds: int, sizes_gib: tuple[int, ...]) -> None:
-    """Increments of a guest that dirties some 4 MiB, on disks of several sizes."""
-    print(f"\nIncrement, about 4 MiB dirty, {DATA_MIB} MiB of data, medians of {rounds} rounds in turn, seconds")
-    print("| virtual size | ours, a whole disk at once | virtnbdbackup and virtnbdrestore | ratio |")
-    print("|---|---|---|---|")
+    """Increments on disks of several sizes, each with several amounts written in between: all pairs."""
+    print(f"\nIncrement, {DATA_MIB} MiB of data, medians of {rounds} rounds in turn, seconds")
+    print("| virtual size | written in between | ours, a whole disk | virtnbdbackup and virtnbdrestore | ratio |")
+    print("|---|---|---|---|---|")
     for size_gib in sizes_gib:
         with bench_of(size_gib) as bench:
-            parent, mine, theirs = bench.ours(None), [], []
-            for _ in range(rounds):
-                began = time.monotonic()
-                parent = bench.ours(parent)
-                mine.append(time.monotonic() - began)
-            bench.forget()
-            bench.virtnbdbackup("full")
-            for _ in range(rounds):
-                theirs.append(measured(lambda: bench.virtnbdbackup("inc")).wall_s)
-        ours_s, theirs_s = statistics.median(mine), statistics.median(theirs)
-        print(f"| {size_gib} GiB | {ours_s:.2f} | {theirs_s:.2f} | {theirs_s / ours_s:.1f} |")
+            ours_s, theirs_s = _of_ours(bench, rounds), _of_theirs(bench, rounds)
+        for dirty_mib in DIRTY_MIB:
+            mine, peer = ours_s[dirty_mib], theirs_s[dirty_mib]
+            percent = f"{dirty_mib / size_gib / 10.24:.2g} %"
+            print(f"| {size_gib} GiB | {dirty_mib} MiB, {percent} | {mine:.2f} | {peer:.2f} | {peer / mine:.1f} |")
+
+
+def _of_ours(bench: Bench, rounds: int) -> dict[int, float]:
+    parent, took = bench.ours(None), {}
+    for dirty_mib in DIRTY_MIB:
+        ones = []
+        for _ in range(rounds):
+            bench.dirty(dirty_mib)
+            began = time.monotonic()
+            parent = bench.ours(parent)
+            ones.append(time.monotonic() - began)
+        took[dirty_mib] = statistics.median(ones)
+    return took
+
+
+def _of_theirs(bench: Bench, rounds: int) -> dict[int, float]:
+    took = {}
+    for dirty_mib in DIRTY_MIB:
+        bench.forget()
+        bench.virtnbdbackup("full")
+        ones = []
+        for _ in range(rounds):
+            bench.dirty(dirty_mib)
+            ones.append(measured(lambda: bench.virtnbdbackup("inc")).wall_s)
+        took[dirty_mib] = statistics.median(ones)
+    return took
 
 
 def main() -> int:

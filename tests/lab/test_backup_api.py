@@ -9,52 +9,21 @@ import json
 import random
 import subprocess
 import time
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-from tasks.drivers import backup_api, backup_job
-from tasks.drivers.backup_survey import Parent
-from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.snaplive_settle import reconcile
 from tasks.drivers.ssh import Shell
 from tasks.errors import DomainBusy
-from tasks.model.image_method import Wishes
-from tasks.model.image_taken import Taken
 from tasks.model.ssh_target import SshTarget
 from tests.lab.kvm_host import KvmHost
-from tests.lab.published import assert_chunks, assert_listed_chunks, manifest_of
-from tests.lab.snaplive_guest import Guests, journal_of
+from tests.lab.published import assert_chunks, assert_listed_chunks
+from tests.lab.snaplive_guest import Guests
+from tests.lab.taken_images import Images, assert_left_alone, records_of
 from tests.lab.tiny_guest import TinyGuest, last_record
 from tests.lab.window_child import ChildTask, host_pid, reach, run_child
-
-WISHES = Wishes(min_free_bytes=1 << 20)
-
-
-class Images:
-    """Takes images of a guest one after the other, each the parent of the next."""
-
-    def __init__(self, host: Host, shell: HostShell, target: SshTarget, guest: TinyGuest, folder: Path) -> None:
-        self.host, self.shell, self.target, self.guest, self.folder = host, shell, target, guest, folder
-        self.journal = journal_of(host, folder / "journal", guest)
-        self.count = 0
-        self.last: Parent | None = None
-        self.uuid = host.domain(guest.name).uuid
-
-    def take(self, wishes: Wishes = WISHES) -> tuple[Path, Taken]:
-        """The next image; published when it is whole."""
-        self.count += 1
-        image_id = f"image-{self.count}"
-        folder = self.folder / image_id
-        folder.mkdir()
-        taken = backup_api.take(
-            self.host, self.shell, self.target, self.journal, self.uuid, image_id, folder, self.last, wishes
-        )
-        self.last = Parent(folder, manifest_of(taken, folder, self.uuid))
-        backup_job.delete_checkpoints(self.host.domain(self.uuid), [taken.checkpoint or ""])
-        return folder, taken
 
 
 @pytest.fixture
@@ -62,25 +31,6 @@ def images(host: Host, shell: Shell, kvm_target: SshTarget, guests: Guests, fold
     """Images of a guest that writes to two disks."""
     folder.mkdir()
     return Images(host, shell, kvm_target, guests(disk_count=2), folder)
-
-
-def records_of(folder: Path) -> tuple[int, int]:
-    """The last record on each disk of an image, which must not be more than one apart."""
-    first, second = (last_record(folder / f"{target}.raw", "raw") for target in ("vda", "vdb"))
-    assert first - second in (0, 1), "the disks are not from one instant"
-    return first, second
-
-
-def assert_left_alone(images: Images, checkpoint: str | None) -> None:
-    """The VM runs on its bases, has no job, no scratch file, and of our checkpoints only this one."""
-    guest = images.guest
-    assert guest.host.virsh("domstate", guest.name).strip() == "running"
-    assert guest.host.run(["virsh", "-q", "backup-dumpxml", guest.name], check=False).returncode != 0
-    names = guest.host.virsh("checkpoint-list", guest.name, "--name").split()
-    assert names == ([checkpoint] if checkpoint else [])
-    assert list(guest.host.images.glob("*.gbs-scratch-*")) == []
-    assert images.journal.open_window() is None
-    assert guest.host.run(["sh", "-c", "ls /run/gbs-* 2>/dev/null | wc -l"]).stdout.strip() == "0"
 
 
 def test_full_then_increments_are_each_one_instant_and_whole(images: Images) -> None:
@@ -123,16 +73,13 @@ class Changes:
 
     def make(self, count: int) -> None:
         """Make so many."""
-        live = ET.fromstring(self.guest.host.virsh("dumpxml", self.guest.name))
+        nodes = {target: self.guest.node(target) for target in self.sizes}
         for _ in range(count):
             target = self.random.choice(list(self.sizes))
-            source = live.find(f"devices/disk/target[@dev='{target}']/../source")
-            assert source is not None
-            node = f"libvirt-{source.get('index')}-format"
             length = self.random.choice([512, 4096, 65536, 1 << 20])
             place = self.random.randrange(0, (self.sizes[target] - length) // 512) * 512
             verb = self.random.choice(["write -P 0", "discard", *(f"write -P {byte}" for byte in (1, 90, 255))])
-            io = f'qemu-io {node} "{verb} {place} {length}"'
+            io = f'qemu-io {nodes[target]} "{verb} {place} {length}"'
             said = self.guest.host.virsh("qemu-monitor-command", "--hmp", self.guest.name, io)
             assert "failed" not in said.lower(), said
 

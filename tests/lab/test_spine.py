@@ -29,7 +29,9 @@ from tests.lab import first_night
 from tests.lab.accelerator import accelerator
 from tests.lab.data import change, inventory_of
 from tests.lab.demo import Demo
+from tests.lab.mixed_guest import MixedGuest
 from tests.lab.published import assert_listed_chunks
+from tests.lab.tiny_guest import last_record
 
 pytestmark = pytest.mark.timeout(1800)
 BIN = Path(sys.executable).parent
@@ -290,6 +292,37 @@ def test_kvmsnap_create_then_purge_puts_the_vm_back_on_its_base(world: Demo, nig
     purged = gbs(world, "kvmsnap-purge")
     assert purged.returncode == 0, purged.stderr[-3000:]
     require_settled(world)
+
+
+def test_kvmsnap_holds_every_kind_of_disk_for_another_tool_and_purge_ends_all(
+    world: Demo, nights: Nights, tmp_path: Path
+) -> None:
+    mixed = MixedGuest(world.lab.kvm1, "mixed")
+    try:
+        mixed.start()
+        before = mixed.wait_for_record(20)
+        blocks = world.lab.kvm1.virsh("domblklist", "mixed")
+        assert gbs(world, "run", "overnight", "--client", "kvm1").returncode == 0
+        for vm in ("mixed", "web1"):
+            created = gbs(world, "kvmsnap-create", vm)
+            assert created.returncode == 0, created.stderr[-3000:]
+        assert world.lab.kvm1.virsh("domblklist", "mixed").count(".gbs-") == 3
+        records = []
+        for disk in mixed.disks:
+            copied = tmp_path / f"{disk.target}.raw"
+            argv = ["qemu-img", "convert", "-U", "-f", disk.format, "-O", "raw", str(mixed.outside(disk.path))]
+            subprocess.run([*argv, str(copied)], check=True)
+            records.append(last_record(copied, "raw"))
+        assert min(records) >= before
+        assert max(records) - min(records) <= 1, "the disks are not from one instant"
+        purged = gbs(world, "kvmsnap-purge", "--all")
+        assert purged.returncode == 0, purged.stderr[-3000:]
+        require_settled(world)
+        assert world.lab.kvm1.virsh("domblklist", "mixed") == blocks
+        assert world.lab.kvm1.virsh("domstate", "mixed").strip() == "running"
+        mixed.wait_for_record(records[0] + 50)
+    finally:
+        mixed.destroy()
 
 
 def test_template_of_the_vm_serves_it_and_not_its_host(world: Demo, nights: Nights) -> None:

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import tempfile
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
@@ -192,6 +193,14 @@ class TinyGuest:
                 raise LabError(f"{self.name} wrote {last} records in {deadline_s:.0f} s, not {number}")
             time.sleep(0.1)
         return last
+
+    def node(self, target: str) -> str:
+        """How the running QEMU calls the block node of a disk."""
+        live = ET.fromstring(self.host.virsh("dumpxml", self.name))
+        source = live.find(f"devices/disk/target[@dev='{target}']/../source")
+        if source is None:
+            raise LabError(f"{self.name} has no disk {target}")
+        return f"libvirt-{source.get('index')}-format"
 
     def kill_qemu(self) -> None:
         """SIGKILL its QEMU; returns when libvirt has noticed."""
