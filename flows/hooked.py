@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from flows.stage import Stage
 from tasks import hooks, places
 from tasks.errors import GbsError
-from tasks.model.inventory import Hook
+from tasks.model.inventory_systems import Hook
 from tasks.model.outcome import Outcome
 
 

@@ -14,8 +14,8 @@ from flows.stage import Stage, stage
 from flows.vm_name import ClientName
 from tasks import places, preparation
 from tasks.errors import GbsError
-from tasks.model.inventory import System
 from tasks.model.inventory_databases import Database
+from tasks.model.inventory_systems import System
 from tasks.model.manifest import DumpRecord
 from tasks.model.outcome import Outcome, StageResult
 from tasks.model.prepared import Prepared, shrunk

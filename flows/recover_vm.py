@@ -14,7 +14,7 @@ from flows.vm_name import KvmHostName, VmName
 from tasks import places, recovery, updating
 from tasks.errors import GbsError, RecoveredPartly
 from tasks.model.domain_xml import parse_domain
-from tasks.model.inventory import Probe
+from tasks.model.inventory_systems import Probe
 from tasks.model.names import human_age
 from tasks.model.recovery import Recovered, Sources, UpdatedImage
 

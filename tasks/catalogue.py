@@ -8,7 +8,8 @@ from tasks.drivers import definitions, inventory_file, rsnapshot
 from tasks.drivers.store import Store, read_model
 from tasks.errors import NothingToRecover, UnknownName
 from tasks.model.facts import Facts
-from tasks.model.inventory import Client, Inventory
+from tasks.model.inventory import Inventory
+from tasks.model.inventory_systems import Client
 from tasks.model.manifest import TEMPLATE, ImageManifest, TemplateManifest
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from tasks import places
 from tasks.drivers.store import Store, read_model
 from tasks.errors import GbsError
-from tasks.model.inventory import Inventory, System
+from tasks.model.inventory import Inventory
 from tasks.model.inventory_devices import Device
+from tasks.model.inventory_systems import System
 from tasks.model.mounts import not_pulled
 from tasks.model.names import human_age, human_bytes
 from tasks.model.prepared import Prepared

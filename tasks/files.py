@@ -1,25 +1,27 @@
 """Stage 1 for files: pull a client into a staging tree and publish it as the overnight copy when it is good."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import rsync
+from tasks.drivers import rsync, saveset, ssh, tar_stream
 from tasks.drivers.databases import data_patterns, proving
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.progress import reporting
-from tasks.drivers.rsync import Transferred
+from tasks.drivers.rsync import OnProgress, Transferred, Wanted
 from tasks.drivers.store import discard, read_model, replace, require_space, sync_folder, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
 from tasks.model.facts import Facts
-from tasks.model.inventory import DEFAULT_EXCLUDES, System
+from tasks.model.inventory_systems import System
 from tasks.model.manifest import LISTING, MANIFEST, DumpRecord, NightManifest
 from tasks.model.mounts import lost_mounts
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome
+from tasks.model.platform import Transport
 from tasks.model.prepared import Prepared
 from tasks.model.shape import compare, shape_of_facts
 from tasks.retryable import retryable
@@ -36,7 +38,7 @@ def excludes_of(system: System, prepared: Prepared) -> tuple[str, ...]:
     """What is left out: the platform's, the operator's, and the data files of databases that a dump covers."""
     covered = [database for database in system.databases if prepared.covered(database.called)]
     data = tuple(pattern for database in covered for pattern in data_patterns(database.engine, database.names))
-    return (*DEFAULT_EXCLUDES[system.platform], *system.exclude, *data)
+    return (*system.profile.exclude, *system.exclude, *data)
 
 
 @retryable("read preparation", "read preparation of {client}", retries=0)
@@ -84,7 +86,8 @@ def pull(client: str) -> Transferred:
     """The client's files in the staging tree; unchanged ones are hard links to last night's.
 
     The tree is always a new one: rsync would change owners and modes of files it finds there in place, and with them
-    those of the published night that shares the inode. What an interrupted pull brought is linked in, not sent again.
+    those of the published night that shares the inode. What an interrupted pull brought is linked in, not sent again,
+    and a file that it had in part goes on from there.
     """
     system, policy = places.system_of(client)
     store, prepared = places.store(), _prepared(client)
@@ -94,20 +97,42 @@ def pull(client: str) -> Transferred:
         staging.rename(aborted)
     discard(staging, store.trash, staging.name)
     (staging / "data").mkdir(parents=True)
+    carried = rsync.carry_partial(aborted / "data", staging / "data")
     with reporting(log, f"pull {client}") as progress:
-        moved = rsync.pull(
-            places.files_target_of(client),
-            paths_of(system, prepared),
-            staging / "data",
+        wanted = Wanted(
+            paths=paths_of(system, prepared),
+            tree=system.profile.tree,
             exclude=excludes_of(system, prepared),
             link_dests=[folder for folder in (store.overnight(client) / "data", aborted / "data") if folder.exists()],
             limit_kib_s=policy.bandwidth_limit_kib_s,
-            deadline_s=policy.transfer_deadline_s,
-            on_progress=progress.update,
+            fake_super=places.fake_super(),
         )
+        moved = _bring(client, system, wanted, staging, policy.transfer_deadline_s, progress.update)
+    for folder in carried:
+        shutil.rmtree(folder, ignore_errors=True)
     discard(aborted, store.trash, aborted.name)
     _require_plausible(client, moved, store.night_of(client), policy.max_shrink_percent)
     return moved
+
+
+def _bring(
+    client: str, system: System, wanted: Wanted, staging: Path, deadline_s: int, on_progress: OnProgress
+) -> Transferred:
+    data = staging / "data"
+    match system.by:
+        case Transport.TAR:
+            target, scratch = places.files_target_of(client), staging / "unpacked"
+            return tar_stream.pull(
+                target, system.profile.tar, wanted, scratch, data, deadline_s=deadline_s, on_progress=on_progress
+            )
+        case Transport.SAVESET:
+            with ssh.connect(places.target_of(client)) as shell:
+                return saveset.pull(
+                    shell, wanted.paths, system.dump_folder, data, deadline_s=deadline_s, on_progress=on_progress
+                )
+        case Transport.SSH | Transport.DAEMON:
+            source = places.files_source_of(client)
+            return rsync.pull(source, wanted, data, deadline_s=deadline_s, on_progress=on_progress)
 
 
 def _require_plausible(client: str, moved: Transferred, last: NightManifest | None, max_shrink_percent: int) -> None:
@@ -181,6 +206,7 @@ def publish(
         flavour=shape_of_facts(prepared.facts).flavour,
         files=files,
         size_bytes=size_bytes,
+        fake_super=places.fake_super(),
         listing_sha256=sha256_file(staging / LISTING),
         facts_sha256=sha256_file(staging / "facts.json"),
         tools=tool_versions("rsync"),

@@ -18,8 +18,10 @@ from tasks.drivers.ssh import Shell
 from tasks.drivers.store import Store
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.device import DeviceTarget
-from tasks.model.inventory import Client, Inventory, Policy, System
+from tasks.model.inventory import Inventory, Policy
 from tasks.model.inventory_devices import Device
+from tasks.model.inventory_systems import Client, System
+from tasks.model.rsync_daemon import DaemonTarget
 from tasks.model.ssh_target import SshTarget
 
 APPLY = "run: gbs apply"
@@ -57,6 +59,11 @@ def reserve_bytes() -> int:
     return _load(StoreBlock, StoreBlock.DOCUMENT).reserve_bytes
 
 
+def fake_super() -> bool:
+    """Whether the stores cannot have owners, devices and xattrs themselves."""
+    return inventory().store.fake_super
+
+
 def permanent() -> PermanentPlace:
     """The permanent store that its block names."""
     block = _load(PermanentStore, PermanentStore.DOCUMENT)
@@ -73,6 +80,14 @@ def files_target_of(name: str) -> SshTarget:
     """How its files are pulled over ssh."""
     system, _ = system_of(name)
     return _target(name, system, system.files_identity or system.identity)
+
+
+def files_source_of(name: str) -> SshTarget | DaemonTarget:
+    """How rsync reaches its files."""
+    system, _ = system_of(name)
+    if (daemon := system.daemon) is None:
+        return files_target_of(name)
+    return DaemonTarget(name, system.address, daemon.port, daemon.module, daemon.user, daemon.password_file)
 
 
 def _target(name: str, system: System, identity: str) -> SshTarget:

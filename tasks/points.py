@@ -61,5 +61,9 @@ def _config(client: str, store: Store, policy: Policy) -> Path:
     # GBS's own lock keeps two runs apart; a pid file of rsnapshot's that a killed run left would make it skip.
     lock = folder / f"{slug(client)}.pid"
     lock.unlink(missing_ok=True)
-    config.write_text(rsnapshot.render_config(store.overnight(client), root_of(client), lock, policy.retain))
+    night = store.night_of(client)
+    fake_super = night is not None and night.fake_super
+    config.write_text(
+        rsnapshot.render_config(store.overnight(client), root_of(client), lock, policy.retain, fake_super=fake_super)
+    )
     return config

@@ -12,13 +12,15 @@ from tasks.drivers import databases, host_files, permanent, rsync, ssh
 from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
-from tasks.model.inventory import KvmHost, System
 from tasks.model.inventory_databases import Database
+from tasks.model.inventory_systems import KvmHost, System
 from tasks.model.names import human_bytes
+from tasks.model.platform import Platform, Transport
+from tasks.model.rsync_daemon import DaemonTarget
 
 LOCAL_TOOLS = ("rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
-REMOTE_TOOLS = ("rsync", "lsblk", "findmnt", "sha256sum", "df", "stat")
 HOST_TOOLS = ("virsh", "qemu-img", "mv")
+UNIX = (Platform.LINUX, Platform.SOLARIS, Platform.HPUX)
 MIN_FREE_THERE_BYTES = 1 << 30
 
 
@@ -79,18 +81,24 @@ def _permanent() -> str:
 
 def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
     subject = f"KVM host {name}" if is_kvm_host else f"client {name}"
-    tools = (*REMOTE_TOOLS, *(HOST_TOOLS if is_kvm_host else ()))
+    if system.platform is not Platform.LINUX:
+        yield Finding(subject, "platform", True, f"{system.profile.title}: tried against {system.profile.tried}")
+    if system.by is Transport.DAEMON:
+        yield _try(subject, "rsync daemon", lambda: _daemon(name))
+    if system.ssh:
+        yield from _over_ssh(name, subject, system, is_kvm_host)
+
+
+def _over_ssh(name: str, subject: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
+    rsync_there = ("rsync",) if system.by is Transport.SSH else ()
+    tools = dict.fromkeys((*system.profile.tools, *rsync_there, *(HOST_TOOLS if is_kvm_host else ())))
     try:
         with ssh.connect(places.target_of(name)) as shell:
             yield Finding(subject, "ssh", True, f"{shell.target.user}@{system.address}:{system.port}")
-            missing = [
-                tool
-                for tool in tools
-                if shell.run(["sh", "-c", 'command -v "$1"', "gbs", tool], deadline_s=30, check=False).status != 0
-            ]
-            yield Finding(
-                subject, "tools", not missing, f"missing: {' '.join(missing)}" if missing else " ".join(tools)
-            )
+            if system.platform in UNIX:
+                missing = [tool for tool in tools if not _is_there(shell, tool)]
+                seen = f"missing: {' '.join(missing)}" if missing else " ".join(tools)
+                yield Finding(subject, "tools", not missing, seen)
             for purpose, folder in _written(system):
                 yield _try(subject, f"{purpose} {folder}", partial(_free_there, shell, folder))
             if system.files_identity is not None:
@@ -105,6 +113,16 @@ def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
         yield _try(subject, "overlays", lambda: _overlays(name))
 
 
+def _is_there(shell: Shell, tool: str) -> bool:
+    return shell.run(["sh", "-c", 'command -v "$1"', "gbs", tool], deadline_s=30, check=False).status == 0
+
+
+def _daemon(name: str) -> str:
+    source = places.files_source_of(name)
+    rsync.reach(source, deadline_s=30)
+    return f"module {source.module} on port {source.port}" if isinstance(source, DaemonTarget) else ""
+
+
 def _files_key(name: str) -> str:
     target = places.files_target_of(name)
     rsync.reach(target, deadline_s=30)
@@ -114,7 +132,7 @@ def _files_key(name: str) -> str:
 def _database(subject: str, shell: Shell, database: Database) -> Finding:
     if database.engine == "command":
         tool = database.command[0]
-        there = shell.run(["sh", "-c", 'command -v "$1"', "gbs", tool], deadline_s=30, check=False).status == 0
+        there = _is_there(shell, tool)
         return Finding(subject, database.called, there, tool if there else f"there is no command {tool}")
     ready = databases.is_ready(shell, database.server)
     return Finding(subject, database.called, ready, "accepts connections" if ready else "does not answer")

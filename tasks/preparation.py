@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from tasks import places
-from tasks.drivers import databases, facts, ssh
+from tasks.drivers import databases, facts, platform_facts, ssh
 from tasks.drivers.databases import command as dump_command
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import read_model, write_model
 from tasks.model.databases import DumpCommand, EngineName, Server
 from tasks.model.facts import Facts
 from tasks.model.manifest import DumpRecord
+from tasks.model.platform import Platform
 from tasks.model.prepared import Prepared
 from tasks.retryable import retryable
 
@@ -21,13 +22,21 @@ log = logging.getLogger(__name__)
 @retryable("facts", "facts of {client}")
 def collect_facts(client: str) -> Facts:
     """What the client's own tools say of its disks, file systems and system."""
+    system, _ = places.system_of(client)
+    if not system.ssh:
+        return platform_facts.nameless(system.platform, datetime.now(UTC))
     with ssh.connect(places.target_of(client)) as shell, reporting(log, f"facts of {client}"):
-        return facts.collect(shell, datetime.now(UTC))
+        if system.platform is Platform.LINUX:
+            return facts.collect(shell, datetime.now(UTC))
+        return platform_facts.collect(shell, system.platform, datetime.now(UTC))
 
 
 @retryable("look for databases", "look for databases of {client}")
 def running_engines(client: str) -> set[EngineName]:
-    """The engines of which the client runs a server, whether it is declared or not."""
+    """The engines of which a Linux client runs a server, whether it is declared or not."""
+    system, _ = places.system_of(client)
+    if system.platform is not Platform.LINUX or not system.ssh:
+        return set()
     with ssh.connect(places.target_of(client)) as shell:
         return databases.running_engines(shell)
 

@@ -20,7 +20,7 @@ from tasks.errors import (
 from tasks.model.databases import Server
 from tasks.model.domain_recovery import rewrite_for_recovery
 from tasks.model.domain_xml import parse_domain
-from tasks.model.inventory import Probe
+from tasks.model.inventory_systems import Probe
 from tasks.model.manifest import DiskRecord, DumpRecord
 from tasks.model.recovery import PlacedDisk, Sources, UpdatedImage, place_of, working_disks
 from tasks.retryable import retryable

@@ -103,6 +103,7 @@ def update(sources: Sources, folder: Path) -> UpdateResult:
             [MountedBy(row.mountpoint, row.uuid or "", row.fstype) for row in systems],
             sources.night_folder / "data",
             keep=(*kept, *BELONGS_TO_DISK),
+            fake_super=sources.night.fake_super,
             deadline_s=UPDATE_DEADLINE_S,
             on_progress=lambda text, part: progress.say(text if part is None else f"{text} {part:.0%}"),
         )

@@ -54,6 +54,7 @@ def update_files(
     source: Path,
     *,
     keep: Sequence[str],
+    fake_super: bool = False,
     deadline_s: float,
     on_progress: OnProgress,
 ) -> UpdateResult:
@@ -62,6 +63,7 @@ def update_files(
     Owners by number, modes, times, hard links, ACLs, xattrs (capabilities too), holes and deletions included. Files are
     compared by size and modification time to the nanosecond. `keep`: rsync patterns that begin with "/"; what they
     match is neither written nor deleted. A mount point that `source` does not have keeps its contents, too.
+    `fake_super`: the owners, devices and xattrs of `source` are in rsync's xattr.
 
     On any error the image is not to be used: throw the copy away. After success its bytes are on the disk; the caller
     runs `qemu-img check`. Raises IntegrityError (a UUID that is not in the image; nothing was written), SourceRefused
@@ -77,6 +79,7 @@ def update_files(
         "file_systems": [dataclasses.asdict(system) for system in file_systems],
         "source": str(source),
         "keep": list(keep),
+        "fake_super": fake_super,
     }
     started = time.monotonic()
     answer = _work([image], image_format, request, deadline_s, on_progress)

@@ -26,6 +26,7 @@ read only = yes
 munge symlinks = no
 reverse lookup = no
 log file = {folder}/rsyncd.log
+fake super = {fake_super}
 [{module}]
 path = {folder}/source
 """
@@ -54,11 +55,12 @@ class Channel:
         """What rsync in the appliance printed so far."""
         return self.folder / "output"
 
-    def prepare(self, source: Path) -> list[tuple[str, str]]:
+    def prepare(self, source: Path, *, fake_super: bool) -> list[tuple[str, str]]:
         """Write the daemon's configuration for `source`; the QEMU parameters for `guestfs.config`."""
         (self.folder / "source").symlink_to(source.resolve(strict=True))
         config = self.folder / "rsyncd.conf"
-        config.write_text(_CONFIG.format(folder=self.folder, module=MODULE), encoding="utf-8")
+        text = _CONFIG.format(folder=self.folder, module=MODULE, fake_super="yes" if fake_super else "no")
+        config.write_text(text, encoding="utf-8")
         self.output.touch()
         daemon = shlex.join(["rsync", "--daemon", f"--config={config}"])
         network = f"user,id=gbs,restrict=on,net=169.254.0.0/16,guestfwd=tcp:{RSYNC_ADDRESS}:873-cmd:{daemon}"

@@ -88,7 +88,8 @@ def _update(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     folder, (image,) = Path(request["folder"]), request["images"]
     channel = appliance_channel.Channel(folder)
     started = time.monotonic()
-    with _launched(request, channel.prepare(Path(request["source"])), readonly=False) as handle:
+    parameters = channel.prepare(Path(request["source"]), fake_super=request["fake_super"])
+    with _launched(request, parameters, readonly=False) as handle:
         launch_s = time.monotonic() - started
         reporter.now("mounting the image's file systems")
         handle.debug("sh", ["command -v rsync"])  # fails here, before anything is written

@@ -21,7 +21,7 @@ SYNC = ".sync"
 ROTATE_DEADLINE_S = 3600
 
 
-def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain]) -> str:
+def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain], *, fake_super: bool = False) -> str:
     """The configuration for one client; fields are separated by tabs, as rsnapshot requires."""
     rows = [
         ("config_version", "1.2"),
@@ -39,7 +39,7 @@ def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain]
         # A point is renamed before it is removed: one that is half removed must not look like a backup.
         ("use_lazy_deletes", "1"),
         ("rsync_short_args", "-aHAXS"),
-        ("rsync_long_args", "--numeric-ids --delete --delete-excluded"),
+        ("rsync_long_args", f"--numeric-ids --delete --delete-excluded{' --fake-super' if fake_super else ''}"),
         ("exclude", f"/{MANIFEST}"),
         ("backup", f"{source}/", "./"),
     ]

@@ -1,10 +1,12 @@
 """rsync: pull a client's trees, fetch and send single large files.
 
-Every transfer keeps owners by number, hard links, ACLs, xattrs and holes, stays on one file system per source, never
-deletes after a read error (no --ignore-errors), and resumes when called again. rsync itself quotes names for the remote
-shell (since 3.2.4); --protect-args would be refused by rrsync(1), which a key can be restricted to.
+Every transfer keeps owners by number, hard links, holes and, where both sides know them, ACLs and xattrs; it stays on
+one file system per source, never deletes after a read error (no --ignore-errors), and resumes when called again. rsync
+itself quotes names for the remote shell (since 3.2.4); --protect-args would be refused by rrsync(1), which a key can be
+restricted to.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -12,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.drivers import process
-from tasks.errors import AccessDenied, CommandFailed, SourceRefused, StoreFull, TransferInterrupted
+from tasks.errors import AccessDenied, CommandFailed, ConfigError, SourceRefused, StoreFull, TransferInterrupted
+from tasks.model.platform import PROFILES, Platform
+from tasks.model.rsync_daemon import DaemonTarget
 from tasks.model.rsync_status import Verdict, verdict
 from tasks.model.ssh_target import SshTarget, ssh_argv
 
+CONNECT_DEADLINE_S = 15
+PARTIAL_DIR = ".gbs-rsync-partial"
+Source = SshTarget | DaemonTarget | Path
 OnProgress = Callable[[int, int | None], None]
 STALL_S = 120
 """rsync gives up when nothing moves for this long; the flow retries and resumes."""
-TREE = ("--archive", "--hard-links", "--acls", "--xattrs", "--sparse", "--numeric-ids")
 
 _STATS = {
     "files": re.compile(rb"^Number of files: (\d+)", re.M),
@@ -50,54 +56,90 @@ def escaped(path: str) -> str:
     return re.sub(r"([*?\[\\])", r"\\\1", path) if re.search(r"[*?\[]", path) else path
 
 
-def pull_argv(
-    target: SshTarget,
-    paths: Sequence[str],
-    destination: Path,
-    *,
-    exclude: Sequence[str],
-    link_dests: Sequence[Path],
-    limit_kib_s: int | None = None,
-) -> list[str]:
-    """The command that makes `destination` a copy of `paths` of `target`, unchanged files hard-linked to `link_dests`.
+@dataclass(frozen=True)
+class Wanted:
+    """What is pulled, and how: the options of a tree, patterns that are left out, the tree that is linked to."""
 
-    Paths keep their full names below `destination` (--relative); each is read on its own file system only. At most
-    `limit_kib_s` travel.
+    paths: Sequence[str]
+    tree: Sequence[str] = PROFILES[Platform.LINUX].tree
+    exclude: Sequence[str] = ()
+    link_dests: Sequence[Path] = ()
+    limit_kib_s: int | None = None
+    fake_super: bool = False
+    """Owners, modes, devices and xattrs go into an xattr, where the store cannot have them (rsync(1), --fake-super)."""
+
+
+def pull_argv(source: Source, wanted: Wanted, destination: Path) -> list[str]:
+    """The command that makes `destination` a copy of what is wanted, unchanged files hard-linked to `link_dests`.
+
+    Paths keep their full names below `destination` (--relative); each is read on its own file system only.
     """
-    argv = ["rsync", *TREE, "--one-file-system", "--relative", "--delete", "--delete-excluded"]
-    argv += ["--partial-dir=.gbs-rsync-partial", f"--timeout={STALL_S}", "--no-human-readable", "--stats"]
+    argv = ["rsync", *wanted.tree, "--one-file-system", "--relative", "--delete", "--delete-excluded"]
+    argv += [f"--partial-dir={PARTIAL_DIR}", f"--timeout={STALL_S}", "--no-human-readable", "--stats"]
     argv += ["--info=progress2", "--outbuf=N"]
-    argv += [f"--bwlimit={limit_kib_s}"] if limit_kib_s else []
-    argv += [f"--exclude={pattern}" for pattern in exclude]
-    argv += [f"--link-dest={folder}" for folder in link_dests]
-    argv += ["-e", shlex.join(ssh_argv(target)), "--"]
-    host = f"[{target.address}]" if ":" in target.address else target.address
-    argv += [f"{host}:{path}" if not position else f":{path}" for position, path in enumerate(paths)]
-    return [*argv, f"{destination}/"]
+    argv += ["--fake-super"] if wanted.fake_super else []
+    argv += [f"--bwlimit={wanted.limit_kib_s}"] if wanted.limit_kib_s else []
+    argv += [f"--exclude={pattern}" for pattern in wanted.exclude]
+    argv += [f"--link-dest={folder}" for folder in wanted.link_dests]
+    return [*argv, *_from(source, wanted.paths), f"{destination}/"]
+
+
+def _from(source: Source, paths: Sequence[str]) -> list[str]:
+    """The last options, and the words that name the paths: the host stands before the first one only."""
+    match source:
+        case SshTarget():
+            first, other, options = f"{_host(source.address)}:", ":", ["-e", shlex.join(ssh_argv(source))]
+        case DaemonTarget():
+            user = f"{source.user}@" if source.user else ""
+            first, other = f"{user}{_host(source.address)}::{source.module}", f"::{source.module}"
+            options = [f"--port={source.port}", f"--contimeout={CONNECT_DEADLINE_S}"]
+            options += [f"--password-file={source.password_file}"] if source.password_file else []
+        case Path():
+            return ["--", *(f"{source}/.{path}" for path in paths)]
+    return [*options, "--", *(f"{other if position else first}{path}" for position, path in enumerate(paths))]
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def pull(
-    target: SshTarget,
-    paths: Sequence[str],
+    source: Source,
+    wanted: Wanted,
     destination: Path,
     *,
-    exclude: Sequence[str] = (),
-    link_dests: Sequence[Path] = (),
-    limit_kib_s: int | None = None,
     deadline_s: float,
     on_progress: OnProgress | None = None,
 ) -> Transferred:
-    """Run `pull_argv`; the errors are those of `tasks.model.rsync_status`, transport breaks are transient."""
+    """Run `pull_argv`; the errors are those of `tasks.model.rsync_status`, transport breaks are transient.
+
+    A `source` that is a folder is a tree that was brought here by other means.
+    """
     destination.mkdir(parents=True, exist_ok=True)
-    argv = pull_argv(target, paths, destination, exclude=exclude, link_dests=link_dests, limit_kib_s=limit_kib_s)
-    return _run(argv, target.name, destination, deadline_s, on_progress)
+    name = str(source) if isinstance(source, Path) else source.name
+    return _run(pull_argv(source, wanted, destination), name, destination, deadline_s, on_progress)
 
 
-def reach(target: SshTarget, *, deadline_s: float) -> None:
-    """List the root folder, which is all that a key restricted to rsync can be tried with; errors as `pull`."""
-    host = f"[{target.address}]" if ":" in target.address else target.address
-    argv = ["rsync", "--list-only", f"--timeout={STALL_S}", "-e", shlex.join(ssh_argv(target)), "--", f"{host}:/"]
-    _run(argv, target.name, Path("/"), deadline_s, None)
+def carry_partial(aborted: Path, tree: Path) -> list[Path]:
+    """Move what an interrupted pull had of single files into a new tree, where rsync goes on from it.
+
+    Returns the folders; what is left in them after a pull belongs to files that went away: remove it.
+    """
+    carried = []
+    for folder, below, _ in os.walk(aborted):
+        if PARTIAL_DIR in below:
+            below.remove(PARTIAL_DIR)
+            there = tree / Path(folder).relative_to(aborted) / PARTIAL_DIR
+            there.parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, PARTIAL_DIR).rename(there)
+            carried.append(there)
+    return carried
+
+
+def reach(source: SshTarget | DaemonTarget, *, deadline_s: float) -> None:
+    """List the root folder, which is all that a daemon or a key restricted to rsync can be tried with; as `pull`."""
+    argv = ["rsync", "--list-only", f"--timeout={STALL_S}", *_from(source, ["/"])]
+    _run(argv, source.name, Path("/"), deadline_s, None)
 
 
 def fetch_file(
@@ -111,9 +153,13 @@ def fetch_file(
 ) -> Transferred:
     """Copy one large file of `target` to `destination` (a file), holes kept, resumable; `watch` as `process.run`."""
     argv = _file_argv(target)
-    host = f"[{target.address}]" if ":" in target.address else target.address
     return _run(
-        [*argv, "--", f"{host}:{path}", str(destination)], target.name, destination, deadline_s, on_progress, watch
+        [*argv, "--", f"{_host(target.address)}:{path}", str(destination)],
+        target.name,
+        destination,
+        deadline_s,
+        on_progress,
+        watch,
     )
 
 
@@ -122,8 +168,9 @@ def send_file(
 ) -> Transferred:
     """Copy one large file to `path` on `target`, holes kept, resumable."""
     argv = _file_argv(target)
-    host = f"[{target.address}]" if ":" in target.address else target.address
-    return _run([*argv, "--", str(source), f"{host}:{path}"], target.name, source, deadline_s, on_progress)
+    return _run(
+        [*argv, "--", str(source), f"{_host(target.address)}:{path}"], target.name, source, deadline_s, on_progress
+    )
 
 
 def _file_argv(target: SshTarget) -> list[str]:
@@ -182,6 +229,10 @@ def _raise_for(finished: process.Finished, source: str, local: Path) -> None:
             raise AccessDenied(source, "its host key is unknown or has changed", "compare it and correct known_hosts")
         case _ if "Permission denied (publickey" in stderr:
             raise AccessDenied(source, "login failed", "authorise the key of its SSH identity")
+        case _ if "@ERROR: auth failed" in stderr:
+            raise AccessDenied(source, "its rsync daemon refused the login", "correct user and password_file of daemon")
+        case _ if "@ERROR: Unknown module" in stderr or "password file must" in stderr:
+            raise ConfigError("rsync daemon", source, " ".join(stderr.split())[:200])
         case Verdict.INTERRUPTED:
             raise TransferInterrupted(called, finished.status, stderr)
         case _:

@@ -6,10 +6,11 @@ Fabric accepts unknown host keys by itself; here an unknown or changed key is re
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 
 import fabric
@@ -22,6 +23,7 @@ from tasks.model.ssh_target import SshTarget
 CONNECT_DEADLINE_S = 20
 GRACE_S = 10
 """How long a command that is ended at its deadline may take to end, before it is killed."""
+STALL_S = 120
 _NO_STATUS = -1
 _TIMEOUT_STATUS = (124, 137)
 
@@ -107,6 +109,22 @@ class Shell:
             if exc.args[1] in _TIMEOUT_STATUS and time.monotonic() - began >= deadline_s:
                 raise CommandTimedOut(exc.args[0], deadline_s, exc.args[2]) from exc
             raise
+
+    def fetch(self, path: str, destination: Path, on_progress: Callable[[int, int | None], None] | None = None) -> int:
+        """Copy a file of the system by sftp; its bytes.
+
+        Raises CommandFailed when it is not there, Unreachable when the connection breaks or nothing comes for 2 min.
+        """
+        called = f"sftp of {path} on {self.target.name}"
+        try:
+            with self._connection.client.open_sftp() as sftp:
+                sftp.get_channel().settimeout(STALL_S)
+                sftp.get(path, str(destination), on_progress)
+        except FileNotFoundError as exc:
+            raise CommandFailed(called, 1, "there is no such file") from exc
+        except (paramiko.SSHException, EOFError, OSError) as exc:
+            raise Unreachable(self.target.name, f"{called}: {exc}") from exc
+        return destination.stat().st_size
 
 
 class _Kept:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+BootMode = Literal["bios", "uefi", "unknown"]
 REMOTE_OR_VIRTUAL = frozenset(
     (
         *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs"),
@@ -71,12 +72,14 @@ class Facts(_Fact):
     os_name: str
     kernel: str
     architecture: str
-    boot_mode: Literal["bios", "uefi"]
+    boot_mode: BootMode
     machine_id: str
     block_devices: tuple[BlockDevice, ...]
     file_systems: tuple[FileSystem, ...]
     logical_volumes: tuple[LogicalVolume, ...] = ()
     packages: tuple[str, ...] = ()
+    reports: dict[str, str] = {}
+    """What the tools of a system that is no Linux say, by topic."""
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,16 @@
 """The inventory: the one declaration of what is protected and how. Small by default, unknown keys are errors."""
 
-from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from tasks.model.image_method import WantedMethod
-from tasks.model.inventory_databases import Database
 from tasks.model.inventory_devices import Device, Login
-from tasks.model.inventory_fields import AbsolutePath, Address, Name, Port, Section, User
+from tasks.model.inventory_fields import AbsolutePath, Name, Section, User
+from tasks.model.inventory_systems import Client, KvmHost, System
 from tasks.model.names import slug
 from tasks.model.retention import Retain
-
-
-class Platform(StrEnum):
-    """What a client runs; it decides commands, default excludes and how facts are read."""
-
-    LINUX = "linux"
-
-
-DEFAULT_EXCLUDES = {
-    Platform.LINUX: (
-        "/proc/*",
-        "/sys/*",
-        "/dev/*",
-        "/run/*",
-        "/tmp/*",  # noqa: S108 - a pattern, not a file of ours
-        "/var/tmp/*",  # noqa: S108
-        "/var/cache/apt/archives/*.deb",
-        "/swapfile",
-        "/swap.img",
-        "lost+found",
-    ),
-}
 
 
 class Identity(Section):
@@ -49,6 +26,10 @@ class StoreSection(Section):
 
     path: AbsolutePath
     reserve_bytes: int = Field(2 << 30, ge=0, description="Free space that a run must leave.")
+    fake_super: bool = Field(
+        False,
+        description="Keep owners, devices and xattrs in an xattr of rsync's, where the store cannot have them.",
+    )
     max_images: int = Field(4, ge=1, description="So many images are taken at once, of all KVM hosts together.")
 
 
@@ -104,84 +85,6 @@ class Policy(Section):
         if self.monthly and not self.weekly:
             raise ValueError("monthly points are taken from weekly ones: weekly must not be 0")
         return self
-
-
-class Hook(Section):
-    """What is run on the client around a stage: an application is frozen before it and let go after it."""
-
-    stage: Literal["prepare", "overnight"]
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = Field((), description="Runs whatever happened, once before was begun.")
-    deadline_s: int = Field(300, ge=1)
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.before and not self.after:
-            raise ValueError("a hook needs before or after")
-        return self
-
-
-class Probe(Section):
-    """What proves that a recovered VM works: a command that must exit 0 in it, or a TCP port that must answer."""
-
-    command: tuple[str, ...] = ()
-    tcp: Port | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if bool(self.command) == (self.tcp is not None):
-            raise ValueError("a probe is either a command or a tcp port")
-        return self
-
-    @property
-    def words(self) -> str:
-        """What operators read for it."""
-        return " ".join(self.command) or f"tcp port {self.tcp}"
-
-
-class System(Section):
-    """A system whose files we pull over ssh."""
-
-    address: Address
-    port: Port = 22
-    identity: Name = "default"
-    files_identity: Name | None = Field(
-        None, description="Whose key pulls the files (restricted to that, if you like); as identity when missing."
-    )
-    policy: Name = "default"
-    platform: Platform = Platform.LINUX
-    paths: tuple[AbsolutePath, ...] = Field((), description="What to pull; every local file system when empty.")
-    exclude: tuple[str, ...] = Field((), description="rsync patterns, anchored at the client's root by a leading /.")
-    databases: tuple[Database, ...] = ()
-    hooks: tuple[Hook, ...] = ()
-    dump_folder: AbsolutePath = "/var/backups/gbs"
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        for pattern in self.exclude:
-            if not pattern or "\n" in pattern or not pattern.strip("/*") or pattern == "!":
-                raise ValueError(f"exclude {pattern!r} would leave out everything or nothing")
-        called = [database.called for database in self.databases]
-        if len(set(called)) != len(called):
-            raise ValueError("each database engine may stand once, and each command by its name")
-        return self
-
-
-class Client(System):
-    """A client; `vm` names the VM that it is, if it is one."""
-
-    vm: Name | None = None
-    probes: tuple[Probe, ...] = ()
-    boot_deadline_s: int = Field(600, ge=10, description="How long a recovered VM may take until ssh answers.")
-
-
-class KvmHost(System):
-    """A KVM host: a client too, whose libvirt runs the VMs."""
-
-    libvirt_uri: str = Field("qemu:///system", pattern=r"^qemu:///(system|session|embed.*)$")
-    max_images: int = Field(2, ge=1, description="So many images of its VMs are taken at once.")
-    image_folder: AbsolutePath = "/var/lib/libvirt/images"
-    definitions: AbsolutePath = Field("/etc/libvirt/qemu", description="Where its libvirt keeps the VMs' XML.")
 
 
 def _shorthand(value: Any) -> Any:

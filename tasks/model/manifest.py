@@ -81,6 +81,8 @@ class NightManifest(_Record):
     flavour: str = ""
     files: int = Field(ge=0)
     size_bytes: int = Field(ge=0)
+    fake_super: bool = False
+    """Whether owners, devices and xattrs are in an xattr of rsync's, which reads them again with --fake-super."""
     listing_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     facts_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     tools: dict[str, str] = {}

@@ -9,11 +9,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.model.facts import BlockDevice, Facts
+from tasks.model.facts import BlockDevice, BootMode, Facts
 from tasks.model.names import human_bytes
 
 _NOTHING = "nothing"
@@ -72,7 +71,7 @@ class Disk(_Frozen):
 class Shape(_Frozen):
     """The disks of a system in order, what lies over them, and how it boots."""
 
-    boot_mode: Literal["bios", "uefi"]
+    boot_mode: BootMode
     architecture: str
     disks: tuple[Disk, ...]
     volumes: tuple[Volume, ...] = ()
@@ -144,7 +143,10 @@ def shape_of_facts(facts: Facts) -> Shape:
 
 
 def shape(
-    boot_mode: Literal["bios", "uefi"], architecture: str, disks: tuple[Disk, ...], volumes: tuple[Volume, ...]
+    boot_mode: BootMode,
+    architecture: str,
+    disks: tuple[Disk, ...],
+    volumes: tuple[Volume, ...],
 ) -> Shape:
     """A shape whose volumes stand in an order of their own, whatever order a tool listed them in."""
     ordered = sorted(volumes, key=lambda volume: (volume.kind, volume.name, volume.size_bytes, volume.holds))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shlex
+import shutil
+import signal
+import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +17,13 @@ import pytest
 
 from tasks.drivers import rsync, ssh
 from tasks.drivers.digest import verify_listing, write_listing
-from tasks.errors import CommandFailed, GbsError
+from tasks.drivers.rsync import Wanted
+from tasks.errors import CommandFailed, GbsError, TransferInterrupted
 from tasks.model.ssh_target import SshTarget, ssh_argv
 from tests.lab.hostile_tree import NAMES, make_tree
 from tests.lab.sshd import Sshd, make_key
 
+NOBODY = 65534
 READ_ONLY = 'restrict,command="rrsync -ro /"'
 
 
@@ -59,7 +67,7 @@ def differences(tree: Path, copied: Path) -> bytes:
 
 
 def pull(target: SshTarget, tree: Path, night: Path, last: Path | None = None) -> rsync.Transferred:
-    return rsync.pull(target, [str(tree)], night, link_dests=[last] if last else [], deadline_s=120)
+    return rsync.pull(target, Wanted([str(tree)], link_dests=[last] if last else []), night, deadline_s=120)
 
 
 def test_every_file_comes_as_it_is_and_an_unchanged_one_is_linked(
@@ -80,6 +88,96 @@ def test_every_file_comes_as_it_is_and_an_unchanged_one_is_linked(
     assert pull(target, tree, second, first).changed == 1
     assert differences(tree, second / str(tree).lstrip("/")) == b""
     assert not list(tmp_path.rglob("pwned"))
+
+
+def test_store_without_owners_keeps_everything_and_gives_it_back(target: SshTarget, tree: Path, tmp_path: Path) -> None:
+    """As a user who may not chown nor make devices; rsync by hand brings it back."""
+    for path in (target.private_key_file, target.known_hosts_file):
+        shutil.copy(path, tmp_path / path.name)
+        os.chown(tmp_path / path.name, NOBODY, NOBODY)
+    theirs = dataclasses.replace(
+        target,
+        private_key_file=tmp_path / target.private_key_file.name,
+        known_hosts_file=tmp_path / target.known_hosts_file.name,
+    )
+    night = tmp_path / "night"
+    night.mkdir()
+    os.chown(night, NOBODY, NOBODY)
+    let_through(tmp_path)
+    argv = rsync.pull_argv(theirs, Wanted([str(tree)], fake_super=True), night)
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    subprocess.run([*user, *argv], check=True, stdout=subprocess.DEVNULL)
+    copied, back = night / str(tree).lstrip("/"), tmp_path / "back"
+    assert {os.lstat(path).st_uid for path in (night, copied, copied / "kinds/null")} == {NOBODY}
+    assert stat.S_ISREG(os.lstat(copied / "kinds/null").st_mode)
+    # --fake-super is for the side that it is given to: here the one that reads.
+    give = ["rsync", "-aHAXS", "--numeric-ids", "--rsync-path=rsync --fake-super", "-e", str(ssh_to_here(tmp_path))]
+    subprocess.run([*give, f"here:{shlex.quote(str(copied))}/", f"{back}/"], check=True)
+    assert looks(back) == looks(tree)
+
+
+def let_through(folder: Path) -> None:
+    """Let another user through to a folder of the test's."""
+    for parent in (folder, *folder.parents):
+        parent.chmod(parent.stat().st_mode | 0o011)
+
+
+def ssh_to_here(folder: Path) -> Path:
+    """What rsync takes for an ssh, and runs its other side on this machine."""
+    program = folder / "here"
+    program.write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
+    program.chmod(0o755)
+    return program
+
+
+def test_pull_that_was_cut_in_the_middle_goes_on_from_there(target: SshTarget, tmp_path: Path) -> None:
+    source, night, new = (tmp_path / name for name in ("client", "night", "new"))
+    source.mkdir()
+    size = 48 << 20
+    subprocess.run(["sh", "-c", f"head -c {size} /dev/urandom > '{source}/large'"], check=True)
+    (source / "small").write_text("small")
+    wanted = Wanted([str(source)], limit_kib_s=24 << 10)
+    cut: list[int] = []
+
+    def cut_ssh(done: int, _total: int | None) -> None:
+        if done > size // 4 and not cut:
+            cut.extend(ssh_processes())
+            for pid in cut:
+                os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(TransferInterrupted):
+        rsync.pull(target, wanted, night, deadline_s=60, on_progress=cut_ssh)
+    assert cut
+    (carried,) = rsync.carry_partial(night, new)
+    moved = rsync.pull(target, Wanted([str(source)], link_dests=[night]), new, deadline_s=60)
+    assert moved.received_bytes < size * 7 / 8, "what had come was sent again"
+    assert differences(source, new / str(source).lstrip("/")) == b""
+    assert not carried.exists()
+
+
+def ssh_processes() -> list[int]:
+    """The ssh processes that use this test's key."""
+    argv = ["pgrep", "--full", "^ssh .*/id_files"]
+    return [int(pid) for pid in subprocess.run(argv, capture_output=True, text=True, check=False).stdout.split()]
+
+
+def test_file_that_grows_while_it_is_read_is_whole_as_of_some_moment(target: SshTarget, tmp_path: Path) -> None:
+    source, night = tmp_path / "client", tmp_path / "night"
+    source.mkdir()
+    script = 'i=0; while :; do i=$((i + 1)); printf "%019d\\n" $i; done >> "$1"/log'
+    writer = subprocess.Popen(["sh", "-c", script, "sh", str(source)])
+    try:
+        while not (source / "log").exists() or (source / "log").stat().st_size < 1 << 20:
+            time.sleep(0.01)
+        rsync.pull(target, Wanted([str(source)]), night, deadline_s=60)
+    finally:
+        writer.kill()
+        writer.wait()
+    lines = (night / str(source).lstrip("/") / "log").read_bytes().splitlines()
+    assert len(lines) > 50_000
+    assert [int(line) for line in lines[:-1]] == list(range(1, len(lines))), "a part is missing or torn"
+    write_listing(night, tmp_path / "SUMS", None, None)
+    verify_listing(night, tmp_path / "SUMS")
 
 
 def test_key_that_reads_can_do_nothing_else(target: SshTarget, tmp_path: Path) -> None:

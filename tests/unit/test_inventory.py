@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.model.inventory import DEFAULT_EXCLUDES, Inventory, Platform, Policy
+from tasks.model.inventory import Inventory, Policy
+from tasks.model.platform import PROFILES, Platform
 from tasks.model.retention import Retain
 
 
@@ -49,7 +50,7 @@ def test_declared_default_policy_replaces_the_built_in_one() -> None:
 
 
 def test_every_platform_has_excludes() -> None:
-    assert set(DEFAULT_EXCLUDES) == set(Platform)
+    assert set(PROFILES) == set(Platform)
 
 
 def test_no_identity_at_all_is_refused() -> None:

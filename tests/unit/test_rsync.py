@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import rsync
-from tasks.drivers.rsync import pull_argv
+from tasks.drivers.rsync import Wanted, pull_argv
 from tasks.errors import AccessDenied, CommandFailed, GbsError, SourceRefused, StoreFull, TransferInterrupted
 from tests.unit.test_ssh_target import target
 
@@ -35,7 +35,9 @@ def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("path", HOSTILE)
 def test_pull_argv_keeps_a_hostile_path_behind_the_options(path: str) -> None:
-    argv = pull_argv(target(), ["/etc", path], Path("/store/x"), exclude=["--x", path], link_dests=[Path("/l" + path)])
+    argv = pull_argv(
+        target(), Wanted(["/etc", path], exclude=["--x", path], link_dests=[Path("/l" + path)]), Path("/store/x")
+    )
     end = argv.index("--")
     assert argv[end + 1 :] == ["web1:/etc", f":{path}", "/store/x/"]
     assert [f"--exclude={path}", "--exclude=--x"] == sorted(
@@ -49,20 +51,20 @@ def test_pull_argv_keeps_a_hostile_path_behind_the_options(path: str) -> None:
     [("web1", "web1"), ("10.0.0.1", "10.0.0.1"), ("::1", "[::1]"), ("fe80::1%eth0", "[fe80::1%eth0]")],
 )
 def test_pull_argv_brackets_ipv6(address: str, host: str) -> None:
-    assert f"{host}:/etc" in pull_argv(target(address=address), ["/etc"], Path("/s"), exclude=[], link_dests=[])
+    assert f"{host}:/etc" in pull_argv(target(address=address), Wanted(["/etc"]), Path("/s"))
 
 
 def test_pull_argv_has_what_a_faithful_copy_needs() -> None:
-    argv = pull_argv(target(), ["/"], Path("/s"), exclude=[], link_dests=[])
+    argv = pull_argv(target(), Wanted(["/"]), Path("/s"))
     assert {"--archive", "--hard-links", "--acls", "--xattrs", "--sparse", "--numeric-ids"} <= set(argv)
     assert {"--one-file-system", "--relative"} <= set(argv)
     assert not {"--inplace", "--ignore-errors", "--force"} & set(argv)
 
 
 def test_pull_argv_limits_the_bandwidth_only_if_asked() -> None:
-    argv = pull_argv(target(), ["/"], Path("/s"), exclude=[], link_dests=[])
+    argv = pull_argv(target(), Wanted(["/"]), Path("/s"))
     assert not [word for word in argv if "bwlimit" in word]
-    assert "--bwlimit=512" in pull_argv(target(), ["/"], Path("/s"), exclude=[], link_dests=[], limit_kib_s=512)
+    assert "--bwlimit=512" in pull_argv(target(), Wanted(["/"], limit_kib_s=512), Path("/s"))
 
 
 def test_rsync_starts_ssh_with_the_words_that_were_meant(bin_folder: Path, tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_rsync_starts_ssh_with_the_words_that_were_meant(bin_folder: Path, tmp_p
     fake(bin_folder, "ssh", f"json.dump(sys.argv[1:], open({str(said)!r}, 'w')); sys.exit(255)")
     odd = target(address="fe80::1%eth0", private_key_file=Path('/my keys/o\'key "1"'))
     with pytest.raises(TransferInterrupted):
-        rsync.pull(odd, ["/etc", "/a b;$(id)"], tmp_path / "to", deadline_s=20)
+        rsync.pull(odd, Wanted(["/etc", "/a b;$(id)"]), tmp_path / "to", deadline_s=20)
     argv = json.loads(said.read_text())
     from tasks.model.ssh_target import ssh_argv
 
@@ -105,7 +107,7 @@ def test_failure_of_rsync_becomes_its_error(
 ) -> None:
     fake(bin_folder, "rsync", f"sys.stderr.write({stderr!r}); sys.exit({status})")
     with pytest.raises(error, match=word) as caught:
-        rsync.pull(target(), ["/"], tmp_path / "to", deadline_s=20)
+        rsync.pull(target(), Wanted(["/"]), tmp_path / "to", deadline_s=20)
     assert type(caught.value) is error
 
 
@@ -127,7 +129,9 @@ def test_vanished_files_are_told(bin_folder: Path, tmp_path: Path) -> None:
         f"{progress} print({STATS!r}); sys.stderr.write('file has vanished: \"/x\"\\n'); sys.exit(24)",
     )
     seen: list[tuple[int, int | None]] = []
-    moved = rsync.pull(target(), ["/"], tmp_path / "to", deadline_s=20, on_progress=lambda *step: seen.append(step))
+    moved = rsync.pull(
+        target(), Wanted(["/"]), tmp_path / "to", deadline_s=20, on_progress=lambda *step: seen.append(step)
+    )
     assert (moved.files, moved.changed, moved.deleted, moved.size_bytes) == (12, 3, 1, 1 << 20)
     assert (moved.sent_bytes, moved.received_bytes) == (44, 5555)
     assert moved.vanished == ('file has vanished: "/x"',)
@@ -145,10 +149,9 @@ def test_pull_copies_hostile_names_and_links_what_did_not_change(bin_folder: Pat
         (source / name).write_text(name)
     (source / "left-out").write_text("x")
     first, second = tmp_path / "1", tmp_path / "2"
-    moved = rsync.pull(target(), [str(source)], first, exclude=["left-out"], deadline_s=30)
-    rsync.pull(
-        target(), [str(source)], second, exclude=["left-out"], link_dests=[first], limit_kib_s=512, deadline_s=30
-    )
+    moved = rsync.pull(target(), Wanted([str(source)], exclude=["left-out"]), first, deadline_s=30)
+    again = Wanted([str(source)], exclude=["left-out"], link_dests=[first], limit_kib_s=512)
+    rsync.pull(target(), again, second, deadline_s=30)
     copied = second / str(source).lstrip("/")
     assert {path.name: path.read_text() for path in copied.iterdir()} == {
         name: name for name in ("plain", "-rf", "a b", "a\nb", "$(id)", "é")
