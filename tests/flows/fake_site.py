@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 import types
 from collections.abc import Iterator, Sequence
@@ -336,8 +337,11 @@ class FakeShell:
 
     def run(self, command: Sequence[str] | str, **_: Any) -> Output:
         """The answer to a command."""
+        command = shlex.split(command) if isinstance(command, str) else command
         if command[0] == "hook":
             self.site.call(" ".join(command), self.target.name)
             return Output(0, "", "")
         assert command[0] == "stat", command
         return Output(0, f"{DISK_BYTES // 512} 512\n", "")
+
+    run_to_end = run

@@ -67,6 +67,8 @@ class LocalShell:
             raise CommandFailed(name, done.returncode, done.stderr.decode())
         return Output(done.returncode, done.stdout.decode(), done.stderr.decode())
 
+    run_to_end = run
+
     def calls(self, program: str) -> list[tuple[list[str], str]]:
         """The arguments and PGDATABASE of each call of a program."""
         words, found = self.log.read_bytes().decode().split("\0")[:-1], []
