@@ -85,6 +85,9 @@ def update(sources: Sources, folder: Path) -> UpdateResult:
     facts = read_model(sources.night_folder / "facts.json", Facts)
     if facts is None:
         raise IntegrityError(str(sources.night_folder / "facts.json"), "the facts of the night", "nothing")
+    if not facts.file_systems:
+        reason = f"the facts of night {sources.night.id} ({facts.os_name}) name no file systems to put its files into"
+        raise RecoveryRefused(f"VM {sources.vm}", reason, "define the VM with its image as it is, copy the files then")
     pulled = set(sources.night.paths)
     systems = [row for row in facts.file_systems if row.mountpoint in pulled]
     if "/" not in pulled:

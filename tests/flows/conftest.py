@@ -1,32 +1,25 @@
-"""One Prefect server for all flow tests of a session, over a copy of a database that is migrated already.
-
-A server on an empty database needs 18 s to start, nearly all of it for migrations; over a migrated copy it needs 5 s
-(3.8.8, 2 cores). The migrated database is kept outside the checkout, one per Prefect version.
-"""
+"""One Prefect server for all flow tests of a session, over a copy of a database that is migrated already."""
 
 import os
-import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tasks.drivers import process
+from tests.lab.prefect_database import migrated_copy
 
 if TYPE_CHECKING:
     from tests.flows.fake_site import FakeSite  # imports Prefect, which must wait for its settings
 
 START_DEADLINE_S = 120
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gbs-tests"
 
 
 def _server_settings(home: Path, database: Path) -> dict[str, str]:
@@ -62,25 +55,6 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
 
 
-def _migrated_database(scratch: Path) -> Path:
-    kept = CACHE / f"prefect-{version('prefect')}.sqlite"
-    if not kept.exists():
-        made = scratch / "migrated.sqlite"
-        subprocess.run(
-            [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"],
-            env={**_clean_environment(), **_server_settings(scratch / "migrate", made)},
-            check=True,
-            stdout=subprocess.DEVNULL,
-            timeout=START_DEADLINE_S,
-        )
-        CACHE.mkdir(parents=True, exist_ok=True)
-        partial = CACHE / f"{kept.name}.{os.getpid()}.partial"
-        with sqlite3.connect(made) as database:  # folds the write-ahead log in
-            database.execute("VACUUM INTO ?", (str(partial),))
-        partial.rename(kept)
-    return Path(shutil.copy(kept, scratch / "server.sqlite"))
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -104,7 +78,7 @@ def prefect_api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     scratch = tmp_path_factory.mktemp("prefect")
     port, log = _free_port(), scratch / "server.log"
     api_url = f"http://127.0.0.1:{port}/api"
-    database = _migrated_database(scratch)
+    database = migrated_copy(scratch / "server.sqlite")
     application = "prefect.server.api.server:create_app"
     argv = [sys.executable, "-m", "uvicorn", "--factory", application, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:

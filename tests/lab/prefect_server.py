@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from tests.lab.prefect_database import migrated_copy
 from tests.lab.process import LabError, ProcessRecord
 from tests.lab.sshd import free_port
 
@@ -39,6 +40,11 @@ class PrefectServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def database(self) -> Path:
+        """Its SQLite database."""
+        return self.directory / "home/prefect.db"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What a process that talks to this server has in its environment, and nothing of another server's."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -65,6 +71,8 @@ class PrefectServer:
         """Start it, or leave the one that runs; returns when its API answers."""
         (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
         if not self._running("server"):
+            if not self.database.exists():
+                migrated_copy(self.database)
             self._spawn("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
         ends_at = time.monotonic() + _START_DEADLINE_S
         while not self._healthy():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from tasks.drivers.saveset import folder_spec, tree_spec
 from tasks.model.platform import PROFILES, Platform, dcl, powershell
+
+DOCUMENT = Path(__file__).parents[2] / "docs/platforms.md"
 
 
 @pytest.mark.parametrize("platform", list(Platform))
@@ -69,3 +73,12 @@ def test_dcl_quotes_what_is_no_plain_word(argv: list[str], line: str) -> None:
 def test_path_becomes_a_specification_of_openvms(path: str, folder: str, tree: str) -> None:
     assert folder_spec(path) == folder
     assert tree_spec(path) == tree
+
+
+@pytest.mark.parametrize("platform", list(Platform))
+def test_documents_say_against_what_a_profile_was_tried(platform: Platform) -> None:
+    profile = PROFILES[platform]
+    rows = [line.split("|") for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{platform}` |")]
+    ((_, _, transports, tried, _),) = rows
+    assert tried.strip() == profile.tried
+    assert re.findall("`([a-z-]+)`", transports) == list(profile.transports)
