@@ -225,17 +225,15 @@ def test_check_says_what_was_tried_against_a_stand_in_only(night: Night) -> None
 
 
 def test_no_secret_is_in_what_is_said_logged_kept_by_prefect_or_seen_of_processes(fleet: Fleet, night: Night) -> None:
-    places: dict[str, bytes] = {
-        f"output {number}": (done.stdout + done.stderr).encode() for number, done in enumerate(night.said)
-    }
+    places = {f"output {number}": f"{done.stdout}{done.stderr}".encode() for number, done in enumerate(night.said)}
     places["processes"] = b"\n".join(night.processes)
-    for root in (
-        fleet.server.directory,
-        *(fleet.store / name for name in ("prepared", "reports", "journal", "rsnapshot")),
-    ):
-        places |= {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file() and not path.is_symlink()}
-    for path in (*fleet.store.rglob("manifest.json"), *fleet.store.rglob("facts.json")):
-        places[str(path)] = path.read_bytes()
+    kept = [
+        path for name in ("prepared", "reports", "journal", "rsnapshot") for path in (fleet.store / name).rglob("*")
+    ]
+    kept += [*fleet.store.rglob("manifest.json"), *fleet.store.rglob("facts.json")]
+    for path in (*fleet.server.directory.rglob("*"), *kept):
+        if path.is_file() and not path.is_symlink():
+            places[str(path)] = path.read_bytes()
     key = (fleet.folder / "id_ed25519").read_text().splitlines()[2]
     for called, secret in {**SECRETS, "ssh key": key}.items():
         found = [place for place, content in places.items() if secret.encode() in content]
