@@ -75,7 +75,14 @@ def pull_argv(source: Source, wanted: Wanted, destination: Path) -> list[str]:
     Paths keep their full names below `destination` (--relative); each is read on its own file system only.
     """
     argv = ["rsync", *wanted.tree, "--one-file-system", "--relative", "--delete", "--delete-excluded"]
-    argv += [f"--partial-dir={PARTIAL_DIR}", f"--timeout={STALL_S}", "--no-human-readable", "--stats"]
+    # Protected: the exclude that rsync adds for it does not keep it from --delete-excluded.
+    argv += [
+        f"--filter=protect {PARTIAL_DIR}/",
+        f"--partial-dir={PARTIAL_DIR}",
+        f"--timeout={STALL_S}",
+        "--no-human-readable",
+        "--stats",
+    ]
     argv += ["--info=progress2", "--outbuf=N"]
     argv += ["--fake-super"] if wanted.fake_super else []
     argv += [f"--bwlimit={wanted.limit_kib_s}"] if wanted.limit_kib_s else []

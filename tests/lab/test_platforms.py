@@ -47,6 +47,8 @@ def stand_in(lab_folder: Path) -> Iterator[StandIns]:
 def fill(system: StandIn, folder: str) -> None:
     system.run(["sh", "-euc", 'mkdir -p "$1/sub"; printf one > "$1/a"; printf two > "$1/sub/b c"', "sh", folder])
     system.run(["sh", "-euc", 'ln -f "$1/a" "$1/sub/linked"; chown 12:34 "$1/a"; chmod 640 "$1/a"', "sh", folder])
+    # Old protocols and formats know whole seconds only.
+    system.run(["find", folder, "-exec", "touch", "--date=@1700000000", "{}", "+"])
 
 
 def looks(root: Path) -> bytes:
@@ -164,10 +166,10 @@ def test_saveset_is_made_fetched_and_removed(stand_in: StandIns, tmp_path: Path)
 def test_hook_on_windows_is_a_call_of_powershells(stand_in: StandIns) -> None:
     system, target = stand_in("windows")
     with ssh.connect(target) as shell:
-        line = PROFILES[Platform.WINDOWS].line(["/usr/bin/touch", "/tmp/it's; touch /tmp/pwned"])
+        line = PROFILES[Platform.WINDOWS].line(["/usr/bin/touch", "/tmp/it's; $(touch pwned)"])
         shell.run(line, deadline_s=30)
-    assert system.run(["ls", "/tmp/it's; touch /tmp/pwned"]).stdout
-    assert system.run(["ls", "/tmp/pwned"], check=False).returncode != 0
+    assert system.run(["ls", "/tmp/it's; $(touch pwned)"]).stdout
+    assert system.run(["find", "/root", "/tmp", "-name", "pwned"]).stdout == ""
 
 
 def test_rsync_daemon_gives_the_tree_to_who_knows_the_password(stand_in: StandIns, tmp_path: Path) -> None:
