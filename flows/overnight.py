@@ -27,7 +27,7 @@ def pull_client(client: str) -> list[StageResult]:
         for line in files.compare_layout(client):
             running.say(Outcome.WARNING, line)
         moved = files.pull(client)
-        for line in moved.vanished:
+        for line in (*moved.vanished, *files.rewritten(client, moved)):
             running.say(Outcome.WARNING, line)
         proven, doubts = _prove(client)
         for doubt in doubts:

@@ -26,6 +26,8 @@ from tasks.model.prepared import Prepared
 from tasks.model.shape import compare, shape_of_facts
 from tasks.retryable import retryable
 
+FEW_FILES = 20
+"""So few may all change in a night."""
 log = logging.getLogger(__name__)
 
 
@@ -133,6 +135,16 @@ def _bring(
         case Transport.SSH | Transport.DAEMON:
             source = places.files_source_of(client)
             return rsync.pull(source, wanted, data, deadline_s=deadline_s, on_progress=on_progress)
+
+
+def rewritten(client: str, moved: Transferred) -> list[str]:
+    """A line when so many of the files were written anew since last night that somebody should know why."""
+    _, policy = places.system_of(client)
+    last = places.store().night_of(client)
+    if last is None or moved.changed < FEW_FILES or moved.changed * 100 <= last.files * policy.max_change_percent:
+        return []
+    what = f"{moved.changed} files were written anew since last night, which had {last.files}"
+    return [f"{what}: restored, upgraded, encrypted? Older restore points have them as they were"]
 
 
 def _require_plausible(client: str, moved: Transferred, last: NightManifest | None, max_shrink_percent: int) -> None:

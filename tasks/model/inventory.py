@@ -59,6 +59,7 @@ class Policy(Section):
     weekly: int = Field(4, ge=0)
     monthly: int = Field(3, ge=0)
     max_shrink_percent: int = Field(50, ge=1, le=100, description="Refuse a night that lost more files or bytes.")
+    max_change_percent: int = Field(80, ge=1, le=100, description="Warn of a night that rewrote more of its files.")
     transfer_deadline_s: int = Field(6 * 3600, ge=60)
     dump_deadline_s: int = Field(3600, ge=10)
     shutdown_deadline_s: int = Field(300, ge=1, description="How long a guest may take to shut down (method offline).")

@@ -1,6 +1,7 @@
 """The stages of a night: their order, whose failure stops what, and how a run over clients ends."""
 
 import json
+import re
 import threading
 from typing import Any
 
@@ -168,6 +169,18 @@ def test_night_without_a_file_system_that_was_there_is_refused(site: FakeSite) -
     with pytest.raises(ClientsFailed, match=r"/srv \(/dev/vda\) was mounted last night and is not now: mount it"):
         nightly(["db1"])
     assert site.count("pull", "db1") == 1
+
+
+def test_night_that_rewrote_nearly_all_is_published_with_a_warning(site: FakeSite) -> None:
+    site.files["db1"] |= {f"/srv/{number}": b"as it was" for number in range(40)}
+    nightly(["db1"])
+    site.files["db1"] |= {f"/srv/{number}": b"ENCRYPTED" for number in range(40)}
+    results = nightly(["db1"])
+    (night,) = [row for row in results if row.stage == "overnight"]
+    assert night.outcome is Outcome.WARNING
+    assert re.match(r"\d+ files were written anew since last night, which had \d+: ", night.reasons[0])
+    assert (site.permanent / "db1/daily.1/data/srv/7").read_text() == "as it was"
+    assert (site.permanent / "db1/daily.0/data/srv/7").read_text() == "ENCRYPTED"
 
 
 def test_hooks_surround_their_stage_whatever_happens_in_it(site: FakeSite) -> None:
