@@ -85,7 +85,9 @@ def show(device: str, lines: list[str]) -> None:
     while fence in text:
         fence += "`"
     markdown = f"# What was changed on {device}\n\n{fence}diff\n{text}\n{fence}\n"
-    create_markdown_artifact(markdown, key=f"device-{slug(device)}".replace(".", "-"))
+    came, went = (sum(line.startswith(sign) for line in lines) for sign in "+-")
+    key = f"device-{slug(device)}".replace(".", "-")
+    create_markdown_artifact(markdown, key=key, description=f"{came} line(s) came, {went} went")
 
 
 def chosen(device: str, id_: str | None = None) -> tuple[Path, DeviceManifest]:

@@ -81,6 +81,7 @@ _SECRET = re.compile(
     """
 )
 REDACTED = "<redacted>"
+CHANGED = "<redacted, changed>"
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,20 @@ def is_whole(text: str, profile: DeviceProfile) -> bool:
     return len(lines) >= 2 and (profile.end is None or lines[-1] == profile.end)
 
 
-def redacted(text: str) -> str:
-    """The configuration with its secrets struck out, for what people are shown."""
-    return _SECRET.sub(lambda found: f"{found['keep']}{REDACTED}", text)
+def redacted(text: str, before: str | None = None) -> str:
+    """The configuration with its secrets struck out, for what people are shown.
+
+    Secrets that the configuration `before` did not have are called changed.
+    """
+
+    def struck(found: re.Match[str]) -> str:
+        changed = before is not None and found[0] not in before
+        return f"{found['keep']}{CHANGED if changed else REDACTED}"
+
+    return _SECRET.sub(struck, text)
 
 
 def changes(before: str, after: str) -> list[str]:
-    """The lines that came and went, as `diff -U 3` shows them, without secrets; one line when only secrets changed."""
-    if before == after:
-        return []
-    shown = difflib.unified_diff(redacted(before).splitlines(), redacted(after).splitlines(), lineterm="", n=3)
-    lines = [line for line in shown if not line.startswith(("---", "+++"))]
-    return lines or ["only secrets changed"]
+    """The lines that came and went, as `diff -U 3` shows them, without secrets: of those it says that they changed."""
+    shown = difflib.unified_diff(redacted(before).splitlines(), redacted(after, before).splitlines(), lineterm="", n=3)
+    return [line for line in shown if not line.startswith(("---", "+++"))]

@@ -186,8 +186,7 @@ class Night:
             self.said = [fleet.gbs(*words) for words in (("apply",), ("check",), ("run", "nightly", "--json"))]
             changed = CONFIGURATION.replace("vlan 7", "vlan 8").replace(f" {SECRET_LINE}", f" {SECRET_LINE}-new")
             fleet.switch.dialect.commands["show running-config"] = changed
-            self.said += [fleet.gbs("run", "devices"), fleet.gbs("device", "diff", "sw1"), fleet.gbs("status")]
-            self.said += [fleet.gbs("coverage")]
+            self.said += [fleet.gbs("run", "devices"), fleet.gbs("device", "diff", "sw1")]
         self.processes = processes.seen
         self.night = self.said[2]
 

@@ -74,4 +74,7 @@ def test_change_is_shown_and_a_changed_secret_is_only_said() -> None:
         f" enable secret 5 {REDACTED}",
         " end",
     ]
-    assert changes("enable secret 5 x\n", "enable secret 5 y\n") == ["only secrets changed"]
+    assert changes("enable secret 5 x\nend\n", "enable secret 5 y\nend\n")[1:3] == [
+        "-enable secret 5 <redacted>",
+        "+enable secret 5 <redacted, changed>",
+    ]
