@@ -13,10 +13,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.model.facts import BlockDevice, Facts
+from tasks.model.facts import Facts
+from tasks.model.facts_disks import BlockDevice
 from tasks.model.names import human_bytes
 
-_NOTHING = "nothing"
+NOTHING = "nothing"
 
 
 class _Frozen(BaseModel):
@@ -158,11 +159,11 @@ def compare(template: Shape, client: Shape) -> list[Point]:
         Point("architecture", template.architecture, client.architecture),
     ]
     for number, (one, other) in enumerate(zip_longest(template.disks, client.disks), start=1):
-        points.append(Point(f"disk {number}", one.words if one else _NOTHING, other.words if other else _NOTHING))
+        points.append(Point(f"disk {number}", one.words if one else NOTHING, other.words if other else NOTHING))
         pairs = zip_longest(one.partitions if one else (), other.partitions if other else ())
         for part, (first, second) in enumerate(pairs, start=1):
             what = f"disk {number}, partition {part}"
-            points.append(Point(what, first.words if first else _NOTHING, second.words if second else _NOTHING))
+            points.append(Point(what, first.words if first else NOTHING, second.words if second else NOTHING))
     points += _volumes(template, client)
     return points
 
@@ -176,7 +177,7 @@ def _volumes(template: Shape, client: Shape) -> Iterator[Point]:
         for one, other in zip_longest(ones, others):
             kind = one.kind if one else other.kind if other else ""
             what = f"{kind} {name}".strip()
-            yield Point(what, one.words if one else _NOTHING, other.words if other else _NOTHING)
+            yield Point(what, one.words if one else NOTHING, other.words if other else NOTHING)
 
 
 def _words(size_bytes: int, kind: str, holds: str, mountpoints: tuple[str, ...]) -> str:
