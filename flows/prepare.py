@@ -31,7 +31,7 @@ def prepare_client(client: str) -> list[StageResult]:
         dumpings = [_Dumping(client, database, running, before) for database in system.databases]
         made = tuple(dump for dumps in together([dumping.run for dumping in dumpings]) for dump in dumps)
         undeclared = (*_other_engines(client, system), *(line for dumping in dumpings for line in dumping.undeclared))
-        for line in (*undeclared, *shrunk(before, made, policy.max_shrink_percent)):
+        for line in (*facts.unread, *undeclared, *shrunk(before, made, policy.max_shrink_percent)):
             running.say(Outcome.WARNING, line)
         running.bytes_moved = sum(dump.size_bytes for dump in made)
         preparation.record(

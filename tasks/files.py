@@ -15,11 +15,12 @@ from tasks.drivers.rsync import OnProgress, Transferred, Wanted
 from tasks.drivers.store import discard, read_model, replace, require_space, sync_folder, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
+from tasks.model.differences import differences
 from tasks.model.facts import Facts
 from tasks.model.inventory_systems import System
 from tasks.model.manifest import LISTING, MANIFEST, DumpRecord, NightManifest
 from tasks.model.mounts import lost_mounts
-from tasks.model.names import new_id
+from tasks.model.names import new_id, one_line
 from tasks.model.outcome import Outcome
 from tasks.model.platform import Transport
 from tasks.model.prepared import Prepared
@@ -59,7 +60,7 @@ def _prepared(client: str) -> Prepared:
 
 @retryable("compare layout", "compare layout of {client}", retries=0)
 def compare_layout(client: str) -> list[str]:
-    """What changed in the client's disks and file systems since its last night, a line each.
+    """What changed in the client's disks, file systems, start and network since its last night, a line each.
 
     Raises SourceRefused when a file system that was pulled is not mounted though its device is there: what lies in
     its place is not what the client has.
@@ -73,11 +74,13 @@ def compare_layout(client: str) -> list[str]:
     for row in lost.unmounted:
         what = f"{row.mountpoint} ({row.source}) was mounted last night and is not now"
         raise SourceRefused(client, f"{what}: mount it, or exclude {row.mountpoint} when it is not used any more")
+    points = compare(shape_of_facts(last), shape_of_facts(prepared.facts))
+    points += differences(last, prepared.facts)
     return [
-        *(f"{row.mountpoint} ({row.source}) is gone with its device" for row in lost.removed),
+        *(one_line(f"{row.mountpoint} ({row.source}) is gone with its device") for row in lost.removed),
         *(
-            f"{point.what} changed from {point.template} to {point.client}"
-            for point in compare(shape_of_facts(last), shape_of_facts(prepared.facts))
+            one_line(f"{point.what} changed from {point.template} to {point.client}")
+            for point in points
             if not point.same
         ),
     ]

@@ -7,8 +7,11 @@ from tasks.drivers.host_shell import run_each
 from tasks.drivers.ssh import Shell
 from tasks.errors import CommandFailed
 from tasks.model.facts import FACTS, Facts, assemble
+from tasks.model.names import one_line
 
 DEADLINE_S = 60
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What a parser raises on output of another form, or on hostile output."""
 
 
 def collect(shell: Shell, now: datetime) -> Facts:
@@ -17,15 +20,18 @@ def collect(shell: Shell, now: datetime) -> Facts:
     Raises CommandFailed naming the command when a fact that must be there cannot be had or read.
     """
     values: dict[str, Any] = {}
+    unread: list[str] = []
     outputs = run_each(shell, [fact.command for fact in FACTS.values()], deadline_s=DEADLINE_S)
     for (name, fact), output in zip(FACTS.items(), outputs, strict=True):
+        called = f"{fact.command[0]} on {shell.target.name}"
         if output.status != 0:
-            if fact.optional:
+            if fact.optional or fact.informative:
                 continue
-            raise CommandFailed(f"{fact.command[0]} on {shell.target.name}", output.status, output.stderr.strip())
+            raise CommandFailed(called, output.status, output.stderr.strip())
         try:
             values[name] = fact.parse(output.stdout)
-        except (ValueError, KeyError, TypeError) as exc:
-            called = f"{fact.command[0]} on {shell.target.name}"
-            raise CommandFailed(called, 0, f"its output cannot be read: {exc!r}") from exc
-    return assemble(now, values)
+        except _UNREADABLE as exc:
+            if not fact.informative:
+                raise CommandFailed(called, 0, f"its output cannot be read: {exc!r}") from exc
+            unread.append(one_line(f"{name.replace('_', ' ')}: what the tool says cannot be read: {exc!r}"))
+    return assemble(now, values, unread)

@@ -1,69 +1,75 @@
-"""Facts about a client: what its own tools say of its disks, file systems and system, parsed.
+"""Facts about a client: what its own tools say of its disks, file systems, start and network on one night.
 
-A fact is a command and a pure parser.
+The commands and how they are put together; the parsers are in `facts_<topic>.py`.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-BootMode = Literal["bios", "uefi", "unknown"]
-REMOTE_OR_VIRTUAL = frozenset(
-    (
-        *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs"),
-        *("fusectl", "hugetlbfs", "iso9660", "mqueue", "nsfs", "overlay", "proc", "pstore", "ramfs", "rpc_pipefs"),
-        *("securityfs", "selinuxfs", "squashfs", "sysfs", "tmpfs", "tracefs"),
-        *("nfsd", "resctrl", "rootfs", "smackfs", "fuse", "fuse.gvfsd-fuse", "fuse.sshfs"),
-        *("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "afs"),
-    )
+from tasks.model.fact import Fact, FactRow, script
+from tasks.model.facts_boot import (
+    LOADER_FILES,
+    BootLoader,
+    BootMode,
+    EfiBoot,
+    boot_loader,
+    parse_efi_boot,
+    parse_loader_files,
 )
-"""File systems that hold nothing of the client's own."""
+from tasks.model.facts_disks import (
+    LSBLK,
+    PARTITION_STARTS,
+    BlockDevice,
+    parse_block_devices,
+    parse_partition_starts,
+    with_starts,
+)
+from tasks.model.facts_lvm import LVM, LVS, LogicalVolume, VolumeGroup, parse_logical_volumes, parse_volume_groups
+from tasks.model.facts_md import MD_ARRAYS, MdArray, parse_md_arrays
+from tasks.model.facts_mounts import (
+    FINDMNT,
+    REMOTE_OR_VIRTUAL,
+    CrypttabEntry,
+    FileSystem,
+    FstabEntry,
+    parse_crypttab,
+    parse_file_systems,
+    parse_fstab,
+)
+from tasks.model.facts_network import (
+    INTERFACES,
+    RESOLVERS,
+    ROUTES,
+    Interface,
+    Resolvers,
+    Route,
+    parse_interfaces,
+    parse_resolvers,
+    parse_routes,
+)
+from tasks.model.facts_system import parse_os_release, parse_packages, parse_word
 
 
-class _Fact(BaseModel):
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True)
+class LuksDevice:
+    """A LUKS device: what it lies on, by kernel name; `version` is 1 or 2, empty where lsblk does not tell (2.35)."""
 
-
-class BlockDevice(_Fact):
-    """A row of lsblk: sizes in bytes, `parent` by kernel name."""
-
-    name: str
-    type: str
+    device: str
+    uuid: str
+    version: str
     size_bytes: int
-    parent: str | None = None
-    fstype: str | None = None
-    uuid: str | None = None
-    label: str | None = None
-    partition_type: str | None = None
-    partition_table: str | None = None
-    mountpoints: tuple[str, ...] = ()
 
 
-class FileSystem(_Fact):
-    """A mounted local file system."""
+class Facts(FactRow):
+    """What a client was like on one night.
 
-    mountpoint: str
-    source: str
-    fstype: str
-    uuid: str | None = None
-    size_bytes: int
-    used_bytes: int
-
-
-class LogicalVolume(_Fact):
-    """An LVM logical volume."""
-
-    vg: str
-    lv: str
-    size_bytes: int
-
-
-class Facts(_Fact):
-    """What a client was like on one night."""
+    None is not known: the tool is missing there or failed, or an older GBS wrote it. `unread` says of which tools the
+    output could not be read.
+    """
 
     collected: datetime
     hostname: str
@@ -73,137 +79,70 @@ class Facts(_Fact):
     kernel: str
     architecture: str
     boot_mode: BootMode
+    boot_loader: BootLoader = "unknown"
+    efi_boot: EfiBoot | None = None
     machine_id: str
     block_devices: tuple[BlockDevice, ...]
     file_systems: tuple[FileSystem, ...]
+    fstab: tuple[FstabEntry, ...] | None = None
+    crypttab: tuple[CrypttabEntry, ...] | None = None
     logical_volumes: tuple[LogicalVolume, ...] = ()
+    volume_groups: tuple[VolumeGroup, ...] | None = None
+    md_arrays: tuple[MdArray, ...] | None = None
+    interfaces: tuple[Interface, ...] | None = None
+    routes: tuple[Route, ...] | None = None
+    resolvers: Resolvers | None = None
     packages: tuple[str, ...] = ()
-    reports: dict[str, str] = {}
+    unread: tuple[str, ...] = ()
+    reports: dict[str, str] = Field(default_factory=dict)
     """What the tools of a system that is no Linux say, by topic."""
 
-
-@dataclass(frozen=True)
-class Fact:
-    """A command to run on the client and the parser of its output; `optional` ones may be missing there."""
-
-    command: tuple[str, ...]
-    parse: Callable[[str], Any]
-    optional: bool = False
-
-
-def parse_block_devices(text: str) -> tuple[BlockDevice, ...]:
-    """Rows of `lsblk -J -b` with the columns of FACTS; loop and RAM devices and optical drives are left out.
-
-    A device with several parents (md, multipath) has a row below each.
-    """
-    found: list[BlockDevice] = []
-
-    def walk(row: Mapping[str, Any], parent: str | None) -> None:
-        memory = row["type"] == "disk" and row["name"].startswith(("ram", "zram", "nbd"))
-        if row["type"] in ("loop", "rom") or memory:
-            return
-        points = row.get("mountpoints") or [row.get("mountpoint")]
-        found.append(
-            BlockDevice(
-                name=row["name"],
-                type=row["type"],
-                size_bytes=int(row["size"]),
-                parent=parent,
-                fstype=row.get("fstype"),
-                uuid=row.get("uuid"),
-                label=row.get("label"),
-                partition_type=row.get("parttype"),
-                partition_table=row.get("pttype"),
-                mountpoints=tuple(sorted(point for point in points if point)),
-            )
-        )
-        for child in row.get("children", ()):
-            walk(child, row["name"])
-
-    for row in json.loads(text)["blockdevices"]:
-        walk(row, None)
-    return tuple(found)
+    @property
+    def luks_devices(self) -> tuple[LuksDevice, ...]:
+        """What is encrypted by LUKS, each device once."""
+        found = {
+            device.name: LuksDevice(device.name, device.uuid or "", device.fs_version or "", device.size_bytes)
+            for device in self.block_devices
+            if device.fstype == "crypto_LUKS"
+        }
+        return tuple(found.values())
 
 
-def parse_file_systems(text: str) -> tuple[FileSystem, ...]:
-    """Rows of `findmnt -J -b -l`: real local file systems, one row a mount point, bind mounts left out.
-
-    findmnt shows bind mounts and btrfs subvolumes alike as `device[/folder]`. A subvolume is kept: rsync's
-    --one-file-system does not descend into it. So is a folder whose device is mounted whole nowhere.
-    """
-    rows, found = {}, json.loads(text)["filesystems"] if text.strip() else []
-    whole = {row["source"] for row in found}
-    for row in found:
-        if row["fstype"] in REMOTE_OR_VIRTUAL or row["fstype"].startswith("fuse."):
-            continue
-        device, bracket, folder = row["source"].partition("[")
-        subvolume = f"subvol={folder.removesuffix(']')}" in (row.get("options") or "").split(",")
-        if bracket and device in whole and not subvolume:
-            continue
-        rows[row["target"]] = FileSystem(
-            mountpoint=row["target"],
-            source=row["source"],
-            fstype=row["fstype"],
-            uuid=row.get("uuid"),
-            size_bytes=int(row.get("size") or 0),
-            used_bytes=int(row.get("used") or 0),
-        )
-    return tuple(rows[target] for target in sorted(rows))
-
-
-def parse_logical_volumes(text: str) -> tuple[LogicalVolume, ...]:
-    """Rows of `lvs --reportformat json --units b --nosuffix`."""
-    report = json.loads(text)["report"][0]["lv"] if text.strip() else []
-    rows = (LogicalVolume(vg=row["vg_name"], lv=row["lv_name"], size_bytes=int(row["lv_size"])) for row in report)
-    return tuple(sorted(rows, key=lambda row: (row.vg, row.lv)))
-
-
-def parse_os_release(text: str) -> dict[str, str]:
-    """The assignments of /etc/os-release, unquoted (os-release(5))."""
-    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
-    return {key.strip(): value.strip().strip("\"'") for key, value in pairs}
-
-
-def parse_packages(text: str) -> tuple[str, ...]:
-    """Sorted `name version` lines."""
-    return tuple(sorted(line.strip() for line in text.splitlines() if line.strip()))
-
-
-def _stripped(text: str) -> str:
-    return text.strip()
-
-
-_LSBLK = "lsblk -J -b -o NAME,TYPE,SIZE,FSTYPE,UUID,LABEL,PARTTYPE"
-LSBLK = f"{_LSBLK},PTTYPE,MOUNTPOINTS 2> /dev/null || {_LSBLK},MOUNTPOINT"
-"""MOUNTPOINTS came with util-linux 2.37 (2021): RHEL 8, Debian 11 and Ubuntu 20.04 do not have it."""
-FINDMNT = "TARGET,SOURCE,FSTYPE,UUID,SIZE,USED,OPTIONS"
 FACTS: dict[str, Fact] = {
-    "block_devices": Fact(("sh", "-c", LSBLK), parse_block_devices),
+    "block_devices": Fact(script(LSBLK), parse_block_devices),
+    "partition_starts": Fact(script(PARTITION_STARTS), parse_partition_starts, informative=True),
     "file_systems": Fact(
         # By type, so that the size of a file system whose server is dead is never asked for.
         ("findmnt", "-J", "-b", "-l", "-t", "no" + ",".join(sorted(REMOTE_OR_VIRTUAL)), "-o", FINDMNT),
         parse_file_systems,
     ),
-    "logical_volumes": Fact(
-        ("lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", "vg_name,lv_name,lv_size"),
-        parse_logical_volumes,
-        optional=True,
-    ),
+    "fstab": Fact(script("[ ! -e /etc/fstab ] || cat /etc/fstab"), parse_fstab, informative=True),
+    "crypttab": Fact(script("[ ! -e /etc/crypttab ] || cat /etc/crypttab"), parse_crypttab, informative=True),
+    "logical_volumes": Fact(LVS, parse_logical_volumes, optional=True),
+    "volume_groups": Fact(LVM, parse_volume_groups, informative=True),
+    "md_arrays": Fact(script(MD_ARRAYS), parse_md_arrays, informative=True),
     "os_release": Fact(("cat", "/etc/os-release"), parse_os_release),
-    "kernel": Fact(("uname", "-r"), _stripped),
-    "architecture": Fact(("uname", "-m"), _stripped),
-    "hostname": Fact(("uname", "-n"), _stripped),
-    "machine_id": Fact(("cat", "/etc/machine-id"), _stripped, optional=True),
+    "kernel": Fact(("uname", "-r"), parse_word),
+    "architecture": Fact(("uname", "-m"), parse_word),
+    "hostname": Fact(("uname", "-n"), parse_word),
+    "machine_id": Fact(("cat", "/etc/machine-id"), parse_word, optional=True),
     "efi": Fact(("ls", "/sys/firmware/efi"), bool, optional=True),
+    "efi_boot": Fact(("efibootmgr", "-v"), parse_efi_boot, informative=True),
+    "loader_files": Fact(script(LOADER_FILES), parse_loader_files, informative=True),
+    "interfaces": Fact(script(INTERFACES), parse_interfaces, informative=True),
+    "routes": Fact(script(ROUTES), parse_routes, informative=True),
+    "resolvers": Fact(script(RESOLVERS), parse_resolvers, informative=True),
     "packages": Fact(("dpkg-query", "-W", "-f", "${Package} ${Version}\\n"), parse_packages, optional=True),
     "packages_rpm": Fact(("rpm", "-qa", "--qf", "%{NAME} %{VERSION}-%{RELEASE}\\n"), parse_packages, optional=True),
 }
 """The facts of a Linux client. lsblk and findmnt speak JSON since util-linux 2.27 (2015)."""
 
 
-def assemble(collected: datetime, values: Mapping[str, Any]) -> Facts:
-    """Facts from the parsed values of FACTS; optional ones that are missing are absent from `values`."""
+def assemble(collected: datetime, values: Mapping[str, Any], unread: Sequence[str] = ()) -> Facts:
+    """Facts from the parsed values of FACTS; those that are missing are absent from `values`."""
     release = values["os_release"]
+    boot_mode: BootMode = "uefi" if values.get("efi") else "bios"
+    efi_boot = values.get("efi_boot")
     return Facts(
         collected=collected,
         hostname=values["hostname"],
@@ -212,10 +151,20 @@ def assemble(collected: datetime, values: Mapping[str, Any]) -> Facts:
         os_name=release.get("PRETTY_NAME", "unknown"),
         kernel=values["kernel"],
         architecture=values["architecture"],
-        boot_mode="uefi" if values.get("efi") else "bios",
+        boot_mode=boot_mode,
+        boot_loader=boot_loader(boot_mode, values.get("loader_files", ()), efi_boot),
+        efi_boot=efi_boot,
         machine_id=values.get("machine_id", ""),
-        block_devices=values["block_devices"],
+        block_devices=with_starts(values["block_devices"], values.get("partition_starts", {})),
         file_systems=values["file_systems"],
+        fstab=values.get("fstab"),
+        crypttab=values.get("crypttab"),
         logical_volumes=values.get("logical_volumes", ()),
+        volume_groups=values.get("volume_groups"),
+        md_arrays=values.get("md_arrays"),
+        interfaces=values.get("interfaces"),
+        routes=values.get("routes"),
+        resolvers=values.get("resolvers"),
         packages=values.get("packages") or values.get("packages_rpm") or (),
+        unread=tuple(unread),
     )

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tasks.model.facts import Facts, FileSystem
+from tasks.model.facts import Facts
+from tasks.model.facts_mounts import FileSystem
 
 
 @dataclass(frozen=True)

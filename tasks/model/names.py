@@ -5,6 +5,7 @@ import re
 from datetime import UTC, datetime
 
 ID_FORMAT = "%Y%m%dT%H%M%SZ"
+LINE_LENGTH = 500
 _UNSAFE = re.compile(r"[^a-z0-9.]+")
 _HASHED = re.compile(r"(.*-)?[0-9a-f]{8}")
 
@@ -54,3 +55,9 @@ def human_age(seconds: float) -> str:
             rest = whole % size // lower_size
             return f"{whole // size} {unit} {rest} {lower}" if rest else f"{whole // size} {unit}"
     raise AssertionError(seconds)
+
+
+def one_line(text: str) -> str:
+    """Text of a client's as one line for people: what cannot be printed is escaped, what is long is cut."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return shown if len(shown) <= LINE_LENGTH else f"{shown[:LINE_LENGTH]} … ({len(text)} characters)"

@@ -12,10 +12,12 @@ from itertools import zip_longest
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.model.facts import BlockDevice, BootMode, Facts
+from tasks.model.facts import Facts
+from tasks.model.facts_boot import BootMode
+from tasks.model.facts_disks import BlockDevice
 from tasks.model.names import human_bytes
 
-_NOTHING = "nothing"
+NOTHING = "nothing"
 
 
 class _Frozen(BaseModel):
@@ -142,12 +144,7 @@ def shape_of_facts(facts: Facts) -> Shape:
     return shape(facts.boot_mode, facts.architecture, tuple(disks), tuple(volumes.values()))
 
 
-def shape(
-    boot_mode: BootMode,
-    architecture: str,
-    disks: tuple[Disk, ...],
-    volumes: tuple[Volume, ...],
-) -> Shape:
+def shape(boot_mode: BootMode, architecture: str, disks: tuple[Disk, ...], volumes: tuple[Volume, ...]) -> Shape:
     """A shape whose volumes stand in an order of their own, whatever order a tool listed them in."""
     ordered = sorted(volumes, key=lambda volume: (volume.kind, volume.name, volume.size_bytes, volume.holds))
     return Shape(boot_mode=boot_mode, architecture=architecture, disks=disks, volumes=tuple(ordered))
@@ -160,11 +157,11 @@ def compare(template: Shape, client: Shape) -> list[Point]:
         Point("architecture", template.architecture, client.architecture),
     ]
     for number, (one, other) in enumerate(zip_longest(template.disks, client.disks), start=1):
-        points.append(Point(f"disk {number}", one.words if one else _NOTHING, other.words if other else _NOTHING))
+        points.append(Point(f"disk {number}", one.words if one else NOTHING, other.words if other else NOTHING))
         pairs = zip_longest(one.partitions if one else (), other.partitions if other else ())
         for part, (first, second) in enumerate(pairs, start=1):
             what = f"disk {number}, partition {part}"
-            points.append(Point(what, first.words if first else _NOTHING, second.words if second else _NOTHING))
+            points.append(Point(what, first.words if first else NOTHING, second.words if second else NOTHING))
     points += _volumes(template, client)
     return points
 
@@ -178,7 +175,7 @@ def _volumes(template: Shape, client: Shape) -> Iterator[Point]:
         for one, other in zip_longest(ones, others):
             kind = one.kind if one else other.kind if other else ""
             what = f"{kind} {name}".strip()
-            yield Point(what, one.words if one else _NOTHING, other.words if other else _NOTHING)
+            yield Point(what, one.words if one else NOTHING, other.words if other else NOTHING)
 
 
 def _words(size_bytes: int, kind: str, holds: str, mountpoints: tuple[str, ...]) -> str:

@@ -52,7 +52,9 @@ from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.drivers.ssh import Output
 from tasks.model.databases import EngineName
 from tasks.model.domain_xml import parse_domain
-from tasks.model.facts import BlockDevice, Facts, FileSystem
+from tasks.model.facts import Facts
+from tasks.model.facts_disks import BlockDevice
+from tasks.model.facts_mounts import FileSystem
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import DumpRecord, VmParts
 from tasks.model.ssh_target import SshTarget

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from flows.overnight import overnight as overnight_flow
 from flows.permanent import permanent as permanent_flow
 from flows.prepare import prepare as prepare_flow
 from tasks.errors import ClientsFailed, CommandFailed, DumpFailed, GbsError, TransferInterrupted, Unreachable
+from tasks.model.facts import Facts
 from tasks.model.outcome import Outcome, StageResult, exit_code
 from tests.flows.fake_site import UUID, FakeSite
 
@@ -157,6 +159,15 @@ def test_prepare_dump_that_shrank_is_a_warning(site: FakeSite) -> None:
     assert [reason.split(":")[0] for reason in result.reasons] == ["postgresql ", "postgresql shop"]
 
 
+def test_facts_that_could_not_be_read_are_a_warning(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def collect(shell: Any, now: datetime) -> Facts:
+        return site.facts(shell, now).model_copy(update={"unread": ("interfaces: cannot be read",)})
+
+    monkeypatch.setattr("tasks.preparation.facts.collect", collect)
+    (result,) = prepare(["db1"])
+    assert (result.outcome, result.reasons) == (Outcome.WARNING, ("interfaces: cannot be read",))
+
+
 def test_night_without_a_file_system_that_was_there_is_refused(site: FakeSite) -> None:
     nightly(["db1"])
     before = (site.store / "overnight/db1/manifest.json").read_text()
@@ -181,6 +192,19 @@ def test_night_that_rewrote_nearly_all_is_published_with_a_warning(site: FakeSit
     assert re.match(r"\d+ files were written anew since last night, which had \d+: ", night.reasons[0])
     assert (site.permanent / "db1/daily.1/data/srv/7").read_text() == "as it was"
     assert (site.permanent / "db1/daily.0/data/srv/7").read_text() == "ENCRYPTED"
+
+
+def test_file_system_made_anew_in_its_place_is_a_warning_and_changes_no_flavour(site: FakeSite) -> None:
+    nightly(["db1"])
+    path = site.store / "overnight/db1/facts.json"
+    facts = json.loads(path.read_text())
+    facts["file_systems"][0]["uuid"] = "another\nline"
+    path.write_text(json.dumps(facts))
+    flavour = json.loads((site.store / "overnight/db1/manifest.json").read_text())["flavour"]
+    (result,) = overnight(["db1"])
+    assert result.outcome is Outcome.WARNING
+    assert result.reasons == ("UUID of the file system on / changed from another\\nline to u",)
+    assert json.loads((site.store / "overnight/db1/manifest.json").read_text())["flavour"] == flavour
 
 
 def test_hooks_surround_their_stage_whatever_happens_in_it(site: FakeSite) -> None:

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from tasks.model.device import REDACTED
 from tasks.model.facts import FACTS, Facts, assemble
+from tasks.model.facts_boot import BootLoader, BootMode, EfiBoot, EfiEntry, boot_loader
 from tasks.model.shape import compare, shape_of_facts
 
 CASES = sorted((Path(__file__).parent / "facts").glob("*.json"))
@@ -21,7 +23,7 @@ RELEASE = {"ID": "debian", "VERSION_ID": "12", "PRETTY_NAME": "Debian 12"}
 
 def plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", exclude_none=True)
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -37,11 +39,92 @@ def test_every_parser_but_the_trivial_ones_has_a_case() -> None:
     assert {path.stem.partition("-")[0] for path in CASES} == set(FACTS) - trivial
 
 
+JSON_FACTS = ["block_devices", "file_systems", "volume_groups", "interfaces"]
+TEXT_FACTS = [name for name in FACTS if name not in (*JSON_FACTS, "logical_volumes")]
+UNREADABLE = {
+    "volume_groups": ["{", "[1]", '{"report": 1}', '{"report": [1]}', '{"report": [{"pv": [{}]}]}'],
+    "interfaces": ["", "usage: ip", '{"ifname": "x"}', "[", "[1]", '[{"ifname": "x"}]', "[[[]]]"],
+}
+ODD = [
+    "",
+    "\n",
+    "\0",
+    "=",
+    "a b c d",
+    "MD a b",
+    "MD md0 0 0\nMD_UUID",
+    "nexthop via",
+    "1: :",
+    "x" * 100_000,
+    "\n" * 10_000,
+]
+NOISE = st.text(alphabet=st.sampled_from("MDBoot01:*= \t\n\\/,.#@<>[]viadev"), max_size=200)
+
+
+@pytest.mark.parametrize(("fact", "output"), [(fact, text) for fact, texts in UNREADABLE.items() for text in texts])
+def test_informative_fact_with_unreadable_output_raises_what_collect_notes(fact: str, output: str) -> None:
+    with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
+        FACTS[fact].parse(output)
+
+
+@pytest.mark.parametrize("fact", TEXT_FACTS)
+@pytest.mark.parametrize("output", ODD, ids=lambda text: repr(text[:12]))
+def test_text_that_no_tool_would_write_breaks_no_parser(fact: str, output: str) -> None:
+    FACTS[fact].parse(output)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("part", ["//a:", "#", "pass", "pass,", "\\a", "@b", ": <", "\\040", "Boot0000* ", "nexthop "])
+def test_long_lines_take_no_time_to_speak_of(part: str) -> None:
+    """A client must not be able to keep a worker busy: an expression that goes over a line again and again would."""
+    for fact in TEXT_FACTS:
+        FACTS[fact].parse(part * 50_000)
+        FACTS[fact].parse(f"{part * 50_000} / ext4 {part * 50_000}@")
+    FACTS["interfaces"].parse(f"1: lo: <UP> mtu 1 x\n2: {part * 50_000}")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(TEXT_FACTS), NOISE)
+def test_noise_breaks_no_parser(fact: str, output: str) -> None:
+    FACTS[fact].parse(output)
+
+
+@pytest.mark.parametrize("name", ["fstab-secrets", "crypttab-keyscript", "crypttab-debian"])
+def test_no_secret_is_kept_of_the_tables_of_mounts(name: str) -> None:
+    case = json.loads((Path(__file__).parent / f"facts/{name}.json").read_text())
+    kept = str(FACTS[case["fact"]].parse(case["output"]))
+    assert REDACTED in kept
+    for secret in ("password=a", "b=c", "AQBx", "p@ss", ":pw", "PASSWD=x", "hunter2", "1234"):
+        assert secret not in kept
+
+
 @pytest.mark.parametrize("fact", ["block_devices", "file_systems"])
 @pytest.mark.parametrize("output", ["{", "[]", "null", "{}", '{"blockdevices": [{}], "filesystems": [{}]}', "\0"])
 def test_fact_with_unreadable_output_raises_what_collect_reports(fact: str, output: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         FACTS[fact].parse(output)
+
+
+@pytest.mark.parametrize(
+    ("boot_mode", "files", "program", "loader"),
+    [
+        ("bios", ("grub",), None, "grub"),
+        ("bios", ("systemd-boot", "extlinux"), None, "extlinux"),
+        ("bios", (), None, "unknown"),
+        ("uefi", ("grub", "systemd-boot"), None, "grub"),
+        ("uefi", ("grub", "systemd-boot"), "File(\\EFI\\systemd\\systemd-bootx64.efi)", "systemd-boot"),
+        ("uefi", ("systemd-boot",), "\\EFI\\DEBIAN\\SHIMX64.EFI", "grub"),
+        ("uefi", ("systemd-boot",), "File(\\EFI\\BOOT\\BOOTX64.EFI)", "systemd-boot"),
+        ("uefi", (), "File(\\EFI\\Linux\\own.efi)", "unknown"),
+    ],
+)
+def test_boot_loader_is_the_program_that_booted_else_the_one_configured(
+    boot_mode: BootMode, files: tuple[BootLoader, ...], program: str | None, loader: BootLoader
+) -> None:
+    others = EfiEntry(number="0001", label="other", active=True, path="File(\\EFI\\debian\\grubx64.efi)")
+    booted = EfiEntry(number="0002", label="x", active=True, path=f"HD(1,GPT,g,0x800,0x1000)/{program}")
+    efi = EfiBoot(entries=(others, booted), current="0002") if program else None
+    assert boot_loader(boot_mode, files, efi) == loader
 
 
 def test_flags_are_those_that_old_tools_know() -> None:
@@ -130,6 +213,27 @@ def test_flavour_ignores_bind_mounts() -> None:
 def test_facts_survive_json() -> None:
     before = facts("luks_swap", packages=("a 1",))
     assert Facts.model_validate_json(before.model_dump_json()) == before
+
+
+def test_facts_of_an_older_gbs_are_read_and_what_it_did_not_ask_is_unknown() -> None:
+    new = {"boot_loader", "efi_boot", "fstab", "crypttab", "volume_groups", "md_arrays", "unread"}
+    new |= {"interfaces", "routes", "resolvers"}
+    old = facts().model_dump(mode="json", exclude=new)
+    for device in old["block_devices"]:
+        for name in ("fs_version", "table_uuid", "start_bytes", "sector_bytes"):
+            del device[name]
+        for name in ("uuid", "label", "flags"):
+            del device[f"partition_{name}"]
+    read = Facts.model_validate_json(json.dumps(old))
+    assert (read.md_arrays, read.interfaces, read.boot_loader, read.unread) == (None, None, "unknown", ())
+    assert flavour(read) == flavour(facts())
+
+
+def test_partitions_know_where_they_begin_and_luks_devices_stand_once() -> None:
+    read = facts("luks_swap", partition_starts={"nvme0n1p1": 1048576})
+    assert [device.start_bytes for device in read.block_devices if device.start_bytes] == [1048576]
+    assert [(device.device, device.uuid, device.version) for device in read.luks_devices] == [("nvme0n1p2", "l", "")]
+    assert flavour(read) == flavour(facts("luks_swap"))
 
 
 @settings(max_examples=15, deadline=None)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from tasks.model.facts import BlockDevice, Facts, FileSystem
+from tasks.model.facts import Facts
+from tasks.model.facts_disks import BlockDevice
+from tasks.model.facts_mounts import FileSystem
 from tasks.model.mounts import LostMounts, lost_mounts
 
 

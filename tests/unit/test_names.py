@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tasks.model.names import human_age, human_bytes, new_id, slug, time_of_id
+from tasks.model.names import LINE_LENGTH, human_age, human_bytes, new_id, one_line, slug, time_of_id
 
 FAST = settings(max_examples=60, deadline=None)
 NAMES = st.one_of(
@@ -118,3 +118,21 @@ def test_human_age_cases(seconds: float, text: str) -> None:
 @given(st.floats(min_value=0, max_value=1e10))
 def test_human_age_of_any_duration_has_words(seconds: float) -> None:
     assert human_age(seconds).endswith(("s", "min", "h", "d"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("/srv/übung 日本", "/srv/übung 日本"),
+        ("a\nb\tc\x1b[2Jd", "a\\nb\\tc\\x1b[2Jd"),
+        ("\udcff\u2028\u202e", "\\udcff\\u2028\\u202e"),
+        ("", ""),
+    ],
+)
+def test_line_shows_what_cannot_be_printed_escaped(text: str, line: str) -> None:
+    assert one_line(text) == line
+
+
+def test_line_that_is_too_long_is_cut_and_says_how_long_it_was() -> None:
+    assert one_line("x" * LINE_LENGTH) == "x" * LINE_LENGTH
+    assert one_line("x" * 9_000) == "x" * LINE_LENGTH + " … (9000 characters)"
