@@ -64,18 +64,20 @@ class Demo:
     def set_up(self) -> None:
         """Lab, site, Prefect server, blocks, deployments, worker; what is there is reused."""
         with self.step("Set-up: KVM host and VM, GBS site, Prefect"):
-            self.lab.up()
-            self.site.create()
-            with phase("Prefect server and UI"):
-                self.server.start()
-            say(f"Watch the runs: {self.server.ui}/runs")
-            self.gbs("gbs", "inventory", "validate")
-            self.gbs("gbs", "apply")
-            self.gbs("gbs", "deploy")
-            self.server.start_worker("gbs", {"GBS_INVENTORY": str(self.site.inventory)})
+            self.lab.up(meanwhile=self._prefect_up)
             self.gbs("gbs", "check")
             if not self._night:
                 seed(self.lab)
+
+    def _prefect_up(self) -> None:
+        self.site.create()
+        with phase("Prefect server and UI"):
+            self.server.start()
+        say(f"Watch the runs: {self.server.ui}/runs")
+        self.gbs("gbs", "inventory", "validate")
+        self.gbs("gbs", "apply")
+        self.gbs("gbs", "deploy")
+        self.server.start_worker("gbs", {"GBS_INVENTORY": str(self.site.inventory)})
 
     @property
     def _night(self) -> int:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.lab.accelerator import accelerator, cache_folder
@@ -68,8 +69,11 @@ class Lab:
             self.kvm1.start()
         self._write_ssh()
 
-    def up(self, tell: Say = say) -> None:
-        """Bring up all that is not up: kvm1, and web1 with ssh, guest agent and databases answering."""
+    def up(self, tell: Say = say, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Bring up all that is not up: kvm1, and web1 with ssh, guest agent and databases answering.
+
+        `meanwhile` is called when web1 has been started, which takes its time.
+        """
         self.host_up(tell)
         if not self.web1.defined():
             image = instance_image("web1", self.public_key, self.directory / "web1_host_key", tell)
@@ -77,6 +81,7 @@ class Lab:
                 self.web1.install(image)
         if not self.web1.running():
             self.web1.start()
+        meanwhile()
         self.web1.wait_until_up(tell)
 
     def down(self) -> None:
