@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tasks.model.client_snapshot import WantedSnapshot
 from tasks.model.image_method import WantedMethod
 from tasks.model.inventory_databases import Database
 from tasks.model.inventory_devices import Device, Login
@@ -155,6 +156,12 @@ class System(Section):
     databases: tuple[Database, ...] = ()
     hooks: tuple[Hook, ...] = ()
     dump_folder: AbsolutePath = "/var/backups/gbs"
+    snapshot: WantedSnapshot = Field(
+        "none", description="Pull the files from read-only snapshots, made for the transfer; auto takes lvm and btrfs."
+    )
+    snapshot_room_percent: int = Field(
+        10, ge=1, le=100, description="Of an LVM volume's size, how much may be overwritten during the transfer."
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
