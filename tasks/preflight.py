@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import databases, host_files, permanent, rsync, ssh
+from tasks.drivers import client_snapshot, databases, host_files, permanent, rsync, ssh
 from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
@@ -95,6 +95,8 @@ def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
                 yield _try(subject, f"{purpose} {folder}", partial(_free_there, shell, folder))
             if system.files_identity is not None:
                 yield _try(subject, "files key", lambda: _files_key(name))
+            if system.snapshot != "none":
+                yield _try(subject, "snapshots", partial(_snapshots, shell, system))
             for database in system.databases:
                 yield _database(subject, shell, database)
     except GbsError as exc:
@@ -109,6 +111,10 @@ def _files_key(name: str) -> str:
     target = places.files_target_of(name)
     rsync.reach(target, deadline_s=30)
     return f"{target.user}@{target.address}:{target.port} by {target.private_key_file}"
+
+
+def _snapshots(shell: Shell, system: System) -> str:
+    return client_snapshot.outlook(shell, system.paths, system.snapshot, system.snapshot_room_percent)
 
 
 def _database(subject: str, shell: Shell, database: Database) -> Finding:
