@@ -265,6 +265,63 @@ def test_kind_that_the_client_does_not_have_is_read_live_and_told(shell: Shell) 
     assert line.startswith("no file system could be read from a snapshot")
 
 
+def test_snapshot_that_cannot_be_made_is_read_live_and_told(
+    client: SnapshotClient, target: SshTarget, shell: Shell, tmp_path: Path
+) -> None:
+    client.in_top(f"touch {BTRFS_FOLDER}")  # where our folder would be
+    try:
+        tree = make(shell)
+        assert set(kinds(tree).values()) == {"live"}
+        assert [line.partition(": ")[0] for line in tree.warnings] == ["/srv was read live", "/srv/log was read live"]
+        assert "File exists" in tree.warnings[0]
+        client.outside("/srv/log/new").write_text("new")
+        pull(target, tree, tmp_path)
+        assert (tmp_path / "srv/log/new").read_text() == "new"
+        client_snapshot.require_whole(shell, tree, 10)
+    finally:
+        client.in_top(f"rm {BTRFS_FOLDER}")
+        client.outside("/srv/log/new").unlink()
+
+
+@contextmanager
+def _mounted(client: SnapshotClient, subvolume: str, place: str) -> Iterator[None]:
+    device = client.run(["findmnt", "-n", "-o", "SOURCE", "/srv"]).stdout.partition("[")[0]
+    client.run(["mkdir", place])
+    client.run(["mount", "-o", f"subvol={subvolume}", device, place])
+    try:
+        yield
+    finally:
+        client.run(["umount", place])
+        client.run(["rmdir", place])
+
+
+def test_our_own_folder_is_not_pulled_where_all_of_a_file_system_is_mounted(
+    client: SnapshotClient, target: SshTarget, shell: Shell, tmp_path: Path
+) -> None:
+    with _mounted(client, "/", "/srv/whole"):
+        tree = make(shell, ("/srv/log", "/srv/whole"))
+        assert kinds(tree) == {"/srv/log": "btrfs", "/srv/whole": "btrfs"}
+        rsync.pull(target, [tree.reads["/srv/whole"]], tmp_path, exclude=tree.left_out, deadline_s=60)
+        assert sorted(path.name for path in (tmp_path / "srv/whole").iterdir()) == ["@log", "@srv"]
+        assert client_snapshot.clear(shell) == []
+
+
+@pytest.mark.parametrize("name", ["a b", "$(touch pwned)`id`;", "'\"\\x", "-o rw", "é*[x]?"])
+def test_hostile_mount_point_is_only_a_name(
+    client: SnapshotClient, target: SshTarget, shell: Shell, tmp_path: Path, name: str
+) -> None:
+    place = f"/srv/{name}"
+    with _mounted(client, "@log", place):
+        client.outside(f"{place}/file").write_text(name)
+        tree = make(shell, ("/srv", place))
+        assert (kinds(tree), tree.warnings) == ({"/srv": "btrfs", place: "btrfs"}, ())
+        rsync.pull(target, [tree.reads[place]], tmp_path, exclude=tree.left_out, deadline_s=60)
+        assert (tmp_path / place[1:] / "file").read_text() == name
+        client.outside(f"{place}/file").unlink()
+        assert client_snapshot.clear(shell) == []
+    assert client.run(["sh", "-c", "ls -d pwned /pwned /root/pwned /run/pwned"], check=False).stdout == ""
+
+
 def test_outlook_tells_what_would_be_and_makes_nothing(client: SnapshotClient, shell: Shell) -> None:
     before = client.subvolumes(), client.mounts()
     assert "/srv btrfs, /srv/log btrfs" in client_snapshot.outlook(shell, PATHS, "auto", 10)
