@@ -9,6 +9,7 @@ from flows.hooked import hooked
 from flows.kvmimg_get import images_due
 from flows.run_name import named
 from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.snapshotted import snapshotted
 from flows.stage import stage
 from flows.vm_name import ClientName
 from tasks import files, places
@@ -26,13 +27,14 @@ def pull_client(client: str) -> list[StageResult]:
             running.say(Outcome.PARTIAL, failure)
         for line in files.compare_layout(client):
             running.say(Outcome.WARNING, line)
-        moved = files.pull(client)
+        with snapshotted(running, prepared) as tree:
+            moved = files.pull(client, tree)
         for line in (*moved.vanished, *files.rewritten(client, moved)):
             running.say(Outcome.WARNING, line)
         proven, doubts = _prove(client)
         for doubt in doubts:
             running.say(Outcome.PARTIAL, doubt)
-        running.produced = files.publish(client, started, moved, proven, doubts).id
+        running.produced = files.publish(client, started, moved, proven, doubts, tree).id
         running.bytes_moved = moved.received_bytes
     return [running.result()]
 

@@ -10,6 +10,7 @@ from flows.ending import conclude
 from flows.hooked import hooked
 from flows.run_name import named
 from flows.side_by_side import chosen, for_each_client, task_runner, together
+from flows.snapshotted import remove_snapshots
 from flows.stage import Stage, stage
 from flows.vm_name import ClientName
 from tasks import places, preparation
@@ -26,6 +27,7 @@ def prepare_client(client: str) -> list[StageResult]:
     started = datetime.now(UTC)
     with stage(client, "prepare") as running, hooked(running):
         system, policy = places.system_of(client)
+        remove_snapshots(running)  # those that a run left would be among the facts
         facts, last = preparation.collect_facts(client), preparation.last_prepared(client)
         before = last.dumps if last else ()
         dumpings = [_Dumping(client, database, running, before) for database in system.databases]

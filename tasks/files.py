@@ -15,6 +15,7 @@ from tasks.drivers.rsync import OnProgress, Transferred, Wanted
 from tasks.drivers.store import discard, read_model, replace, require_space, sync_folder, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
+from tasks.model.client_snapshot import SnapshotTree
 from tasks.model.differences import differences
 from tasks.model.facts import Facts
 from tasks.model.inventory_systems import System
@@ -23,7 +24,7 @@ from tasks.model.mounts import lost_mounts
 from tasks.model.names import new_id, one_line
 from tasks.model.outcome import Outcome
 from tasks.model.platform import Transport
-from tasks.model.prepared import Prepared
+from tasks.model.prepared import Prepared, paths_of
 from tasks.model.shape import compare, shape_of_facts
 from tasks.retryable import retryable
 
@@ -32,16 +33,12 @@ FEW_FILES = 20
 log = logging.getLogger(__name__)
 
 
-def paths_of(system: System, prepared: Prepared) -> tuple[str, ...]:
-    """What is pulled: the declared paths, or every local file system of the facts."""
-    return system.paths or tuple(row.mountpoint for row in prepared.facts.file_systems)
-
-
-def excludes_of(system: System, prepared: Prepared) -> tuple[str, ...]:
-    """What is left out: the platform's, the operator's, and the data files of databases that a dump covers."""
+def excludes_of(system: System, prepared: Prepared, tree: SnapshotTree | None) -> tuple[str, ...]:
+    """What is left out: the platform's, the operator's, the data files of databases that a dump covers, the tree's."""
     covered = [database for database in system.databases if prepared.covered(database.called)]
     data = tuple(pattern for database in covered for pattern in data_patterns(database.engine, database.names))
-    return (*system.profile.exclude, *system.exclude, *data)
+    hidden = tree.left_out if tree else ()
+    return tuple(dict.fromkeys((*system.profile.exclude, *system.exclude, *data, *hidden)))
 
 
 @retryable("read preparation", "read preparation of {client}", retries=0)
@@ -87,8 +84,8 @@ def compare_layout(client: str) -> list[str]:
 
 
 @retryable("pull files", "pull files of {client}")
-def pull(client: str) -> Transferred:
-    """The client's files in the staging tree; unchanged ones are hard links to last night's.
+def pull(client: str, tree: SnapshotTree | None = None) -> Transferred:
+    """The client's files in the staging tree, read from `tree` if given; unchanged ones are hard links to last night's.
 
     The tree is always a new one: rsync would change owners and modes of files it finds there in place, and with them
     those of the published night that shares the inode. What an interrupted pull brought is linked in, not sent again,
@@ -105,9 +102,9 @@ def pull(client: str) -> Transferred:
     carried = rsync.carry_partial(aborted / "data", staging / "data")
     with reporting(log, f"pull {client}") as progress:
         wanted = Wanted(
-            paths=paths_of(system, prepared),
+            paths=[tree.reads[path] if tree else path for path in paths_of(system, prepared)],
             tree=system.profile.tree,
-            exclude=excludes_of(system, prepared),
+            exclude=excludes_of(system, prepared, tree),
             link_dests=[folder for folder in (store.overnight(client) / "data", aborted / "data") if folder.exists()],
             limit_kib_s=policy.bandwidth_limit_kib_s,
             fake_super=places.fake_super(),
@@ -188,11 +185,16 @@ def prove(client: str, dump: DumpRecord) -> DumpRecord:
 
 @retryable("publish night", "publish night of {client}", retries=0)
 def publish(
-    client: str, started: datetime, moved: Transferred, proven: Sequence[DumpRecord] = (), doubts: Sequence[str] = ()
+    client: str,
+    started: datetime,
+    moved: Transferred,
+    proven: Sequence[DumpRecord] = (),
+    doubts: Sequence[str] = (),
+    tree: SnapshotTree | None = None,
 ) -> NightManifest:
     """Check the dumps that arrived, list every file's sha256, and make the staging tree the overnight copy.
 
-    `proven` are dumps as `prove` gave them back, `doubts` what was found wrong with others.
+    `proven` are dumps as `prove` gave them back, `doubts` what was found wrong with others, `tree` is as `pull` got it.
     """
     system, policy = places.system_of(client)
     store, prepared = places.store(), _prepared(client)
@@ -207,7 +209,8 @@ def publish(
     if (last := store.night_of(client)) is not None:
         _require_not_shrunk(client, "files", last.files, files, policy.max_shrink_percent)
     write_model(staging / "facts.json", prepared.facts)
-    warnings = (*failures, *(f"vanished while read: {line}" for line in moved.vanished))
+    vanished = (f"vanished while read: {line}" for line in moved.vanished)
+    warnings = (*failures, *(tree.warnings if tree else ()), *vanished)
     manifest = NightManifest(
         id=new_id(started),
         client=client,
@@ -216,7 +219,8 @@ def publish(
         outcome=Outcome.PARTIAL if failures else Outcome.WARNING if warnings else Outcome.OK,
         warnings=warnings,
         paths=paths_of(system, prepared),
-        excluded=excludes_of(system, prepared),
+        excluded=excludes_of(system, prepared, tree),
+        sources=tree.sources if tree else (),
         dumps=tuple(dumps.values()),
         flavour=shape_of_facts(prepared.facts).flavour,
         files=files,

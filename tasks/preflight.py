@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import databases, host_files, permanent, rsync, ssh
+from tasks.drivers import client_snapshot, databases, host_files, permanent, rsync, ssh
 from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
@@ -103,6 +103,8 @@ def _over_ssh(name: str, subject: str, system: System, is_kvm_host: bool) -> Ite
                 yield _try(subject, f"{purpose} {folder}", partial(_free_there, shell, folder))
             if system.files_identity is not None:
                 yield _try(subject, "files key", lambda: _files_key(name))
+            if system.snapshot != "none":
+                yield _try(subject, "snapshots", partial(_snapshots, shell, system))
             for database in system.databases:
                 yield _database(subject, shell, database)
     except GbsError as exc:
@@ -127,6 +129,10 @@ def _files_key(name: str) -> str:
     target = places.files_target_of(name)
     rsync.reach(target, deadline_s=30)
     return f"{target.user}@{target.address}:{target.port} by {target.private_key_file}"
+
+
+def _snapshots(shell: Shell, system: System) -> str:
+    return client_snapshot.outlook(shell, system.paths, system.snapshot, system.snapshot_room_percent)
 
 
 def _database(subject: str, shell: Shell, database: Database) -> Finding:

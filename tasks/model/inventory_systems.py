@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.model.client_snapshot import WantedSnapshot
 from tasks.model.inventory_databases import Database
 from tasks.model.inventory_fields import AbsolutePath, Address, Name, Port, Section, User
 from tasks.model.platform import PROFILES, Platform, Profile, Transport
@@ -77,6 +78,12 @@ class System(Section):
     databases: tuple[Database, ...] = ()
     hooks: tuple[Hook, ...] = ()
     dump_folder: AbsolutePath = "/var/backups/gbs"
+    snapshot: WantedSnapshot = Field(
+        "none", description="Pull the files from read-only snapshots, made for the transfer; auto takes lvm and btrfs."
+    )
+    snapshot_room_percent: int = Field(
+        10, ge=1, le=100, description="Of an LVM volume's size, how much may be overwritten during the transfer."
+    )
 
     @property
     def profile(self) -> Profile:
@@ -112,6 +119,8 @@ class System(Section):
             raise ValueError(f"paths must be stated: the file systems of {title if self.ssh else 'it'} are not listed")
         if self.databases and not linux:
             raise ValueError(f"databases are dumped on Linux only: on {title} let a hook leave dumps in one of paths")
+        if self.snapshot != "none" and not (linux and self.by is Transport.SSH):
+            raise ValueError("snapshots are made on Linux, of clients whose files come by ssh")
         if self.by is Transport.SAVESET and self.exclude:
             raise ValueError("a saveset leaves nothing out: state its paths more closely")
         return self

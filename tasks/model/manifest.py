@@ -20,6 +20,7 @@ def _inside(path: str) -> str:
 
 
 ImageMethod = Literal["snaplive", "backup-api", "offline"]
+SourceKind = Literal["live", "lvm", "btrfs"]
 PathInside = Annotated[str, AfterValidator(_inside)]
 
 
@@ -64,6 +65,18 @@ class DumpRecord(_Record):
         return f"command {self.database}" if self.engine == "command" else self.engine
 
 
+class SourceRecord(_Record):
+    """What the files of one of a client's file systems were read from."""
+
+    place: str
+    """Where the client has it mounted."""
+    kind: SourceKind
+    instant: AwareDatetime | None = None
+    """When the files were as they are in this night; None of what was read live."""
+    reason: str = ""
+    """Why it was read live."""
+
+
 class NightManifest(_Record):
     """A client's files as of one night. Every file is in `SHA256SUMS` beside it, whose own hash stands here."""
 
@@ -77,6 +90,8 @@ class NightManifest(_Record):
     paths: tuple[str, ...]
     excluded: tuple[str, ...]
     """rsync patterns of what was left out; recovery keeps the image's own content there."""
+    sources: tuple[SourceRecord, ...] = ()
+    """Which file system was read from a snapshot and which live; empty when no snapshots were asked for."""
     dumps: tuple[DumpRecord, ...] = ()
     flavour: str = ""
     files: int = Field(ge=0)

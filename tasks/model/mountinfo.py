@@ -15,6 +15,12 @@ class Mount:
     fstype: str
     source: str
     read_only: bool
+    root: str = "/"
+    """Which folder of the file system is seen there."""
+    device: str = ""
+    """The file system's device number, as `major:minor`."""
+    options: tuple[str, ...] = ()
+    """Those of the file system, wherever it is mounted."""
 
 
 def parse_mounts(text: str) -> list[Mount]:
@@ -24,8 +30,18 @@ def parse_mounts(text: str) -> list[Mount]:
     for line in filter(None, text.split("\n")):
         left, _, right = line.partition(" - ")
         fields, (fstype, source, *options) = left.split(" "), right.split(" ")
-        read_only = "ro" in fields[5].split(",") or (bool(options) and "ro" in options[0].split(","))
-        mounts.append(Mount(_plain(fields[4]), fstype, _plain(source), read_only))
+        its_own = tuple(_plain(option) for option in options[0].split(",")) if options else ()
+        mounts.append(
+            Mount(
+                mountpoint=_plain(fields[4]),
+                fstype=fstype,
+                source=_plain(source),
+                read_only="ro" in fields[5].split(",") or "ro" in its_own,
+                root=_plain(fields[3]),
+                device=fields[2],
+                options=its_own,
+            )
+        )
     return mounts
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from tasks.model.facts import Facts
+from tasks.model.inventory_systems import System
 from tasks.model.manifest import DumpRecord
 
 
@@ -28,6 +29,11 @@ class Prepared(BaseModel):
     def covered(self, called: str) -> bool:
         """Whether every declared database of an engine was dumped, so that its data files may be left out."""
         return called not in self.uncovered and any(dump.called == called for dump in self.dumps)
+
+
+def paths_of(system: System, prepared: Prepared) -> tuple[str, ...]:
+    """What is pulled: the declared paths, or every local file system of the facts."""
+    return system.paths or tuple(row.mountpoint for row in prepared.facts.file_systems)
 
 
 def shrunk(before: Sequence[DumpRecord], now: Sequence[DumpRecord], max_shrink_percent: int) -> list[str]:

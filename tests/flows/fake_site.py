@@ -26,11 +26,13 @@ from tasks import (
     preparation,
     recovery,
     reports,
+    snapshots,
     updating,
     windows,
 )
 from tasks.drivers import (
     backup_job,
+    client_snapshot,
     databases,
     disk_copy,
     disk_sources,
@@ -50,18 +52,21 @@ from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive import Window
 from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.drivers.ssh import Output
+from tasks.model.client_snapshot import SnapshotTree
 from tasks.model.databases import EngineName
 from tasks.model.domain_xml import parse_domain
 from tasks.model.facts import Facts
 from tasks.model.facts_disks import BlockDevice
 from tasks.model.facts_mounts import FileSystem
 from tasks.model.inventory import Inventory
-from tasks.model.manifest import DumpRecord, VmParts
+from tasks.model.manifest import DumpRecord, SourceRecord, VmParts
 from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Layer, PlannedDisk, Step, WindowPlan, overlay_path, select_disks
 from tasks.model.window_decision import Action, Power
 
-TASK_MODULES = (devices, files, hooks, images, nights, points, preparation, recovery, reports, updating, windows)
+TASK_MODULES = (
+    *(devices, files, hooks, images, nights, points, preparation, recovery, reports, snapshots, updating, windows),
+)
 UUID = "6d0fa9b4-6d5c-4f0e-9d59-0c5d7ad2c001"
 DISK_BYTES = 1 << 20
 STORE_ID = "flow-tests"
@@ -90,8 +95,11 @@ class FakeSite:
         self.calls: list[tuple[str, str]] = []
         self.power = Power.ON
         self.copied_bytes = DISK_BYTES
+        self.pulled: list[str] = []
         self.running_engines: set[EngineName] = {"postgresql"}
         self.files: dict[str, dict[str, bytes]] = {}
+        self.snapshot_warnings: tuple[str, ...] = ()
+        self.snapshots_left: list[str] = []
         self._failures: dict[tuple[str, str], list[Exception]] = {}
 
     def create(self, marker: str | None = STORE_ID) -> None:
@@ -220,6 +228,7 @@ class FakeSite:
 
     def pull(self, target: SshTarget, paths: Sequence[str], destination: Path, **_: Any) -> Transferred:
         """Stands for rsync.pull."""
+        self.pulled = list(paths)
         for path, content in self.files[target.name].items():
             file = destination / path.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -227,6 +236,22 @@ class FakeSite:
         self.call("pull", target.name)
         count, size = len(self.files[target.name]), sum(map(len, self.files[target.name].values()))
         return Transferred(files=count, changed=count, deleted=0, size_bytes=size, received_bytes=size, sent_bytes=0)
+
+    def make_snapshots(self, shell: "FakeShell", paths: Sequence[str], *_: Any) -> SnapshotTree:
+        """Stands for client_snapshot.make."""
+        self.call("make snapshots", shell.target.name)
+        return SnapshotTree(
+            id="now",
+            sources=(SourceRecord(place="/", kind="btrfs", instant=datetime(2026, 11, 2, tzinfo=UTC)),),
+            reads={path: f"/snapshots/.{path}" for path in paths},
+            left_out=("/hidden/*",),
+            warnings=self.snapshot_warnings,
+        )
+
+    def clear_snapshots(self, shell: "FakeShell") -> list[str]:
+        """Stands for client_snapshot.clear."""
+        self.call("clear snapshots", shell.target.name)
+        return self.snapshots_left
 
     def copy(
         self, _shell: object, target: SshTarget, _vm: str, disks: Sequence[disk_copy.StillDisk], folder: Path, *_: Any
@@ -297,6 +322,9 @@ class FakeSite:
             databases, "dump_accounts", lambda shell, server, *_: self.dump(shell, "accounts", server.engine, "")
         )
         patch.setattr(rsync, "pull", self.pull)
+        patch.setattr(client_snapshot, "make", self.make_snapshots)
+        patch.setattr(client_snapshot, "require_whole", lambda shell, *_: self.call("check", shell.target.name))
+        patch.setattr(client_snapshot, "clear", self.clear_snapshots)
         patch.setattr(disk_copy, "copy", self.copy)
         patch.setattr(disk_sources, "find", self.sources)
         patch.setattr(vm_parts, "capture", self.capture)

@@ -190,6 +190,37 @@ def test_kvm_host_backup_holds_the_vm_definition(world: Demo, nights: Nights) ->
     assert world.lab.kvm1.virsh("domuuid", "web1").strip() in text
 
 
+def test_night_is_read_from_lvm_snapshots_that_are_gone_afterwards(world: Demo, nights: Nights, tmp_path: Path) -> None:
+    """Root is ext4 and /var XFS on LVM, /boot a partition. One snapshot is a crashed run's, one somebody else's."""
+    declared = world.site.declaration()
+    clients: Any = declared["clients"]
+    clients["web1"]["snapshot"] = "auto"
+    inventory = tmp_path / "inventory.yaml"
+    inventory.write_text(yaml.safe_dump(declared))
+    night = world.site.store / "overnight/web1"
+    inode = (night / "data/etc/hostname").stat().st_ino
+    taking = "lvcreate --quiet --snapshot --addtag gbs --extents 2 --name"
+    world.lab.web1.run(f"{taking} gbs-20260101T000000Z-0 vg0/root && {taking} keep vg0/var")
+    try:
+        done = gbs(world, "run", "overnight", "--client", "web1", "--json", inventory=inventory)
+        left = world.lab.web1.run(
+            "lvs --noheadings -o lv_name; findmnt -n -l -o TARGET | grep gbs-snapshot", check=False
+        )
+    finally:
+        world.lab.web1.run("lvremove --quiet --yes vg0/keep")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(left.stdout.decode().split()) == {"root", "var", "keep"}
+    manifest = json.loads((night / "manifest.json").read_text())
+    sources = {source["place"]: source for source in manifest["sources"]}
+    assert {place: source["kind"] for place, source in sources.items()} == {"/": "lvm", "/boot": "live", "/var": "lvm"}
+    assert sources["/boot"]["reason"] == "ext4 on /dev/vda2 is not on LVM"
+    assert all(manifest["started"] < sources[place]["instant"] < manifest["ended"] for place in ("/", "/var"))
+    sha256sum_check(night)
+    assert (night / "data/etc/hostname").stat().st_ino == inode, "what did not change must be a link to last night's"
+    for pattern in ("boot/vmlinuz-*", "var/lib/dpkg/status", "srv/data/night"):
+        assert list((night / "data").glob(pattern)), pattern
+
+
 def test_recovery_of_a_vm_that_runs_is_refused_in_one_line(world: Demo, nights: Nights) -> None:
     done = gbs(world, "recover", "vm", "web1")
     assert done.returncode == 1

@@ -90,3 +90,16 @@ def test_engine_stands_once_and_commands_by_their_names() -> None:
     for databases in ([twice[0], twice[0]], [{"engine": "mariadb"}, {"engine": "mariadb", "names": ["x"]}]):
         with pytest.raises(ValidationError, match="may stand once"):
             inventory(clients={"a": {"address": "a", "databases": databases}})
+
+
+@pytest.mark.parametrize(
+    "asked", [{"snapshot": "zfs"}, {"snapshot": True}, {"snapshot_room_percent": 0}, {"snapshot_room_percent": 101}]
+)
+def test_snapshot_that_nobody_can_make_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(asked))):
+        inventory(clients={"a": {"address": "a", **asked}})
+
+
+def test_snapshots_are_made_only_if_asked_for() -> None:
+    client = inventory(clients={"a": "a"}).clients["a"]
+    assert (client.snapshot, client.snapshot_room_percent) == ("none", 10)

@@ -20,9 +20,9 @@ HIDING = "50 27 254:1 / /srv/gbs rw - ext4 /dev/vdb rw\n"
 
 def test_mounts_are_read_with_their_escapes() -> None:
     mounts = parse_mounts(TEXT)
-    assert mounts[0] == Mount("/", "ext4", "/dev/vda", False)
-    assert mounts[2] == Mount("/srv/gbs", "nfs4", "nas:/export/gbs", False)
-    assert mounts[3] == Mount("/srv/gbs/a b\tc\\d", "nfs4", "nas:/a b", False)
+    assert mounts[0] == Mount("/", "ext4", "/dev/vda", False, "/", "254:0", ("rw", "discard", "resv_strict"))
+    assert mounts[2] == Mount("/srv/gbs", "nfs4", "nas:/export/gbs", False, "/", "0:44", ("rw", "vers=4.2", "hard"))
+    assert mounts[3] == Mount("/srv/gbs/a b\tc\\d", "nfs4", "nas:/a b", False, "/", "0:45", ("rw",))
 
 
 @pytest.mark.parametrize(("place", "read_only"), [("/mnt/tools", True), ("/srv/old", True), ("/srv/gbs", False)])
@@ -54,12 +54,12 @@ def test_odd_character_in_somebodys_mount_point_does_not_hide_others(odd: str) -
     """A USB stick named with a no-break space shifted the fields; one with a form feed broke every proof."""
     stick = f"60 27 8:1 / /media/u/My{odd}Disk ro - vfat /dev/sd{odd}a rw\n"
     mounts = parse_mounts(stick + TEXT)
-    assert mounts[0] == Mount(f"/media/u/My{odd}Disk", "vfat", f"/dev/sd{odd}a", True)
+    assert mounts[0] == Mount(f"/media/u/My{odd}Disk", "vfat", f"/dev/sd{odd}a", True, "/", "8:1", ("rw",))
     assert mounts[1:] == parse_mounts(TEXT)
 
 
 def test_mount_without_a_source_is_read() -> None:
-    assert parse_mounts("61 27 0:9 / /x rw - tmpfs  ro\n") == [Mount("/x", "tmpfs", "", True)]
+    assert parse_mounts("61 27 0:9 / /x rw - tmpfs  ro\n") == [Mount("/x", "tmpfs", "", True, "/", "0:9", ("ro",))]
 
 
 def test_this_machines_mounts_are_read() -> None:
