@@ -48,7 +48,7 @@ from tasks.drivers import (
 from tasks.drivers.chunks import SUFFIX, write_chunks
 from tasks.drivers.disk_sources import DiskSource
 from tasks.drivers.journal import Journal
-from tasks.drivers.rsync import Transferred
+from tasks.drivers.rsync import Transferred, Wanted
 from tasks.drivers.snaplive import Window
 from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.drivers.ssh import Output
@@ -226,9 +226,9 @@ class FakeSite:
             sha256=hashlib.sha256(content).hexdigest(),
         )
 
-    def pull(self, target: SshTarget, paths: Sequence[str], destination: Path, **_: Any) -> Transferred:
+    def pull(self, target: SshTarget, wanted: Wanted, destination: Path, **_: Any) -> Transferred:
         """Stands for rsync.pull."""
-        self.pulled = list(paths)
+        self.pulled = list(wanted.paths)
         for path, content in self.files[target.name].items():
             file = destination / path.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)

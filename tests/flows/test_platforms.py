@@ -44,9 +44,11 @@ def others(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> FakeSite:
     monkeypatch.setattr(
         tar_stream,
         "pull",
-        lambda target, tar, wanted, scratch, data, **_: site.pull(target, wanted.paths, data),
+        lambda target, tar, wanted, scratch, data, **_: site.pull(target, wanted, data),
     )
-    monkeypatch.setattr(saveset, "pull", lambda shell, paths, folder, data, **_: site.pull(shell.target, paths, data))
+    monkeypatch.setattr(
+        saveset, "pull", lambda shell, paths, folder, data, **_: site.pull(shell.target, Wanted(paths), data)
+    )
     return site
 
 
@@ -69,7 +71,7 @@ def test_daemon_is_reached_as_declared(others: FakeSite, monkeypatch: pytest.Mon
 
     def pull(source, wanted, data, **_):
         seen.append((source, wanted))
-        return others.pull(source, wanted.paths, data)
+        return others.pull(source, wanted, data)
 
     monkeypatch.setattr("tasks.drivers.rsync.pull", pull)
     nightly(["win1"])
