@@ -54,10 +54,11 @@ class Nights:
 
     def __init__(self, demo: Demo) -> None:
         first_night.lay_out(demo.site)
-        self.first = gbs(demo, "run", "nightly", "--json")
+        with _Answers(demo) as answers:
+            self.first = gbs(demo, "run", "nightly", "--json")
+        self.answers = answers.seen
         if self.first.returncode == 0:
             first_night.keep(demo.site)
-        self.answers_in_window = _Answers(demo).seen
         self.images_first = images_of(demo)
         change(demo.lab, 1)
         self.second = gbs(demo, "run", "nightly", "--json")
@@ -66,22 +67,24 @@ class Nights:
 
 
 class _Answers:
-    """Whether the VM answers over ssh while its image is taken again."""
+    """When the VM answered over ssh while the block ran."""
 
     def __init__(self, demo: Demo) -> None:
-        self.seen: list[float] = []
-        ended = threading.Event()
+        self.demo, self.seen, self._ended = demo, list[float](), threading.Event()
 
-        def ask() -> None:
-            while not ended.is_set():
-                if demo.lab.web1.run("true", check=False, timeout_s=30).returncode == 0:
-                    self.seen.append(time.time())
+    def __enter__(self) -> _Answers:
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+        return self
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        gbs(demo, "kvmimg-get")
-        ended.set()
-        thread.join()
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._ended.is_set():
+            if self.demo.lab.web1.run("true", check=False, timeout_s=30).returncode == 0:
+                self.seen.append(time.time())
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +165,7 @@ def test_snaplive_image_is_sound_and_window_closed(world: Demo, nights: Nights) 
 def test_snaplive_vm_answers_while_its_image_is_taken(world: Demo, nights: Nights) -> None:
     manifest = list(nights.images_first.values())[-1]
     began = time.mktime(time.strptime(manifest["instant"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
-    during = [moment for moment in nights.answers_in_window if began <= moment <= began + manifest["window_s"]]
+    during = [moment for moment in nights.answers if began <= moment <= began + manifest["window_s"]]
     assert during, "no ssh login succeeded between snapshot and pivot"
 
 
