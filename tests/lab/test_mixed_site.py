@@ -76,7 +76,7 @@ class Processes:
             time.sleep(0.02)
 
 
-class Fleet:
+class MixedSite:
     """The systems, a GBS site that protects them, and a Prefect server."""
 
     def __init__(self, folder: Path, ends: ExitStack) -> None:
@@ -141,13 +141,13 @@ class Fleet:
             client |= {"address": "127.0.0.1", "port": self.systems[name].ssh_port}
         for folder in (self.store, self.permanent):
             folder.mkdir()
-        (self.permanent / ".gbs-store").write_text("fleet\n")
+        (self.permanent / ".gbs-store").write_text("mixed\n")
         identity = {"private_key_file": str(self.folder / "id_ed25519"), "known_hosts_file": str(known)}
         login = {"user": self.switch.user, "known_hosts_file": str(devices)}
         login |= {"password_file": self.secret("of the switch"), "enable_file": self.secret("that enables")}
         declared = {
             "store": {"path": str(self.store)},
-            "permanent": {"path": str(self.permanent), "store_id": "fleet", "kind": "local"},
+            "permanent": {"path": str(self.permanent), "store_id": "mixed", "kind": "local"},
             "identities": {"default": identity},
             "clients": clients,
             "logins": {"default": login},
@@ -170,30 +170,30 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    folder = LABS / f"test-fleet-{os.getpid()}"
+def mixed() -> Iterator[MixedSite]:
+    folder = LABS / f"test-mixed-{os.getpid()}"
     folder.mkdir(parents=True)
     with ExitStack() as ends:
         ends.callback(shutil.rmtree, folder, ignore_errors=True)
-        yield Fleet(folder, ends)
+        yield MixedSite(folder, ends)
 
 
 class Night:
     """A night of all of it, what it said, and what was to be seen of processes meanwhile."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, mixed: MixedSite) -> None:
         with Processes() as processes:
-            self.said = [fleet.gbs(*words) for words in (("apply",), ("check",), ("run", "nightly", "--json"))]
+            self.said = [mixed.gbs(*words) for words in (("apply",), ("check",), ("run", "nightly", "--json"))]
             changed = CONFIGURATION.replace("vlan 7", "vlan 8").replace(f" {SECRET_LINE}", f" {SECRET_LINE}-new")
-            fleet.switch.dialect.commands["show running-config"] = changed
-            self.said += [fleet.gbs("run", "devices"), fleet.gbs("device", "diff", "sw1")]
+            mixed.switch.dialect.commands["show running-config"] = changed
+            self.said += [mixed.gbs("run", "devices"), mixed.gbs("device", "diff", "sw1")]
         self.processes = processes.seen
         self.night = self.said[2]
 
 
 @pytest.fixture(scope="module")
-def night(fleet: Fleet) -> Night:
-    return Night(fleet)
+def night(mixed: MixedSite) -> Night:
+    return Night(mixed)
 
 
 def test_every_client_and_the_device_are_good(night: Night) -> None:
@@ -204,9 +204,9 @@ def test_every_client_and_the_device_are_good(night: Night) -> None:
     assert found == {**expected, ("sw1", "device"): "OK"}
 
 
-def test_files_came_as_they_are(fleet: Fleet, night: Night) -> None:
+def test_files_came_as_they_are(mixed: MixedSite, night: Night) -> None:
     for name, path in FOLDERS.items():
-        for root in (fleet.store / "overnight" / name, fleet.permanent / name / "daily.0"):
+        for root in (mixed.store / "overnight" / name, mixed.permanent / name / "daily.0"):
             if name == "vms1":
                 saved = root / "data/dka100/gbs/dka100-users.bck"
                 argv = ["tar", "-xOf", str(saved), "./dka100/users/sub/file"]
@@ -223,17 +223,19 @@ def test_check_says_what_was_tried_against_a_stand_in_only(night: Night) -> None
     assert checked.stdout.count("stand-in only") == len(PLATFORMS)
 
 
-def test_no_secret_is_in_what_is_said_logged_kept_by_prefect_or_seen_of_processes(fleet: Fleet, night: Night) -> None:
+def test_no_secret_is_in_what_is_said_logged_kept_by_prefect_or_seen_of_processes(
+    mixed: MixedSite, night: Night
+) -> None:
     places = {f"output {number}": f"{done.stdout}{done.stderr}".encode() for number, done in enumerate(night.said)}
     places["processes"] = b"\n".join(night.processes)
     kept = [
-        path for name in ("prepared", "reports", "journal", "rsnapshot") for path in (fleet.store / name).rglob("*")
+        path for name in ("prepared", "reports", "journal", "rsnapshot") for path in (mixed.store / name).rglob("*")
     ]
-    kept += [*fleet.store.rglob("manifest.json"), *fleet.store.rglob("facts.json")]
-    for path in (*fleet.server.directory.rglob("*"), *kept):
+    kept += [*mixed.store.rglob("manifest.json"), *mixed.store.rglob("facts.json")]
+    for path in (*mixed.server.directory.rglob("*"), *kept):
         if path.is_file() and not path.is_symlink():
             places[str(path)] = path.read_bytes()
-    key = (fleet.folder / "id_ed25519").read_text().splitlines()[2]
+    key = (mixed.folder / "id_ed25519").read_text().splitlines()[2]
     for called, secret in {**SECRETS, "ssh key": key}.items():
         found = [place for place, content in places.items() if secret.encode() in content]
         assert found == [], f"the secret {called} is in {found}"
@@ -244,8 +246,8 @@ def test_no_secret_is_in_what_is_said_logged_kept_by_prefect_or_seen_of_processe
     assert any(b"switchport access vlan 8" in content for content in places.values()), "the artifact of the change"
 
 
-def test_configuration_is_kept_whole_for_root_only(fleet: Fleet, night: Night) -> None:
-    kept = [path for path in (fleet.store / "devices/sw1").rglob("*") if path.is_file()]
+def test_configuration_is_kept_whole_for_root_only(mixed: MixedSite, night: Night) -> None:
+    kept = [path for path in (mixed.store / "devices/sw1").rglob("*") if path.is_file()]
     whole = [path for path in kept if SECRET_LINE.encode() in path.read_bytes()]
     assert whole
     assert {path.stat().st_mode & 0o777 for path in whole} == {0o600}
