@@ -17,16 +17,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import guestfs
 import pytest
 import yaml
 
 from tests.lab import first_night
-from tests.lab.accelerator import accelerator
 from tests.lab.data import change, inventory_of
 from tests.lab.demo import Demo
 from tests.lab.mixed_guest import MixedGuest
@@ -402,17 +400,12 @@ def test_flow_killed_in_the_window_is_reconciled_and_the_next_image_succeeds(
     assert list(world.site.store.glob("images/kvm1/web1/.partial-*")) == []
 
 
-def _read_in_image(disk: Path, path: str) -> str:
-    """A file in the root file system of an image, read by libguestfs."""
-    handle = guestfs.GuestFS(python_return_dict=True)
-    with closing(handle):
-        handle.set_backend("direct")
-        if accelerator() == "tcg":
-            handle.set_backend_settings(["force_tcg"])
-        handle.add_drive_opts(str(disk), format="raw", readonly=True)
-        handle.launch()
-        handle.mount_ro("/dev/vg0/root", "/")
-        return str(handle.cat(path))
+def _read_in_root(world: Demo, disk: Path, path: str) -> str:
+    """A file in the root file system of an image, read by debugfs(8) where the VM says that the volume lies."""
+    script = "dmsetup table vg0-root | cut -d ' ' -f 5; cat /sys/class/block/vda3/start"
+    sectors = sum(int(word) for word in world.lab.web1.run(script).stdout.split())
+    argv = ["debugfs", "-R", f"cat {path}", f"{disk}?offset={sectors * 512}"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 def test_increment_of_the_backup_api_holds_what_was_written_last(world: Demo, nights: Nights) -> None:
@@ -429,7 +422,7 @@ def test_increment_of_the_backup_api_holds_what_was_written_last(world: Demo, ni
     assert increment["disks"][0]["increment"] == f"its changes since image {full['id']}"
     assert increment["bytes_moved"] < full["bytes_moved"] / 2
     folder = world.site.store / "images/kvm1/web1" / increment["id"]
-    assert _read_in_image(folder / "vda.raw", "/srv/increment") == "2\n"
+    assert _read_in_root(world, folder / "vda.raw", "/srv/increment") == "2\n"
 
 
 def test_recovery_by_a_worker_brings_back_the_last_night(world: Demo, nights: Nights) -> None:
