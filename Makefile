@@ -56,6 +56,8 @@ lab-down: venv ## end the lab and the UI, leave nothing behind
 
 bench: system venv ## GBS beside bare rsync and rsnapshot, nbdcopy and virtnbdbackup
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.files
+	$(BIN)/python -m tests.bench.fleet
 	$(BIN)/python -m tests.bench.images
 
 format: venv ## let ruff format and fix

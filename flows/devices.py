@@ -7,7 +7,7 @@ from prefect import State, flow
 
 from flows.ending import conclude
 from flows.run_name import named
-from flows.side_by_side import for_each_client, task_runner
+from flows.side_by_side import Begun, begin_each, results_of, task_runner
 from flows.stage import stage
 from flows.vm_name import DeviceName
 from tasks import devices as device_tasks
@@ -34,13 +34,13 @@ def keep_device(device: str) -> list[StageResult]:
     return [running.result()]
 
 
-def all_devices(names: Sequence[str] | None = None) -> list[StageResult]:
-    """The named devices, or all of the inventory, side by side; UnknownName before anything is started."""
+def begin_devices(names: Sequence[str] | None = None) -> Begun:
+    """Begin the named devices, or all of the inventory, side by side; UnknownName before anything is started."""
     known = list(places.inventory().devices)
     for name in names or ():
         if name not in known:
             raise UnknownName("device", name, known)
-    return for_each_client(keep_device, list(names) if names else known, "device {client}")
+    return begin_each(keep_device, list(names) if names else known, "device {client}")
 
 
 @flow(name="devices", flow_run_name=named("devices", "configuration of {}", "all devices"), task_runner=task_runner)
@@ -50,4 +50,4 @@ def devices(devices: list[DeviceName] | None = None) -> State[list[StageResult]]
     Args:
         devices: The devices, as the inventory names them. None means all of them.
     """
-    return conclude("devices", all_devices(devices))
+    return conclude("devices", results_of(begin_devices(devices)))

@@ -1,13 +1,12 @@
 """Fetch the image of a VM that is found by name in the backup data of the KVM hosts."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow
 
 from flows.reconcile import require_settled
-from flows.side_by_side import for_each_client
+from flows.side_by_side import Begun, as_ended, begin_each, results_of
 from flows.stage import stage
 from flows.vm_name import VmName
 from tasks import images, places, windows
@@ -67,10 +66,21 @@ def image_if_due(client: str) -> list[StageResult]:
     return [running.result()]
 
 
-def images_due(clients: Sequence[str]) -> list[StageResult]:
-    """The images that are due among these clients, side by side."""
-    vms = set(places.inventory().vms.values())
-    return for_each_client(image_if_due, [client for client in clients if client in vms], "image of {client}")
+def with_images_due(nights: Begun) -> list[StageResult]:
+    """The results of the clients' nights that were begun, then those of the images that are due among them.
+
+    An image is begun when the nights of its own client and of the KVM hosts have ended: files are safe first, and a VM
+    is found in the backup data of its host, which is then there. It waits for no other client, which may be slow.
+    """
+    declared = places.inventory()
+    unended, vms = set(nights), [client for client in nights if client in declared.vms.values()]
+    begun: Begun = {}
+    for ended in as_ended(nights):
+        unended.remove(ended)
+        if unended.isdisjoint(declared.kvm_hosts):
+            ready = [client for client in vms if client not in unended and client not in begun]
+            begun |= begin_each(image_if_due, ready, "image of {client}")
+    return results_of(nights) + results_of(dict(sorted(begun.items(), key=lambda item: vms.index(item[0]))))
 
 
 @flow(name="kvmimg-get", flow_run_name="image of {vm}")

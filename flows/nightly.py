@@ -1,15 +1,15 @@
-"""The night: every client through stages 0, 1 and 2, side by side, then VM images that are due, devices, the report."""
+"""The night: every client through stages 0, 1 and 2, side by side, then devices, VM images that are due, the report."""
 
 from prefect import State, flow
 
-from flows.devices import all_devices
+from flows.devices import begin_devices
 from flows.ending import conclude
-from flows.kvmimg_get import images_due
+from flows.kvmimg_get import with_images_due
 from flows.overnight import pull_client
 from flows.permanent import keep_client
 from flows.prepare import prepare_client
 from flows.run_name import named
-from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.side_by_side import begin_each, chosen, results_of, task_runner
 from flows.stage import skipped
 from flows.vm_name import ClientName
 from tasks.model.outcome import Outcome, StageResult
@@ -32,12 +32,14 @@ def night_of(client: str) -> list[StageResult]:
 def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
     """All stages for the named clients, or for every client and KVM host of the inventory.
 
-    Images come last: files are safe first, and a VM is found in the backup data of its KVM host, which is then there.
+    Devices and images take their turns behind the clients, but wait for none of them that is slow: an image waits for
+    its own client and the KVM hosts.
 
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
     names = chosen(clients)
-    results = for_each_client(night_of, names) + images_due(names)
+    nights = begin_each(night_of, names)
     # Clients that are asked for by name are a part of the night; devices belong to the whole one.
-    return conclude("nightly", results if clients else results + all_devices())
+    devices = {} if clients else begin_devices()
+    return conclude("nightly", with_images_due(nights) + results_of(devices))

@@ -6,9 +6,9 @@ from prefect import State, flow
 
 from flows.ending import conclude
 from flows.hooked import hooked
-from flows.kvmimg_get import images_due
+from flows.kvmimg_get import with_images_due
 from flows.run_name import named
-from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.side_by_side import begin_each, chosen, task_runner
 from flows.snapshotted import snapshotted
 from flows.stage import stage
 from flows.vm_name import ClientName
@@ -52,11 +52,9 @@ def _prove(client: str) -> tuple[list[DumpRecord], list[str]]:
 
 @flow(name="overnight", flow_run_name=named("clients", "overnight of {}", "all clients"), task_runner=task_runner)
 def overnight(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
-    """Stage 1 for the named clients, or all: pull files; then take the images of VMs that are due.
+    """Stage 1 for the named clients, or all: pull files; then of each VM that is due take its image.
 
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
-    names = chosen(clients)
-    results = for_each_client(pull_client, names)
-    return conclude("overnight", results + images_due(names))
+    return conclude("overnight", with_images_due(begin_each(pull_client, chosen(clients))))

@@ -6,14 +6,14 @@ the thread that it needs. Tasks bear no tags: for each set of them Prefect asks 
 the other (2 s a client, measured with 3.8.8); the client's name is in the run's name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks import places
@@ -25,6 +25,8 @@ NOT_GOOD = (Outcome.FAILED, Outcome.MISSED)
 task_runner: Any = ThreadPoolTaskRunner(max_workers=AT_ONCE)
 """The task runner of every flow over clients."""
 Work = Callable[[str], list[StageResult]]
+Begun = dict[str, PrefectFuture[list[StageResult]]]
+"""Work that was begun, by client."""
 T = TypeVar("T")
 
 
@@ -38,7 +40,12 @@ def chosen(clients: Sequence[str] | None) -> list[str]:
 
 
 def for_each_client(work: Work, clients: Sequence[str], run_name: str = "{client}") -> list[StageResult]:
-    """The results of `work` on each client, in their order; at most AT_ONCE at a time. `run_name` is each task's.
+    """The results of `work` on each client, in their order; at most AT_ONCE at a time. `run_name` is each task's."""
+    return results_of(begin_each(work, clients, run_name))
+
+
+def begin_each(work: Work, clients: Sequence[str], run_name: str = "{client}") -> Begun:
+    """Begin `work` on each client, behind what was begun before; `results_of` waits for it.
 
     The task of a client that failed ends Failed, so that its bar in the UI is red; the results come back all the same.
     """
@@ -50,8 +57,18 @@ def for_each_client(work: Work, clients: Sequence[str], run_name: str = "{client
         require_good(results)
         return results
 
-    futures = [one.submit(client) for client in clients]
-    return [result for future in futures for result in _results(future)]
+    return {client: one.submit(client) for client in clients}
+
+
+def results_of(begun: Begun) -> list[StageResult]:
+    """The results of what was begun, in that order, when all of it has ended."""
+    return [result for future in begun.values() for result in _results(future)]
+
+
+def as_ended(begun: Begun) -> Iterator[str]:
+    """The clients whose work has ended, each as soon as it has."""
+    names = {future.task_run_id: client for client, future in begun.items()}
+    return (names[future.task_run_id] for future in as_completed(list(begun.values())))
 
 
 def together(works: Sequence[Callable[[], T]]) -> list[T]:

@@ -22,8 +22,9 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 
 def _sha256(handle: int, on_bytes: Callable[[int], None] | None = None) -> str:
     digest = hashlib.sha256()
-    buffer = bytearray(CHUNK)
     with open(handle, "rb", buffering=0) as file:
+        # Of 100,000 files most are small: clearing 1 MiB for each would take longer than reading it.
+        buffer = bytearray(max(1, min(CHUNK, os.fstat(file.fileno()).st_size)))
         while size := file.readinto(buffer):
             digest.update(memoryview(buffer)[:size])
             if on_bytes is not None:

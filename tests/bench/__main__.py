@@ -12,10 +12,9 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from datetime import datetime
 
+from tests.bench.gauges import timed
 from tests.lab.demo import Demo
 from tests.lab.process import LabError
 
@@ -72,13 +71,6 @@ class ByHand:
     def dumps(self) -> None:
         """The dumps of web1 by the engines' own tools, in one ssh."""
         self.demo.lab.web1.run(DUMPS, timeout_s=900)
-
-
-def timed(work: Callable[[], None]) -> float:
-    """Seconds that `work` took."""
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
 
 
 def night_by_hand(hand: ByHand) -> dict[str, float]:

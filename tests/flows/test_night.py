@@ -15,9 +15,12 @@ from flows.nightly import nightly as nightly_flow
 from flows.overnight import overnight as overnight_flow
 from flows.permanent import permanent as permanent_flow
 from flows.prepare import prepare as prepare_flow
+from tasks.drivers.rsync import Transferred
+from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.errors import ClientsFailed, CommandFailed, DumpFailed, GbsError, TransferInterrupted, Unreachable
 from tasks.model.facts import Facts
 from tasks.model.outcome import Outcome, StageResult, exit_code
+from tasks.model.ssh_target import SshTarget
 from tests.flows.fake_site import UUID, FakeSite
 
 # A run hands its caller the data of the state that it returns.
@@ -52,9 +55,9 @@ def test_nightly_all_clients_stages_in_order_then_image(site: FakeSite) -> None:
     work = [verb for verb in site.of("db1") if verb != "connect"]
     assert (work[:2], set(work[2:4])) == (["facts", "list databases"], {"accounts", "dump"})
     assert work[4:] == ["pull", "sync", "rotate"]
-    # The VM is found in its host's backup data of this very night, and files are safe before its image is taken.
+    # The VM is found in its host's backup data of this very night, and its files are safe before its image is taken.
     assert site.calls.index(("open window", "web1")) > max(
-        site.calls.index((verb, name)) for verb in ("pull", "rotate") for name in ("kvm1", "web1", "db1")
+        site.calls.index((verb, name)) for verb in ("pull", "rotate") for name in ("kvm1", "web1")
     )
     assert site.of("web1")[-2:] == ["open window", "close window"]
     assert (site.permanent / "web1/daily.0/data/srv/page").read_text() == "one\n"
@@ -97,6 +100,24 @@ def test_nightly_unexpected_error_of_one_client_stays_its_own(site: FakeSite) ->
         nightly()
     assert site.count("rotate", "web1") == site.count("rotate", "kvm1") == 1
     assert ("sync", "db1") not in site.calls
+
+
+def test_nightly_client_that_crawls_delays_neither_others_nor_their_images(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imaged = threading.Event()
+
+    def close(*words: Any, **options: Any) -> list[DiskOutcome]:
+        imaged.set()
+        return site.close_window(*words, **options)
+
+    def pull(target: SshTarget, *words: Any, **options: Any) -> Transferred:
+        assert target.name != "db1" or imaged.wait(60), "the image of web1 waits for db1"
+        return site.pull(target, *words, **options)
+
+    monkeypatch.setattr("tasks.drivers.live_image.close_window", close)
+    monkeypatch.setattr("tasks.drivers.rsync.pull", pull)
+    assert set(outcomes(nightly()).values()) == {"OK"}
 
 
 def test_nightly_postgresql_down_partial_and_the_rest_goes_on(site: FakeSite) -> None:

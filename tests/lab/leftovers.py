@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.lab.process import ProcessRecord
 
 LABS = Path("/var/lib/gbs-lab")
-_RECORDS = ("host.json", "server.json", "worker.json")
+_RECORDS = ("host.json", "link.json", "server.json", "sshd.json", "worker.json")
 
 
 def sweep() -> None:
