@@ -12,10 +12,8 @@ from tasks.drivers import backup_api, backup_job, definitions, disk_sources, liv
 from tasks.drivers.backup_survey import Parent
 from tasks.drivers.chunks import SUFFIX
 from tasks.drivers.digest import record
-from tasks.drivers.journal import Journal
-from tasks.drivers.libvirt_host import Host
+from tasks.drivers.image_order import Order
 from tasks.drivers.progress import reporting
-from tasks.drivers.ssh import Shell
 from tasks.drivers.store import discard, publish, require_space, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import GbsError, IntegrityError
@@ -25,7 +23,6 @@ from tasks.model.image_method import Choice, WantedMethod, Wishes, choose_method
 from tasks.model.image_policy import due_reason
 from tasks.model.image_taken import Taken, TakenDisk
 from tasks.model.manifest import MANIFEST, DiskRecord, FileRecord, ImageManifest, VmParts
-from tasks.model.ssh_target import SshTarget
 from tasks.model.window import select_disks
 from tasks.model.window_decision import Power
 from tasks.retryable import retryable
@@ -92,19 +89,16 @@ def take_live(definition: Definition, image_id: str, folder: Path, reason: str) 
 
     One task, so that nothing but the copy stands between snapshot and pivot, and no call to Prefect's API can.
     """
-    with _reached(definition) as (host, shell, target, journal, wishes):
-        return live_image.take(host, shell, target, journal, definition.domain.uuid, image_id, folder, wishes, reason)
+    with _ordered(definition, image_id, folder, reason) as order:
+        return live_image.take(order)
 
 
 @retryable("backup API", "take {definition.domain.name} by the backup API", retries=1)
 def take_backup(definition: Definition, image_id: str, folder: Path, reason: str, *, full: bool = False) -> Taken:
     """Copy what changed since the VM's last published image, or all of it, from one instant; see `backup_api.take`."""
-    uuid = definition.domain.uuid
-    parent = _parent(definition.domain.name, uuid)
-    with _reached(definition) as (host, shell, target, journal, wishes):
-        return backup_api.take(
-            host, shell, target, journal, uuid, image_id, folder, parent, replace(wishes, full=full), reason
-        )
+    parent = _parent(definition.domain.name, definition.domain.uuid)
+    with _ordered(definition, image_id, folder, reason) as order:
+        return backup_api.take(replace(order, parent=parent, wishes=replace(order.wishes, full=full)))
 
 
 def _parent(vm: str, uuid: str) -> Parent | None:
@@ -124,15 +118,13 @@ def _speed_of_last(vm: str) -> float | None:
 @retryable("offline copy", "take {definition.domain.name} offline", retries=1)
 def take_offline(definition: Definition, image_id: str, folder: Path, reason: str) -> Taken:
     """Copy the disks of a VM that is off, or is shut down for it and started again; see `offline_image.take`."""
-    with _reached(definition) as (host, shell, target, journal, wishes):
-        return offline_image.take(
-            host, shell, target, journal, definition.domain.uuid, image_id, folder, wishes, reason
-        )
+    with _ordered(definition, image_id, folder, reason) as order:
+        return offline_image.take(order)
 
 
 @contextmanager
-def _reached(definition: Definition) -> Iterator[tuple[Host, Shell, SshTarget, Journal, Wishes]]:
-    """What taking an image of the VM needs."""
+def _ordered(definition: Definition, image_id: str, folder: Path, reason: str) -> Iterator[Order]:
+    """An image of the VM, as its policy wants it."""
     policy = places.policy_of_vm(definition.domain.name)
     target, block = places.kvm_host(definition.kvm_host)
     wishes = Wishes(
@@ -147,7 +139,7 @@ def _reached(definition: Definition) -> Iterator[tuple[Host, Shell, SshTarget, J
     )
     journal = places.journal(definition.kvm_host, definition.domain.uuid)
     with places.hypervisor(definition.kvm_host) as (host, shell):
-        yield host, shell, target, journal, wishes
+        yield Order(host, shell, target, journal, definition.domain.uuid, image_id, folder, wishes, reason)
 
 
 @retryable("verify disk", "verify {disk.target} of {vm}", retries=0)

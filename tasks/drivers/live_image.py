@@ -4,13 +4,13 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from tasks.drivers import disk_copy, disk_sources
 from tasks.drivers.host_files import folder_of
 from tasks.drivers.host_shell import HostShell
-from tasks.drivers.journal import Journal, read_records
-from tasks.drivers.libvirt_host import Host, HostDomain
+from tasks.drivers.image_order import Order
+from tasks.drivers.journal import read_records
+from tasks.drivers.libvirt_host import HostDomain
 from tasks.drivers.progress import reporting
 from tasks.drivers.snaplive import Window, open_window
 from tasks.drivers.snaplive_settle import close_window
@@ -20,7 +20,6 @@ from tasks.model.domain_xml import parse_domain
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
 from tasks.model.names import human_bytes
-from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Step, select_disks
 from tasks.model.window_budget import Budget, expect
 
@@ -29,48 +28,34 @@ SAMPLE_S = 1.0
 log = logging.getLogger(__name__)
 
 
-def take(
-    host: Host,
-    shell: HostShell,
-    target: SshTarget,
-    journal: Journal,
-    uuid: str,
-    image_id: str,
-    folder: Path,
-    wishes: Wishes,
-    reason: str = "",
-) -> Taken:
-    """Copy the disks of a running VM, as of one instant, into `folder`; the window closes whatever happens.
+def take(order: Order) -> Taken:
+    """Copy the disks of a running VM as of one instant; the window closes whatever happens.
 
-    The VM's lock is held. HypervisorError when the copy would take too long; else what `open_window`,
+    HypervisorError when the copy would take too long; else what `open_window`,
     `disk_copy.copy` and `close_window` raise.
     """
-    started, tools = datetime.now(UTC), host.versions()
-    window = _open(host, shell, journal, uuid, image_id, wishes)
+    started, tools = datetime.now(UTC), order.host.versions()
+    window = _open(order)
     vm = window.plan.vm
     log.info("%s: snapshot of %d disk(s), %s-consistent", vm, len(window.disks), window.consistency)
     began = time.monotonic()
     try:
-        watch = SpaceWatch(
-            host,
-            shell,
-            vm,
-            uuid,
-            [folder_of(disk.overlay) for disk in window.disks],
-            ends_at=began + wishes.max_window_s,
-        )
-        moved = disk_copy.copy(shell, target, vm, window.disks, folder, wishes, watch)
+        folders, ends_at = [folder_of(disk.overlay) for disk in window.disks], began + order.wishes.max_window_s
+        watch = SpaceWatch(order.host, order.shell, vm, order.uuid, folders, ends_at=ends_at)
+        moved = disk_copy.copy(order.shell, order.target, vm, window.disks, order.folder, order.wishes, watch)
     finally:
         copy_s = time.monotonic() - began
         with reporting(log, f"commit {vm}") as progress:
-            close_window(host, shell, journal, on_progress=lambda _target, *done: progress.update(*done))
-    pivoted = [entry.at for entry in read_records(journal.done_path) if entry.step is Step.PIVOTED]
+            close_window(
+                order.host, order.shell, order.journal, on_progress=lambda _target, *done: progress.update(*done)
+            )
+    pivoted = [entry.at for entry in read_records(order.journal.done_path) if entry.step is Step.PIVOTED]
     return Taken(
-        id=image_id,
+        id=order.image_id,
         started=started,
         instant=window.instant,
         method="snaplive",
-        method_reason=reason,
+        method_reason=order.reason,
         consistency=window.consistency,
         consistency_reason=window.consistency_reason or "the guest's file systems were frozen for the snapshot",
         window_s=(max(pivoted) - window.instant).total_seconds(),
@@ -83,15 +68,16 @@ def take(
     )
 
 
-def _open(host: Host, shell: HostShell, journal: Journal, uuid: str, image_id: str, wishes: Wishes) -> Window:
+def _open(order: Order) -> Window:
     """A window that the policy allows, with the room that it is expected to need."""
-    budget = _budget(shell, host.domain(uuid), wishes)
+    wishes = order.wishes
+    budget = _budget(order.shell, order.host.domain(order.uuid), wishes)
     return open_window(
-        host,
-        shell,
-        journal,
-        uuid,
-        image_id,
+        order.host,
+        order.shell,
+        order.journal,
+        order.uuid,
+        order.image_id,
         freeze_deadline_s=wishes.freeze_deadline_s,
         min_free_bytes=max(wishes.min_free_bytes, budget.overlay_bytes),
         image_folder=wishes.image_folder,

@@ -3,50 +3,36 @@
 import time
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
 
 from tasks.drivers import disk_copy, disk_sources
-from tasks.drivers.host_shell import HostShell
-from tasks.drivers.journal import Journal
-from tasks.drivers.libvirt_host import Host
+from tasks.drivers.image_order import Order
 from tasks.drivers.shut_off import shut_off
 from tasks.drivers.snaplive_evidence import look
 from tasks.errors import HypervisorError
 from tasks.model.domain_xml import parse_domain
-from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
-from tasks.model.ssh_target import SshTarget
 from tasks.model.window import select_disks
 from tasks.model.window_decision import Power
 
 _NOT_SHUT_DOWN = "the guest had not shut down: its memory was saved, or its power cut"
 
 
-def take(
-    host: Host,
-    shell: HostShell,
-    target: SshTarget,
-    journal: Journal,
-    uuid: str,
-    image_id: str,
-    folder: Path,
-    wishes: Wishes,
-    reason: str = "",
-) -> Taken:
-    """Copy the disks of a VM into `folder` while it is off; one that runs is shut down for it and started again.
+def take(order: Order) -> Taken:
+    """Copy the disks of a VM while it is off; one that runs is shut down for it and started again.
 
-    The VM's lock is held. HypervisorError when it does not shut down in time, or when somebody else starts it
+    HypervisorError when it does not shut down in time, or when somebody else starts it
     meanwhile; errors as `disk_copy.copy`.
     """
-    domain, started, tools = host.domain(uuid), datetime.now(UTC), host.versions()
-    before = look(host, uuid, others=False)
+    host, shell, wishes = order.host, order.shell, order.wishes
+    domain, started, tools = host.domain(order.uuid), datetime.now(UTC), host.versions()
+    before = look(host, order.uuid, others=False)
     off: AbstractContextManager[str] = nullcontext("" if before.managed_save else "the guest was shut off")
     if before.power is Power.ON:
         off = shut_off(
             shell,
-            journal,
+            order.journal,
             domain,
-            image_id,
+            order.image_id,
             deadline_s=wishes.shutdown_deadline_s,
             work_deadline_s=wishes.transfer_deadline_s,
             force=wishes.force_shutdown,
@@ -56,16 +42,16 @@ def take(
         # Not shared: QEMU's locks on the images prove that nobody writes to them.
         disks = disk_sources.find(shell, domain, selection.taken, shared=False)
         instant, began = datetime.now(UTC), time.monotonic()
-        moved = disk_copy.copy(shell, target, domain.name, disks, folder, wishes)
+        moved = disk_copy.copy(shell, order.target, domain.name, disks, order.folder, wishes)
         copy_s = time.monotonic() - began
-        if look(host, uuid, others=False).power is not Power.OFF:
+        if look(host, order.uuid, others=False).power is not Power.OFF:
             raise HypervisorError(domain.name, "an offline copy", "the VM was started while its disks were copied")
     return Taken(
-        id=image_id,
+        id=order.image_id,
         started=started,
         instant=instant,
         method="offline",
-        method_reason=reason,
+        method_reason=order.reason,
         consistency="file-system" if how else "crash",
         consistency_reason=how or _NOT_SHUT_DOWN,
         window_s=0,

@@ -26,6 +26,7 @@ from pathlib import Path
 from tasks.drivers import backup_api, disk_copy, libvirt_host, ssh
 from tasks.drivers.backup_survey import Parent
 from tasks.drivers.disk_server import served
+from tasks.drivers.image_order import Order
 from tasks.drivers.journal import Journal
 from tasks.drivers.snaplive import open_window
 from tasks.drivers.snaplive_settle import close_window
@@ -113,7 +114,8 @@ class Bench:
             uuid = host.domain(self.guest.name).uuid
             journal = Journal(self.folder / "journal.jsonl")
             image_id = f"bench-{self.count}"
-            taken = backup_api.take(host, shell, self.target, journal, uuid, image_id, folder, parent, WISHES)
+            order = Order(host, shell, self.target, journal, uuid, image_id, folder, WISHES, parent=parent)
+            taken = backup_api.take(order)
             return Parent(folder, manifest_of(taken, folder, uuid))
 
     def nbdcopy(self) -> None:

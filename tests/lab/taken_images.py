@@ -7,6 +7,7 @@ from pathlib import Path
 from tasks.drivers import backup_api, backup_job
 from tasks.drivers.backup_survey import Parent
 from tasks.drivers.host_shell import HostShell
+from tasks.drivers.image_order import Order
 from tasks.drivers.libvirt_host import Host
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
@@ -34,9 +35,10 @@ class Images:
         image_id = f"image-{self.count}"
         folder = self.folder / image_id
         folder.mkdir()
-        taken = backup_api.take(
-            self.host, self.shell, self.target, self.journal, self.uuid, image_id, folder, self.last, wishes
+        order = Order(
+            self.host, self.shell, self.target, self.journal, self.uuid, image_id, folder, wishes, parent=self.last
         )
+        taken = backup_api.take(order)
         self.last = Parent(folder, manifest_of(taken, folder, self.uuid))
         backup_job.delete_checkpoints(self.host.domain(self.uuid), [taken.checkpoint or ""])
         return folder, taken

@@ -16,6 +16,7 @@ import pytest
 
 from tasks.drivers import backup_api, live_image, offline_image, vm_parts
 from tasks.drivers.host_shell import HostShell
+from tasks.drivers.image_order import Order
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.snaplive_settle import close_window, reconcile
@@ -34,15 +35,11 @@ from tests.lab.tiny_guest import TinyGuest, last_record, make_disk
 from tests.lab.window_child import ChildTask, host_pid, reach, run_child
 
 WISHES = Wishes(min_free_bytes=1 << 20, shutdown_deadline_s=60)
-Take = Callable[..., Taken]
-
-
-def take_by_backup_api(host, shell, target, journal, uuid, image_id, folder, wishes) -> Taken:
-    return backup_api.take(host, shell, target, journal, uuid, image_id, folder, None, wishes)
+Take = Callable[[Order], Taken]
 
 
 METHODS = pytest.mark.parametrize(
-    "method", [live_image.take, offline_image.take, take_by_backup_api], ids=["snaplive", "offline", "backup-api"]
+    "method", [live_image.take, offline_image.take, backup_api.take], ids=["snaplive", "offline", "backup-api"]
 )
 
 
@@ -61,9 +58,10 @@ class Bench:
         folder = self.folder / f"image-{self.count}"
         folder.mkdir(parents=True)
         uuid = self.host.domain(guest.name).uuid
-        taken = method(
+        order = Order(
             self.host, self.shell, self.target, self.journal(guest), uuid, f"image-{self.count}", folder, wishes
         )
+        taken = method(order)
         return folder, taken
 
 
@@ -126,7 +124,7 @@ def test_image_holds_every_kind_of_disk_as_of_one_instant(bench: Bench, mixed: M
     assert (folder / "vda.raw").stat().st_size == 64 << 20
 
 
-@pytest.mark.parametrize("method", [live_image.take, take_by_backup_api], ids=["snaplive", "backup-api"])
+@pytest.mark.parametrize("method", [live_image.take, backup_api.take], ids=["snaplive", "backup-api"])
 def test_image_of_a_paused_guest_equals_its_disks(bench: Bench, mixed: MixedGuest, method: Take) -> None:
     mixed.host.virsh("suspend", mixed.name)
     try:
@@ -295,7 +293,7 @@ def full_guest(kvm_host: KvmHost) -> Iterator[TinyGuest]:
     guest.destroy()
 
 
-@pytest.mark.parametrize("method", [live_image.take, take_by_backup_api], ids=["snaplive", "backup-api"])
+@pytest.mark.parametrize("method", [live_image.take, backup_api.take], ids=["snaplive", "backup-api"])
 def test_bandwidth_limit_holds(bench: Bench, full_guest: TinyGuest, method: Take) -> None:
     _, taken = bench.take(method, full_guest, Wishes(min_free_bytes=1 << 20, bytes_per_s=4 << 20))
     # The last chunk is waited for, not after: 4 MiB of 12 may come at once.
@@ -305,7 +303,7 @@ def test_bandwidth_limit_holds(bench: Bench, full_guest: TinyGuest, method: Take
 
 def test_snapshot_after_a_backup_takes_its_checkpoint_away(bench: Bench, guests: Guests) -> None:
     guest = guests()
-    bench.take(take_by_backup_api, guest)
+    bench.take(backup_api.take, guest)
     assert guest.host.virsh("checkpoint-list", guest.name, "--name").strip()
     bench.take(live_image.take, guest)
     assert guest.host.virsh("checkpoint-list", guest.name, "--name").strip() == ""

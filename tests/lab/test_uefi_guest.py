@@ -12,6 +12,7 @@ import pytest
 from tasks.drivers import backup_api, live_image, offline_image, vm_parts
 from tasks.drivers.backup_survey import Parent
 from tasks.drivers.host_shell import HostShell
+from tasks.drivers.image_order import Order
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
@@ -49,11 +50,11 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def take(host: Host, shell: Shell, kvm_target: SshTarget, kept: Path, guest: UefiGuest) -> Callable[..., Taken]:
     """Takes an image by a method into a new folder of that name."""
 
-    def run(method: Callable[..., Taken], name: str, *options: object) -> Taken:
+    def run(method: Callable[[Order], Taken], name: str, parent: Parent | None = None) -> Taken:
         folder, uuid = kept / name, host.domain(guest.name).uuid
         folder.mkdir()
         journal = Journal(kept / "journal.jsonl")
-        taken = method(host, shell, kvm_target, journal, uuid, name, folder, *options, WISHES)
+        taken = method(Order(host, shell, kvm_target, journal, uuid, name, folder, WISHES, parent=parent))
         assert journal.open_window() is None
         return taken
 
@@ -83,7 +84,7 @@ def test_increment_was_frozen_by_the_agent_and_is_smaller(
     take, host: Host, shell: HostShell, kvm_target: SshTarget, kept: Path, guest: UefiGuest
 ) -> None:
     guest.run("echo first | tee /root/words /srv/words && dd if=/dev/urandom of=/srv/random bs=1M count=8 && sync")
-    full = take(backup_api.take, "full", None)
+    full = take(backup_api.take, "full")
     assert full.consistency == "file-system"
     assert_at_rest(kept / "full")
     guest.run("echo second | tee /root/words /srv/words")

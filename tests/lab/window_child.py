@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.drivers import backup_api, libvirt_host, process
+from tasks.drivers.image_order import Order
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.shut_off import shut_off
@@ -144,7 +145,8 @@ def perform(task: ChildTask) -> None:
         if task.verb == "backup":
             nowhere = SshTarget("nowhere", "127.0.0.1", "root", 1, Path("/dev/null"), Path("/dev/null"))
             folder, wishes = Path(task.folder), Wishes(min_free_bytes=MIN_FREE_BYTES)
-            backup_api.take(host, shell, nowhere, journal, host.domain(task.vm).uuid, task.run, folder, None, wishes)
+            uuid = host.domain(task.vm).uuid
+            backup_api.take(Order(host, shell, nowhere, journal, uuid, task.run, folder, wishes))
             return
         window = open_window(host, shell, journal, task.vm, task.run, min_free_bytes=MIN_FREE_BYTES)
         for disk in window.disks:
