@@ -78,7 +78,12 @@ class KvmHost(Namespaced):
             [ "$(cat /proc/$pid/comm 2>/dev/null)" = libvirtd ] || exit 0
             kill -$1 $pid
             for _ in $(seq 300); do
-                case "$(cut -d' ' -f3 /proc/$pid/stat 2>/dev/null)" in ''|Z) exit 0;; esac; sleep 0.1
+                # Its first thread may be a zombie while others still hold the lock of the pid file.
+                case "$(cut -d' ' -f3 /proc/$pid/stat 2>/dev/null)" in
+                    '') exit 0;;
+                    Z) [ "$(ls /proc/$pid/task 2>/dev/null | wc -l)" -gt 1 ] || exit 0;;
+                esac
+                sleep 0.1
             done; exit 1
         """
         self.run(["sh", "-c", script, "sh", signal_name])
