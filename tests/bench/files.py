@@ -134,8 +134,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--client", choices=["many", "large"], help="only this one of the two")
     parser.add_argument("--night", choices=["first", "quiet"], help="only this one of the two")
+    parser.add_argument("--files", type=int, default=FILES, help="so many small ones")
     options = parser.parse_args()
-    sizes = {"many": (FILES, FILE_BYTES), "large": (1, LARGE_BYTES)}
+    sizes = {"many": (options.files, FILE_BYTES), "large": (1, LARGE_BYTES)}
     clients = [options.client] if options.client else list(sizes)
     with fleet_of(f"test-bench-files-{os.getpid()}") as fleet:
         with phase("clients and Prefect server"):

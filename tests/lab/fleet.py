@@ -22,7 +22,7 @@ from tasks.model.outcome import StageResult
 from tasks.model.report import Report
 from tasks.model.ssh_target import SshTarget
 from tests.lab.database_client import DatabaseClient
-from tests.lab.leftovers import LABS
+from tests.lab.leftovers import LABS, sweep
 from tests.lab.link import SlowLink
 from tests.lab.prefect_server import PrefectServer
 from tests.lab.sshd import make_key
@@ -138,7 +138,8 @@ class Fleet:
 
 @contextmanager
 def fleet_of(name: str) -> Iterator[Fleet]:
-    """A fleet, not started yet, that is ended and removed whatever happens."""
+    """A fleet, not started yet, that is ended and removed whatever happens; what a killed run left goes first."""
+    sweep()
     fleet = Fleet(name)
     try:
         yield fleet
