@@ -45,6 +45,7 @@ class Fleet:
         self.system = DatabaseClient("fleet", self.directory / "system", make_key(self.private_key, "gbs fleet"))
         self.server = PrefectServer(self.directory / "prefect")
         self._links: list[SlowLink] = []
+        self._begun: list[subprocess.Popen[bytes]] = []
 
     def make_files(self, client: str, count: int, size_bytes: int) -> None:
         """Give a client so many files of random content, a hundred a folder; only before `start`."""
@@ -118,9 +119,11 @@ class Fleet:
     def begin(self, *words: str) -> subprocess.Popen[bytes]:
         """Start a command of GBS as an operator would; it writes to gbs.log."""
         with (self.directory / "gbs.log").open("ab") as log:
-            return subprocess.Popen(
+            begun = subprocess.Popen(
                 [str(BIN / "gbs"), *words], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+        self._begun.append(begun)
+        return begun
 
     def report(self, run: str) -> tuple[StageResult, ...]:
         """What the newest run of this name did."""
@@ -129,6 +132,9 @@ class Fleet:
 
     def remove(self) -> None:
         """End and remove all of it."""
+        for begun in self._begun:
+            begun.kill()
+            begun.wait()
         for link in self._links:
             link.stop()
         self.server.stop()
