@@ -135,7 +135,9 @@ def two_bad(rounds: int) -> None:
                 results = by_gbs(fleet).results
                 for name in ("crawling", "dead"):
                     took[name].append(_until(results, tuple(row for row in results if row.client == name)))
-                took["beside the two"].append(_until(results, tuple(row for row in results if row.client in good)))
+                of_good = tuple(row for row in results if row.client in good)
+                took["beside the two"].append(_until(results, of_good))
+            say(", ".join(f"{name}: {seconds[-1]:.1f} s" for name, seconds in took.items()))
     print(f"\nTen good clients, medians of {rounds} rounds in turn, seconds from the start of the night")
     print("| the ten, alone | the ten, beside the two | the crawling one | the dead one, given up |")
     print("|---|---|---|---|")
