@@ -78,8 +78,11 @@ def _require_good(night: Night) -> None:
         raise LabError(f"{len(bad)} stages did not go well: {bad[0]}")
 
 
-def many(count: int, rounds: int) -> None:
-    """The night of many clients: a first one, then as many as there are rounds in which nothing has changed."""
+def many(count: int, looped: int, rounds: int) -> None:
+    """The night of many clients: a first one, then as many as there are rounds in which nothing has changed.
+
+    The loops go over the first `looped` clients; what they take is scaled to all, which are alike.
+    """
     clients = [f"client-{number:03}" for number in range(count)]
     with fleet_of(f"test-bench-fleet-{os.getpid()}") as fleet:
         with phase(f"{count} clients and Prefect server"):
@@ -94,8 +97,12 @@ def many(count: int, rounds: int) -> None:
                 subprocess.run(["sync"], check=True)
                 ours = by_gbs(fleet)
                 _require_good(ours)
-                peers = {what: by_hand(fleet, what, clients, port) for what in ("rsnapshot", "same-work")}
-            _table(f"{title}: {count} clients, {FILES} files of {FILE_BYTES >> 10} KiB each", ours, peers)
+                peers = {
+                    what: by_hand(fleet, what, clients[:looped], port) * count / looped
+                    for what in ("rsnapshot", "same-work")
+                }
+            by_loops = "" if looped == count else f", loops over {looped} of them and scaled"
+            _table(f"{title}: {count} clients, {FILES} files of {FILE_BYTES >> 10} KiB each{by_loops}", ours, peers)
 
 
 def _table(title: str, ours: Night, peers: dict[str, float]) -> None:
@@ -128,7 +135,9 @@ def two_bad(rounds: int) -> None:
                 results = by_gbs(fleet).results
                 for name in ("crawling", "dead"):
                     took[name].append(_until(results, tuple(row for row in results if row.client == name)))
-                took["beside the two"].append(_until(results, tuple(row for row in results if row.client in good)))
+                of_good = tuple(row for row in results if row.client in good)
+                took["beside the two"].append(_until(results, of_good))
+            say(", ".join(f"{name}: {seconds[-1]:.1f} s" for name, seconds in took.items()))
     print(f"\nTen good clients, medians of {rounds} rounds in turn, seconds from the start of the night")
     print("| the ten, alone | the ten, beside the two | the crawling one | the dead one, given up |")
     print("|---|---|---|---|")
@@ -139,11 +148,12 @@ def main() -> int:
     """Run all of it and print the tables."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.bench.fleet", description=__doc__)
     parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--looped", type=int, help="the loops go over so many of them only (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", choices=["many", "two-bad"], help="only this one of the two")
     options = parser.parse_args()
     if options.part != "two-bad":
-        many(options.clients, options.rounds)
+        many(options.clients, options.looped or options.clients, options.rounds)
     if options.part != "many":
         two_bad(options.rounds)
     return 0

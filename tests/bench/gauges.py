@@ -40,9 +40,11 @@ def memory_of(process: subprocess.Popen[bytes]) -> Memory:
 
     thread = threading.Thread(target=look)
     thread.start()
-    process.wait()
-    ended.set()
-    thread.join()
+    try:
+        process.wait()
+    finally:
+        ended.set()
+        thread.join()
     return found
 
 

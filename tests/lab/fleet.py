@@ -22,7 +22,7 @@ from tasks.model.outcome import StageResult
 from tasks.model.report import Report
 from tasks.model.ssh_target import SshTarget
 from tests.lab.database_client import DatabaseClient
-from tests.lab.leftovers import LABS
+from tests.lab.leftovers import LABS, sweep
 from tests.lab.link import SlowLink
 from tests.lab.prefect_server import PrefectServer
 from tests.lab.sshd import make_key
@@ -45,6 +45,7 @@ class Fleet:
         self.system = DatabaseClient("fleet", self.directory / "system", make_key(self.private_key, "gbs fleet"))
         self.server = PrefectServer(self.directory / "prefect")
         self._links: list[SlowLink] = []
+        self._begun: list[subprocess.Popen[bytes]] = []
 
     def make_files(self, client: str, count: int, size_bytes: int) -> None:
         """Give a client so many files of random content, a hundred a folder; only before `start`."""
@@ -118,9 +119,11 @@ class Fleet:
     def begin(self, *words: str) -> subprocess.Popen[bytes]:
         """Start a command of GBS as an operator would; it writes to gbs.log."""
         with (self.directory / "gbs.log").open("ab") as log:
-            return subprocess.Popen(
+            begun = subprocess.Popen(
                 [str(BIN / "gbs"), *words], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+        self._begun.append(begun)
+        return begun
 
     def report(self, run: str) -> tuple[StageResult, ...]:
         """What the newest run of this name did."""
@@ -129,6 +132,9 @@ class Fleet:
 
     def remove(self) -> None:
         """End and remove all of it."""
+        for begun in self._begun:
+            begun.kill()
+            begun.wait()
         for link in self._links:
             link.stop()
         self.server.stop()
@@ -138,7 +144,8 @@ class Fleet:
 
 @contextmanager
 def fleet_of(name: str) -> Iterator[Fleet]:
-    """A fleet, not started yet, that is ended and removed whatever happens."""
+    """A fleet, not started yet, that is ended and removed whatever happens; what a killed run left goes first."""
+    sweep()
     fleet = Fleet(name)
     try:
         yield fleet

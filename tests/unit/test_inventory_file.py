@@ -327,6 +327,15 @@ def test_inventory_of_the_environment_is_read(tmp_path: Path, monkeypatch: pytes
     assert str(inventory_file.inventory_path()) == inventory_file.DEFAULT_FILE
 
 
+def test_inventory_that_is_as_it_was_is_not_parsed_again_and_one_that_was_changed_is(tmp_path: Path) -> None:
+    path = tmp_path / "i.yaml"
+    path.write_text(BASE)
+    first = load(path)
+    assert load(path) is first
+    path.write_text(BASE + "site: another\n")
+    assert load(path).site == "another"
+
+
 def test_model_and_drivers_never_import_prefect() -> None:
     names = ["inventory_file", "store", "rsync", "rsnapshot", "permanent", "lock", "progress", "databases", "facts"]
     code = "import sys, " + ", ".join(f"tasks.drivers.{name}" for name in names)
