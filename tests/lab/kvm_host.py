@@ -33,6 +33,15 @@ def _tree() -> str:
     return os.environ.get("GBS_LAB_HOST_TREE", "")
 
 
+def program(name: str) -> list[str]:
+    """The words that run on the machine itself a program of the hosts' release."""
+    tree = _tree()
+    if not tree:
+        return [name]
+    loader = [f"{tree}/lib64/ld-linux-x86-64.so.2", "--library-path", f"{tree}/usr/lib/x86_64-linux-gnu"]
+    return [*loader, f"{tree}/usr/bin/{name}"]
+
+
 @dataclasses.dataclass
 class KvmHost(Namespaced):
     """A KVM host: private libvirt, private sshd."""

@@ -1,7 +1,8 @@
 """A newer libvirt and QEMU for the lab's KVM hosts: those of Debian 13, beside the machine's own.
 
 python3 -m tests.lab.newer_host prints a folder; with GBS_LAB_HOST_TREE=<that folder> before pytest, every KVM host of
-the lab runs Debian 13's programs. Its kernel is the machine's, its users are the machine's.
+the lab runs Debian 13's programs. Its kernel is the machine's, its users are the machine's; trixie_guest.py runs the
+same in a guest of Debian 13's kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the NBD worker makes of an export, against a real qemu-nbd and `qemu-img convert`."""
+"""What the NBD worker makes of an export, against a real qemu-nbd (of the KVM hosts' release)."""
 
 import hashlib
 import subprocess
@@ -12,6 +12,7 @@ import pytest
 from tasks.drivers import nbd
 from tasks.drivers.chunks import CHUNK_BYTES, read_chunks, verify_chunks
 from tasks.errors import CommandFailed
+from tests.lab.kvm_host import program
 
 MIB = 1 << 20
 SIZE = 5 * CHUNK_BYTES + 3 * MIB + 512
@@ -31,8 +32,8 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def run(*argv: str) -> None:
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+def run(name: str, *words: str) -> None:
+    subprocess.run([*program(name), *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def write(path: Path, pattern: int, offset: int, length: int) -> None:
@@ -42,7 +43,8 @@ def write(path: Path, pattern: int, offset: int, length: int) -> None:
 @contextmanager
 def served(path: Path, *options: str) -> Iterator[Path]:
     socket = path.with_name("nbd.sock")
-    argv = ["qemu-nbd", "--read-only", "--persistent", "--shared=8", f"--socket={socket}", *options, str(path)]
+    options = ("--read-only", "--persistent", "--shared=8", f"--socket={socket}", *options)
+    argv = [*program("qemu-nbd"), *options, str(path)]
     server = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     try:
         while not socket.exists():
