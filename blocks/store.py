@@ -21,6 +21,7 @@ class Store(Block):
 
     path: Path = Field(description="The store's folder; a file system of its own, with reflink if there is one.")
     reserve_bytes: int = Field(2 << 30, description="Free space that no run may use, in bytes.")
+    fake_super: bool = Field(False, description="The store cannot have owners, devices and xattrs itself.")
 
 
 class PermanentStore(Block):

@@ -35,7 +35,11 @@ def where(path: Path | None = None) -> Path:
 def documents(inventory: Inventory) -> dict[str, Block]:
     """The blocks that an inventory declares, by document name."""
     found: dict[str, Block] = {
-        Store.DOCUMENT: Store(path=Path(inventory.store.path), reserve_bytes=inventory.store.reserve_bytes),
+        Store.DOCUMENT: Store(
+            path=Path(inventory.store.path),
+            reserve_bytes=inventory.store.reserve_bytes,
+            fake_super=inventory.store.fake_super,
+        ),
         PermanentStore.DOCUMENT: PermanentStore(
             path=Path(inventory.permanent.path),
             store_id=inventory.permanent.store_id,

@@ -103,7 +103,7 @@ def pull(client: str, tree: SnapshotTree | None = None) -> Transferred:
     with reporting(log, f"pull {client}") as progress:
         wanted = Wanted(
             paths=[tree.reads[path] if tree else path for path in paths_of(system, prepared)],
-            tree=system.profile.tree,
+            options=system.profile.rsync_options,
             exclude=excludes_of(system, prepared, tree),
             link_dests=[folder for folder in (store.overnight(client) / "data", aborted / "data") if folder.exists()],
             limit_kib_s=policy.bandwidth_limit_kib_s,
@@ -133,7 +133,7 @@ def _bring(
                     shell, wanted.paths, system.dump_folder, data, deadline_s=deadline_s, on_progress=on_progress
                 )
         case Transport.SSH | Transport.DAEMON:
-            source = places.files_source_of(client)
+            source = places.daemon_of(client) or places.files_target_of(client)
             return rsync.pull(source, wanted, data, deadline_s=deadline_s, on_progress=on_progress)
 
 

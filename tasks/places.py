@@ -61,7 +61,7 @@ def reserve_bytes() -> int:
 
 def fake_super() -> bool:
     """Whether the stores cannot have owners, devices and xattrs themselves."""
-    return inventory().store.fake_super
+    return _load(StoreBlock, StoreBlock.DOCUMENT).fake_super
 
 
 def permanent() -> PermanentPlace:
@@ -82,11 +82,11 @@ def files_target_of(name: str) -> SshTarget:
     return _target(name, system, system.files_identity or system.identity)
 
 
-def files_source_of(name: str) -> SshTarget | DaemonTarget:
-    """How rsync reaches its files."""
+def daemon_of(name: str) -> DaemonTarget | None:
+    """How its rsync daemon is reached; None for a client whose files come by other means."""
     system, _ = system_of(name)
     if (daemon := system.daemon) is None:
-        return files_target_of(name)
+        return None
     return DaemonTarget(name, system.address, daemon.port, daemon.module, daemon.user, daemon.password_file)
 
 

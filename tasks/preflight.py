@@ -20,7 +20,6 @@ from tasks.model.rsync_daemon import DaemonTarget
 
 LOCAL_TOOLS = ("rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
 HOST_TOOLS = ("virsh", "qemu-img", "mv")
-UNIX = (Platform.LINUX, Platform.SOLARIS, Platform.HPUX)
 MIN_FREE_THERE_BYTES = 1 << 30
 
 
@@ -83,8 +82,8 @@ def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:
     subject = f"KVM host {name}" if is_kvm_host else f"client {name}"
     if system.platform is not Platform.LINUX:
         yield Finding(subject, "platform", True, f"{system.profile.title}: tried against {system.profile.tried}")
-    if system.by is Transport.DAEMON:
-        yield _try(subject, "rsync daemon", lambda: _daemon(name))
+    if daemon := places.daemon_of(name):
+        yield _try(subject, "rsync daemon", partial(_daemon, daemon))
     if system.ssh:
         yield from _over_ssh(name, subject, system, is_kvm_host)
 
@@ -95,7 +94,7 @@ def _over_ssh(name: str, subject: str, system: System, is_kvm_host: bool) -> Ite
     try:
         with ssh.connect(places.target_of(name)) as shell:
             yield Finding(subject, "ssh", True, f"{shell.target.user}@{system.address}:{system.port}")
-            if system.platform in UNIX:
+            if system.profile.tools:
                 missing = [tool for tool in tools if not _is_there(shell, tool)]
                 seen = f"missing: {' '.join(missing)}" if missing else " ".join(tools)
                 yield Finding(subject, "tools", not missing, seen)
@@ -119,10 +118,9 @@ def _is_there(shell: Shell, tool: str) -> bool:
     return shell.run(["sh", "-c", 'command -v "$1"', "gbs", tool], deadline_s=30, check=False).status == 0
 
 
-def _daemon(name: str) -> str:
-    source = places.files_source_of(name)
-    rsync.reach(source, deadline_s=30)
-    return f"module {source.module} on port {source.port}" if isinstance(source, DaemonTarget) else ""
+def _daemon(daemon: DaemonTarget) -> str:
+    rsync.reach(daemon, deadline_s=30)
+    return f"module {daemon.module} on port {daemon.port}"
 
 
 def _files_key(name: str) -> str:

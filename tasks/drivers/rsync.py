@@ -58,10 +58,10 @@ def escaped(path: str) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is pulled, and how: the options of a tree, patterns that are left out, the tree that is linked to."""
+    """What is pulled, and how: what is kept of files, patterns that are left out, trees that are linked to."""
 
     paths: Sequence[str]
-    tree: Sequence[str] = PROFILES[Platform.LINUX].tree
+    options: Sequence[str] = PROFILES[Platform.LINUX].rsync_options
     exclude: Sequence[str] = ()
     link_dests: Sequence[Path] = ()
     limit_kib_s: int | None = None
@@ -74,16 +74,10 @@ def pull_argv(source: Source, wanted: Wanted, destination: Path) -> list[str]:
 
     Paths keep their full names below `destination` (--relative); each is read on its own file system only.
     """
-    argv = ["rsync", *wanted.tree, "--one-file-system", "--relative", "--delete", "--delete-excluded"]
+    argv = ["rsync", *wanted.options, "--one-file-system", "--relative", "--delete", "--delete-excluded"]
     # Protected: the exclude that rsync adds for it does not keep it from --delete-excluded.
-    argv += [
-        f"--filter=protect {PARTIAL_DIR}/",
-        f"--partial-dir={PARTIAL_DIR}",
-        f"--timeout={STALL_S}",
-        "--no-human-readable",
-        "--stats",
-    ]
-    argv += ["--info=progress2", "--outbuf=N"]
+    argv += [f"--filter=protect {PARTIAL_DIR}/", f"--partial-dir={PARTIAL_DIR}"]
+    argv += [f"--timeout={STALL_S}", "--no-human-readable", "--stats", "--info=progress2", "--outbuf=N"]
     argv += ["--fake-super"] if wanted.fake_super else []
     argv += [f"--bwlimit={wanted.limit_kib_s}"] if wanted.limit_kib_s else []
     argv += [f"--exclude={pattern}" for pattern in wanted.exclude]
@@ -159,25 +153,16 @@ def fetch_file(
     watch: Callable[[], None] | None = None,
 ) -> Transferred:
     """Copy one large file of `target` to `destination` (a file), holes kept, resumable; `watch` as `process.run`."""
-    argv = _file_argv(target)
-    return _run(
-        [*argv, "--", f"{_host(target.address)}:{path}", str(destination)],
-        target.name,
-        destination,
-        deadline_s,
-        on_progress,
-        watch,
-    )
+    argv = [*_file_argv(target), "--", f"{_host(target.address)}:{path}", str(destination)]
+    return _run(argv, target.name, destination, deadline_s, on_progress, watch)
 
 
 def send_file(
     target: SshTarget, source: Path, path: str, *, deadline_s: float, on_progress: OnProgress | None = None
 ) -> Transferred:
     """Copy one large file to `path` on `target`, holes kept, resumable."""
-    argv = _file_argv(target)
-    return _run(
-        [*argv, "--", str(source), f"{_host(target.address)}:{path}"], target.name, source, deadline_s, on_progress
-    )
+    argv = [*_file_argv(target), "--", str(source), f"{_host(target.address)}:{path}"]
+    return _run(argv, target.name, source, deadline_s, on_progress)
 
 
 def _file_argv(target: SshTarget) -> list[str]:

@@ -40,11 +40,12 @@ def pull(
 ) -> Transferred:
     """One saveset per path, made in `scratch_folder` of the client and brought to the same name below `destination`.
 
-    Raises CommandFailed when BACKUP says that something is missing or when what came is not as long as what was made.
+    Raises CommandFailed when BACKUP says that something is missing, Unreachable when the connection breaks or what came
+    is not as long as what was made (paramiko compares).
     """
     received = 0
     for path in paths:
-        name = f"{slug(path.strip('/').replace('/', '-'))}.bck"
+        name = f"{slug(path)}.bck"
         there = str(PurePosixPath(scratch_folder, name))
         saveset = f"{folder_spec(scratch_folder)}{name}".upper()
         _backup(shell, path, saveset, deadline_s)

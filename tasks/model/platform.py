@@ -45,8 +45,8 @@ class Profile:
     transports: tuple[Transport, ...]
     line: Callable[[Sequence[str]], str]
     """An argv as a command line of the login shell."""
-    tree: tuple[str, ...]
-    """What rsync is asked to keep of a tree."""
+    rsync_options: tuple[str, ...]
+    """What rsync is asked to keep of files."""
     exclude: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     tar: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ def dcl(argv: Sequence[str]) -> str:
     return " ".join(word if plain.fullmatch(word) else '"' + word.replace('"', '""') + '"' for word in argv)
 
 
-_PLAIN_TREE = ("--archive", "--hard-links", "--sparse", "--numeric-ids")
+_PLAIN = ("--archive", "--hard-links", "--sparse", "--numeric-ids")
 """Without ACLs and extended attributes, which old rsyncs and those of other systems do not know."""
 _UNIX_ABOUT = "uname -s; uname -n; uname -r; uname -m"
 
@@ -87,7 +87,7 @@ PROFILES: dict[Platform, Profile] = {
         tried="real systems",
         transports=(Transport.SSH, Transport.DAEMON),
         line=shlex.join,
-        tree=(*_PLAIN_TREE, "--acls", "--xattrs"),
+        rsync_options=(*_PLAIN, "--acls", "--xattrs"),
         exclude=(
             *("/proc/*", "/sys/*", "/dev/*", "/run/*"),
             *("/tmp/*", "/var/tmp/*", "/var/cache/apt/archives/*.deb"),  # noqa: S108 - patterns, not files of ours
@@ -100,7 +100,7 @@ PROFILES: dict[Platform, Profile] = {
         tried="a stand-in only: a Linux sshd and rsync daemon with Cygwin's paths and a powershell.exe that answers",
         transports=(Transport.SSH, Transport.DAEMON),
         line=_powershell_call,
-        tree=_PLAIN_TREE,
+        rsync_options=_PLAIN,
         exclude=(
             *("pagefile.sys", "hiberfil.sys", "swapfile.sys", "DumpStack.log.tmp"),
             *("System Volume Information", "$Recycle.Bin", "/cygdrive/*/Windows/Temp/*"),
@@ -126,7 +126,7 @@ PROFILES: dict[Platform, Profile] = {
         tried="a stand-in only: a Linux sshd with Solaris's uname and an rsync of protocol 29 without ACLs and xattrs",
         transports=(Transport.SSH, Transport.TAR),
         line=shlex.join,
-        tree=_PLAIN_TREE,
+        rsync_options=_PLAIN,
         exclude=(
             *("/proc/*", "/devices/*", "/dev/*", "/system/*", "/tmp/*", "/var/run/*"),  # noqa: S108
             *("/etc/mnttab", "/etc/dfs/sharetab", "/var/tmp/*", "core", "lost+found"),  # noqa: S108
@@ -151,7 +151,7 @@ PROFILES: dict[Platform, Profile] = {
         tried="a stand-in only: a Linux sshd with HP-UX's uname, and no rsync on it",
         transports=(Transport.TAR, Transport.SSH),
         line=shlex.join,
-        tree=_PLAIN_TREE,
+        rsync_options=_PLAIN,
         exclude=("/dev/*", "/net/*", "/tmp/*", "/var/tmp/*", "/var/adm/crash/*", "core", "lost+found"),  # noqa: S108
         tools=("uname", "bdf"),
         tar=("tar", "cf", "-"),
@@ -170,7 +170,7 @@ PROFILES: dict[Platform, Profile] = {
         tried="a stand-in only: an sshd with sftp and a DCL that knows BACKUP and DELETE",
         transports=(Transport.SAVESET, Transport.SSH),
         line=dcl,
-        tree=_PLAIN_TREE,
+        rsync_options=_PLAIN,
         about=(
             'PIPE WRITE SYS$OUTPUT "OpenVMS" ; WRITE SYS$OUTPUT F$GETSYI("NODENAME") ;'
             ' WRITE SYS$OUTPUT F$GETSYI("VERSION") ; WRITE SYS$OUTPUT F$GETSYI("ARCH_NAME")'

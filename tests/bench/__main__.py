@@ -11,12 +11,11 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 from datetime import datetime
 
+from tests.bench import run
 from tests.bench.gauges import timed
 from tests.lab.demo import Demo
-from tests.lab.process import LabError
 
 DUMPS = (
     "umask 077; mkdir -p /var/tmp/bench; cd /var/tmp/bench;"
@@ -123,8 +122,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (LabError, subprocess.CalledProcessError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(main)

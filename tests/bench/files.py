@@ -15,13 +15,13 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tasks.drivers.rsync import Wanted, pull_argv
 from tasks.model.outcome import Outcome
 from tasks.model.platform import PROFILES, Platform
+from tests.bench import run
 from tests.bench.gauges import timed
 from tests.lab.fleet import Fleet, fleet_of
 from tests.lab.process import LabError
@@ -159,8 +159,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (LabError, subprocess.CalledProcessError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(main)

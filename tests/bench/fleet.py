@@ -17,12 +17,12 @@ import os
 import shlex
 import statistics
 import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 
 from tasks.model.outcome import Outcome, StageResult
 from tasks.model.ssh_target import ssh_argv
+from tests.bench import run
 from tests.bench.gauges import Memory, memory_of, timed
 from tests.bench.shown import Shown, shown
 from tests.lab.fleet import Fleet, fleet_of
@@ -160,8 +160,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (LabError, subprocess.CalledProcessError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(main)

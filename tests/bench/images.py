@@ -17,7 +17,6 @@ import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +32,9 @@ from tasks.drivers.snaplive_settle import close_window
 from tasks.drivers.ssh import Shell
 from tasks.drivers.ssh_forward import forwarded
 from tasks.model.image_method import Wishes
-from tasks.model.ssh_target import SshTarget, ssh_argv
+from tasks.model.ssh_target import ssh_argv
 from tasks.model.window import PlannedDisk
+from tests.bench import run
 from tests.lab.kvm_host import KvmHost
 from tests.lab.leftovers import LABS
 from tests.lab.process import LabError
@@ -89,9 +89,7 @@ class Bench:
         subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
         subprocess.run(["mount", "-o", "loop", str(image), str(self.images)], check=True)
         self.host.start()
-        known = self.folder / "known_hosts"
-        known.write_text(self.host.known_hosts_line + "\n")
-        self.target = SshTarget("bench", "127.0.0.1", "root", self.host.ssh_port, self.folder / "id_ed25519", known)
+        self.target = self.host.target(self.folder / "id_ed25519")
         self.guest.define()
         disk = self.guest.outside(self.guest.disks[0].path)
         script = f"qemu-io -f {self.guest.disk_format} -c 'write -P 0x5a 16M {DATA_MIB}M' {disk} >/dev/null"
@@ -357,8 +355,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (LabError, subprocess.CalledProcessError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(main)

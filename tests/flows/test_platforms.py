@@ -78,7 +78,7 @@ def test_daemon_is_reached_as_declared(others: FakeSite, monkeypatch: pytest.Mon
     ((source, wanted),) = seen
     assert source == DaemonTarget("win1", "win1.test", 8873, "all")
     assert isinstance(wanted, Wanted)
-    assert "--acls" not in wanted.tree
+    assert "--acls" not in wanted.options
     assert "pagefile.sys" in wanted.exclude
 
 

@@ -52,9 +52,7 @@ def kvm_host(lab_folder: Path) -> Iterator[KvmHost]:
 @pytest.fixture(scope="session")
 def kvm_target(kvm_host: KvmHost, lab_folder: Path) -> SshTarget:
     """How GBS reaches that host."""
-    known_hosts = lab_folder / "known_hosts"
-    known_hosts.write_text(kvm_host.known_hosts_line + "\n")
-    return SshTarget("kvm1", "127.0.0.1", "root", kvm_host.ssh_port, lab_folder / "id_ed25519", known_hosts)
+    return kvm_host.target(lab_folder / "id_ed25519")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.model.ssh_target import SshTarget
 from tests.lab.process import LabError, ProcessRecord
 from tests.lab.sshd import Sshd, wait_for_banner
 
@@ -49,6 +50,10 @@ class Namespaced:
     def known_hosts_line(self) -> str:
         """Its line for known_hosts(5)."""
         return self.sshd.known_hosts_line
+
+    def target(self, private_key: Path) -> SshTarget:
+        """How GBS reaches it."""
+        return self.sshd.target(self.name, private_key)
 
     @property
     def _record(self) -> Path:

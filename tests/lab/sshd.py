@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from tasks.model.ssh_target import SshTarget
 from tests.lab.process import LabError, ProcessRecord
 
 # Below the kernel's ephemeral range (32768-60999), so that no outgoing connection takes a port between two starts.
@@ -117,6 +118,12 @@ class Sshd:
         """Its line for known_hosts(5)."""
         public = (self.directory / "ssh_host_ed25519_key.pub").read_text(encoding="ascii")
         return known_hosts_line(self.port, public)
+
+    def target(self, name: str, private_key: Path) -> SshTarget:
+        """How GBS reaches it, by one of the keys that it trusts; it has been prepared."""
+        known_hosts = self.directory / "known_hosts"
+        known_hosts.write_text(f"{self.known_hosts_line}\n", encoding="ascii")
+        return SshTarget(name, "127.0.0.1", "root", self.port, private_key, known_hosts)
 
     def start(self) -> None:
         """Run it on this machine; returns when it greets. LabError when it does not within 10 s."""

@@ -16,7 +16,6 @@ from tasks.drivers.ssh import Shell
 from tasks.errors import CommandTimedOut, DumpFailed
 from tasks.model.databases import DumpCommand, EngineName, Server
 from tasks.model.manifest import DumpRecord
-from tasks.model.ssh_target import SshTarget
 from tests.lab.database_client import DatabaseClient
 from tests.lab.sshd import make_key
 
@@ -100,9 +99,7 @@ def client(lab_folder: Path) -> Iterator[Client]:
     system = DatabaseClient("db1", lab_folder / "db1", make_key(key, "gbs tests"))
     try:
         system.start()
-        known = lab_folder / "known_db"
-        known.write_text(system.known_hosts_line + "\n")
-        with ssh.connect(SshTarget("db1", "127.0.0.1", "root", system.ssh_port, key, known)) as shell:
+        with ssh.connect(system.target(key)) as shell:
             yield Client(system, shell)
     finally:
         system.remove()

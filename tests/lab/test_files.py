@@ -32,9 +32,7 @@ def target(lab_folder: Path) -> Iterator[SshTarget]:
     key = make_key(lab_folder / "id_files", "gbs tests")
     sshd = Sshd(lab_folder / "files-sshd", f"{READ_ONLY} {key}")
     sshd.start()
-    known = lab_folder / "known_files"
-    known.write_text(sshd.known_hosts_line + "\n")
-    yield SshTarget("files", "127.0.0.1", "root", sshd.port, lab_folder / "id_files", known)
+    yield sshd.target("files", lab_folder / "id_files")
     sshd.stop()
 
 

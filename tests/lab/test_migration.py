@@ -71,9 +71,7 @@ def test_vm_that_was_migrated_is_copied_whole_once_and_then_by_its_changes(
     here = Images(host, shell, kvm_target, guest, folder)
     last = records_of(here.take()[0])
     assert all(disk.increment.startswith("its changes") for disk in here.take()[1].disks)
-    known = folder / "known_hosts"
-    known.write_text(other_host.known_hosts_line + "\n")
-    there_target = SshTarget("kvm2", "127.0.0.1", "root", other_host.ssh_port, kvm_target.private_key_file, known)
+    there_target = other_host.target(kvm_target.private_key_file)
     moved = migrate(guest, other_host)
     try:
         with libvirt_host.connect(there_target) as there_host, ssh.connect(there_target) as there_shell:

@@ -208,7 +208,7 @@ def test_files_came_as_they_are(mixed: MixedSite, night: Night) -> None:
     for name, path in FOLDERS.items():
         for root in (mixed.store / "overnight" / name, mixed.permanent / name / "daily.0"):
             if name == "vms1":
-                saved = root / "data/dka100/gbs/dka100-users.bck"
+                (saved,) = (root / "data/dka100/gbs").iterdir()
                 argv = ["tar", "-xOf", str(saved), "./dka100/users/sub/file"]
                 assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "of vms1\n"
             else:

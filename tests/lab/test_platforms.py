@@ -35,10 +35,7 @@ def stand_in(lab_folder: Path) -> Iterator[StandIns]:
                 system = StandIn(platform, lab_folder / platform, key, platform)
                 ends.callback(system.remove)
                 system.start()
-                known = lab_folder / f"known_{platform}"
-                known.write_text(system.known_hosts_line + "\n")
-                target = SshTarget(platform, "127.0.0.1", "root", system.ssh_port, lab_folder / "id_standins", known)
-                made[platform] = system, target
+                made[platform] = system, system.target(lab_folder / "id_standins")
             return made[platform]
 
         yield of
@@ -91,10 +88,10 @@ def test_old_rsync_over_ssh_gives_the_tree_and_links_the_unchanged(
     folder = {"solaris": "/export/home", "windows": "/cygdrive/c/Users"}[platform]
     fill(system, folder)
     profile = PROFILES[Platform(platform)]
-    wanted = Wanted([folder], tree=profile.tree, exclude=profile.exclude)
+    wanted = Wanted([folder], options=profile.rsync_options, exclude=profile.exclude)
     rsync.pull(target, wanted, tmp_path / "1", deadline_s=60)
     assert looks(tmp_path / "1" / folder[1:]) == looks(system.inside(folder))
-    again = Wanted([folder], tree=profile.tree, exclude=profile.exclude, link_dests=[tmp_path / "1"])
+    again = Wanted([folder], options=profile.rsync_options, exclude=profile.exclude, link_dests=[tmp_path / "1"])
     assert rsync.pull(target, again, tmp_path / "2", deadline_s=60).changed == 0
     with pytest.raises(CommandFailed, match="unknown option"):
         rsync.pull(target, Wanted([folder]), tmp_path / "3", deadline_s=60)
@@ -107,7 +104,9 @@ def test_tar_gives_the_tree_and_links_the_unchanged(stand_in: StandIns, tmp_path
 
     def pull(night: str, *link_dests: Path) -> Transferred:
         profile = PROFILES[Platform(platform)]
-        wanted = Wanted(["/opt/data $(touch pwned)"], tree=profile.tree, exclude=["b c"], link_dests=link_dests)
+        wanted = Wanted(
+            ["/opt/data $(touch pwned)"], options=profile.rsync_options, exclude=["b c"], link_dests=link_dests
+        )
         scratch, night_folder = tmp_path / "scratch", tmp_path / night
         return tar_stream.pull(target, profile.tar, wanted, scratch, night_folder, deadline_s=60)
 
@@ -149,12 +148,18 @@ def test_tar_of_a_system_that_is_away_is_tried_again(stand_in: StandIns, tmp_pat
 def test_saveset_is_made_fetched_and_removed(stand_in: StandIns, tmp_path: Path) -> None:
     system, target = stand_in("openvms")
     system.run(["sh", "-c", "mkdir -p /dka100/gbs /dka100/users/smith; echo data > /dka100/users/smith/login.com"])
+    system.run(["sh", "-c", "mkdir -p /dka100/users-smith; echo other > /dka100/users-smith/login.com"])
     with ssh.connect(target) as shell:
-        moved = saveset.pull(shell, ["/dka100/users"], "/dka100/gbs", tmp_path, deadline_s=60)
-        saved = tmp_path / "dka100/gbs/dka100-users.bck"
-        listed = subprocess.run(["tar", "-tf", str(saved)], capture_output=True, text=True, check=True).stdout
-        assert "./dka100/users/smith/login.com" in listed
-        assert moved.received_bytes == saved.stat().st_size
+        # Two folders whose names differ by a slash only.
+        paths = ["/dka100/users/smith", "/dka100/users-smith"]
+        moved = saveset.pull(shell, paths, "/dka100/gbs", tmp_path, deadline_s=60)
+        saved = list((tmp_path / "dka100/gbs").glob("dka100-users-smith-*.bck"))
+        listed = [
+            subprocess.run(["tar", "-tf", str(path)], capture_output=True, text=True, check=True).stdout
+            for path in saved
+        ]
+        assert sorted(text.splitlines()[-1] for text in listed) == [f".{path}/login.com" for path in sorted(paths)]
+        assert moved.received_bytes == sum(path.stat().st_size for path in saved)
         assert system.run(["ls", "/dka100/gbs"]).stdout == ""
         system.run(["touch", "/dka100/users/unreadable"])
         with pytest.raises(CommandFailed, match="BACKUP-E-OPENIN"):

@@ -51,9 +51,7 @@ def client(lab_folder: Path) -> Iterator[SnapshotClient]:
 @pytest.fixture(scope="module")
 def target(client: SnapshotClient, lab_folder: Path) -> SshTarget:
     """The client by the key that may do all."""
-    known = lab_folder / "known_snapshot"
-    known.write_text(client.known_hosts_line + "\n")
-    return SshTarget("snap1", "127.0.0.1", "root", client.ssh_port, lab_folder / "id_snapshot_all", known)
+    return client.target(lab_folder / "id_snapshot_all")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs/platforms.md"
 def test_profile_is_whole(platform: Platform) -> None:
     profile = PROFILES[platform]
     assert profile.transports
-    assert "--archive" in profile.tree
+    assert "--archive" in profile.rsync_options
     assert profile.tried
     assert bool(profile.about) is (platform is not Platform.LINUX)
     assert bool(profile.tar) is ("tar" in profile.transports)
