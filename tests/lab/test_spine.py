@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tasks.drivers.journal import unfinished
 from tests.lab import first_night
 from tests.lab.data import change, inventory_of
 from tests.lab.demo import Demo
@@ -82,7 +83,7 @@ class _Answers:
     def _ask(self) -> None:
         """Only while a journal says that an image is under way: a login costs the emulated guest a second."""
         while not self._ended.is_set():
-            if not list(self.demo.site.store.glob("journal/kvm1/*.jsonl")):
+            if not unfinished(self.demo.site.store / "journal", "kvm1"):
                 time.sleep(0.05)
             elif self.demo.lab.web1.run("true", check=False, timeout_s=30).returncode == 0:
                 self.seen.append(time.time())
