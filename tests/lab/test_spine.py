@@ -195,37 +195,6 @@ def test_kvm_host_backup_holds_the_vm_definition(world: Demo, nights: Nights) ->
     assert world.lab.kvm1.virsh("domuuid", "web1").strip() in text
 
 
-def test_night_is_read_from_lvm_snapshots_that_are_gone_afterwards(world: Demo, nights: Nights, tmp_path: Path) -> None:
-    """Root is ext4 and /var XFS on LVM, /boot a partition. One snapshot is a crashed run's, one somebody else's."""
-    declared = world.site.declaration()
-    clients: Any = declared["clients"]
-    clients["web1"]["snapshot"] = "auto"
-    inventory = tmp_path / "inventory.yaml"
-    inventory.write_text(yaml.safe_dump(declared))
-    night = world.site.store / "overnight/web1"
-    inode = (night / "data/etc/hostname").stat().st_ino
-    taking = "lvcreate --quiet --snapshot --addtag gbs --extents 2 --name"
-    world.lab.web1.run(f"{taking} gbs-20260101T000000Z-0 vg0/root && {taking} keep vg0/var")
-    try:
-        done = gbs(world, "run", "overnight", "--client", "web1", "--json", inventory=inventory)
-        left = world.lab.web1.run(
-            "lvs --noheadings -o lv_name; findmnt -n -l -o TARGET | grep gbs-snapshot", check=False
-        )
-    finally:
-        world.lab.web1.run("lvremove --quiet --yes vg0/keep")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert set(left.stdout.decode().split()) == {"root", "var", "keep"}
-    manifest = json.loads((night / "manifest.json").read_text())
-    sources = {source["place"]: source for source in manifest["sources"]}
-    assert {place: source["kind"] for place, source in sources.items()} == {"/": "lvm", "/boot": "live", "/var": "lvm"}
-    assert sources["/boot"]["reason"] == "ext4 on /dev/vda2 is not on LVM"
-    assert all(manifest["started"] < sources[place]["instant"] < manifest["ended"] for place in ("/", "/var"))
-    sha256sum_check(night)
-    assert (night / "data/etc/hostname").stat().st_ino == inode, "what did not change must be a link to last night's"
-    for pattern in ("boot/vmlinuz-*", "var/lib/dpkg/status", "srv/data/night"):
-        assert list((night / "data").glob(pattern)), pattern
-
-
 def test_recovery_of_a_vm_that_runs_is_refused_in_one_line(world: Demo, nights: Nights) -> None:
     done = gbs(world, "recover", "vm", "web1")
     assert done.returncode == 1
@@ -429,11 +398,54 @@ def test_increment_of_the_backup_api_holds_what_was_written_last(world: Demo, ni
     assert _read_in_root(world, folder / "vda.raw", "/srv/increment") == "2\n"
 
 
-def test_recovery_by_a_worker_brings_back_the_last_night(world: Demo, nights: Nights) -> None:
-    change(world.lab, 2)
-    night = gbs(world, "run", "nightly")
-    assert night.returncode == 0, night.stderr[-3000:]
-    before, uuid = inventory_of(world.lab), world.lab.kvm1.virsh("domuuid", "web1").strip()
+class SnapshotNight:
+    """The last night, read from LVM snapshots; one is there already, a crashed run's, and one somebody else's."""
+
+    def __init__(self, demo: Demo, folder: Path) -> None:
+        change(demo.lab, 2)
+        declared = demo.site.declaration()
+        clients: Any = declared["clients"]
+        clients["web1"]["snapshot"] = "auto"
+        inventory = folder / "inventory.yaml"
+        inventory.write_text(yaml.safe_dump(declared))
+        night = demo.site.store / "overnight/web1"
+        self.unchanged = night / "data/etc/hostname"
+        self.inode = self.unchanged.stat().st_ino
+        taking = "lvcreate --quiet --snapshot --addtag gbs --extents 2 --name"
+        demo.lab.web1.run(f"{taking} gbs-20260101T000000Z-0 vg0/root && {taking} keep vg0/var")
+        try:
+            self.run = gbs(demo, "run", "nightly", "--json", inventory=inventory)
+            look = "lvs --noheadings -o lv_name; findmnt -n -l -o TARGET | grep gbs-snapshot"
+            self.left = demo.lab.web1.run(look, check=False).stdout.decode().split()
+        finally:
+            demo.lab.web1.run("lvremove --quiet --yes vg0/keep")
+        self.listing = inventory_of(demo.lab)
+
+
+@pytest.fixture(scope="module")
+def last_night(world: Demo, nights: Nights, tmp_path_factory: pytest.TempPathFactory) -> SnapshotNight:
+    """The night that the recovery brings back."""
+    return SnapshotNight(world, tmp_path_factory.mktemp("snapshot"))
+
+
+def test_night_is_read_from_lvm_snapshots_that_are_gone_afterwards(world: Demo, last_night: SnapshotNight) -> None:
+    """Root is ext4 and /var XFS on LVM, /boot a partition."""
+    assert last_night.run.returncode == 0, last_night.run.stderr[-3000:]
+    assert set(last_night.left) == {"root", "var", "keep"}
+    night = world.site.store / "overnight/web1"
+    manifest = json.loads((night / "manifest.json").read_text())
+    sources = {source["place"]: source for source in manifest["sources"]}
+    assert {place: source["kind"] for place, source in sources.items()} == {"/": "lvm", "/boot": "live", "/var": "lvm"}
+    assert sources["/boot"]["reason"] == "ext4 on /dev/vda2 is not on LVM"
+    assert all(manifest["started"] < sources[place]["instant"] < manifest["ended"] for place in ("/", "/var"))
+    sha256sum_check(night)
+    assert last_night.unchanged.stat().st_ino == last_night.inode, "what did not change must be a link to last night's"
+    for pattern in ("boot/vmlinuz-*", "var/lib/dpkg/status", "srv/data/night"):
+        assert list((night / "data").glob(pattern)), pattern
+
+
+def test_recovery_by_a_worker_brings_back_the_last_night(world: Demo, last_night: SnapshotNight) -> None:
+    uuid = world.lab.kvm1.virsh("domuuid", "web1").strip()
     world.disaster()
     assert "web1" not in world.lab.kvm1.virsh("list", "--all", "--name")
     run = _start_deployment(world, "recover-vm/recover-vm", {"vm": "web1"})
@@ -441,7 +453,7 @@ def test_recovery_by_a_worker_brings_back_the_last_night(world: Demo, nights: Ni
     assert newest["parent"], "the VM boots from an increment"
     state = _wait_for_run(world, run)
     assert state["type"] == "COMPLETED", state
-    assert inventory_of(world.lab) == before
+    assert inventory_of(world.lab) == last_night.listing
     assert world.lab.kvm1.virsh("domuuid", "web1").strip() == uuid
     require_settled(world)
 

@@ -1,18 +1,17 @@
 """A process that opens a window, copies and closes it, and dies by SIGKILL at the journal record that it is told.
 
-`python -m tests.lab.window_child <JSON of ChildTask>`. It reaches the lab's host without ssh (through the namespaces of
-its process 1), so that the many crash tests are quick.
+It reaches the lab's host without ssh (through the namespaces of its process 1) and is forked from a server that has
+imported everything, so that the many crash tests are quick.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import multiprocessing
 import os
 import shlex
 import signal
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,8 @@ from tests.lab.kvm_host import KvmHost
 from tests.lab.process import ProcessRecord
 
 MIN_FREE_BYTES = 1 << 20
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([__name__])
 
 
 @dataclasses.dataclass
@@ -106,16 +107,24 @@ def reach(pid: int) -> Iterator[tuple[Host, NamespaceShell]]:
         yield host, NamespaceShell(pid)
 
 
-def run_child(task: ChildTask) -> subprocess.CompletedProcess[str]:
-    """Run a task in a process of its own to its end; a negative return code is the signal that ended it."""
-    return subprocess.run(
-        [sys.executable, "-m", "tests.lab.window_child", json.dumps(dataclasses.asdict(task))],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
+@dataclasses.dataclass
+class Ended:
+    """How a process ended; a negative return code is the signal that ended it."""
+
+    returncode: int | None
+    stderr: str
+
+
+def run_child(task: ChildTask) -> Ended:
+    """Run a task in a process of its own to its end."""
+    with tempfile.NamedTemporaryFile() as stderr:
+        child = _processes.Process(target=perform, args=(task, stderr.name))
+        child.start()
+        child.join(120)
+        if child.is_alive():
+            child.kill()
+            raise TimeoutError(f"{task.verb} of {task.vm} did not end")
+        return Ended(child.exitcode, stderr.read().decode(errors="replace"))
 
 
 def kill(task: ChildTask, shell: NamespaceShell) -> None:
@@ -129,8 +138,9 @@ def kill(task: ChildTask, shell: NamespaceShell) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def perform(task: ChildTask) -> None:
+def perform(task: ChildTask, stderr: str) -> None:
     """Do the task in this process."""
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
     with reach(task.host_pid) as (host, shell):
         journal = MortalJournal(Path(task.journal))
         journal.kill_at = tuple(task.kill_at) if task.kill_at else None  # type: ignore[assignment]
@@ -153,7 +163,3 @@ def perform(task: ChildTask) -> None:
             with journal.step(Step.COPY, disk.target):
                 shell.run(["cp", "--sparse=always", disk.base, f"{disk.base}.copy"], deadline_s=60)
         close_window(host, shell, journal)
-
-
-if __name__ == "__main__":
-    perform(ChildTask(**json.loads(sys.argv[1])))
