@@ -83,12 +83,11 @@ def prefect_api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     argv = [sys.executable, "-m", "uvicorn", "--factory", application, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [*argv, "--log-level", "error", "--lifespan", "on"],
+            [*process.DYING_WITH_PARENT, *argv, "--log-level", "error", "--lifespan", "on"],
             env={**_clean_environment(), **_server_settings(scratch / "server", database)},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C ends the tests first, then the server
-            preexec_fn=process.die_with_parent,  # noqa: PLW1509 - it calls prctl(2) and nothing that takes a lock
         )
     try:
         from prefect.context import refresh_global_settings_context  # 2 s, while the server starts
