@@ -38,7 +38,8 @@ _LEFT_OUT = (
     "/usr/bin/mariadb-show", "/usr/bin/mariadb-tzinfo-to-sql", "/usr/bin/mariadb-waitpid", "/usr/bin/innochecksum",
     "/usr/bin/perror", "/usr/bin/replace", "/usr/bin/resolveip", "/usr/bin/resolve_stack_dump",
     "/usr/lib/x86_64-linux-gnu/perl/*/CORE/*", "/usr/lib/x86_64-linux-gnu/perl/*/auto/Encode/[CJKT]*",
-    "/usr/share/perl/*/Unicode/Collate/*",
+    "/usr/share/perl/*/Unicode/Collate/*", "/usr/share/zoneinfo/right/*", "/usr/share/bash-completion/completions/*",
+    "/usr/share/lintian/*", "/usr/share/postgresql-common/t/*",
 )  # fmt: skip
 
 

@@ -22,3 +22,8 @@ chroot "$root" systemctl --quiet mask \
     lvm2-monitor.service blk-availability.service getty@tty1.service systemd-logind.service remote-fs.target \
     systemd-binfmt.service proc-sys-fs-binfmt_misc.automount dev-hugepages.mount dev-mqueue.mount \
     sys-kernel-debug.mount sys-kernel-tracing.mount
+
+# Debian's wrappers of these start perl for each call, a second of an emulated processor.
+for program in dropdb pg_dump pg_dumpall pg_isready pg_restore psql; do
+    ln -s "../../lib/postgresql/15/bin/$program" "$root/usr/local/bin/$program"
+done
