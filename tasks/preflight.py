@@ -18,7 +18,7 @@ from tasks.model.names import human_bytes
 from tasks.model.platform import Platform, Transport
 from tasks.model.rsync_daemon import DaemonTarget
 
-LOCAL_TOOLS = ("rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
+LOCAL_TOOLS = ("setpriv", "rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
 HOST_TOOLS = ("virsh", "qemu-img", "mv")
 MIN_FREE_THERE_BYTES = 1 << 30
 

@@ -4,7 +4,8 @@ A child of ours never outlives us: it gets SIGKILL when the thread that started 
 PR_SET_PDEATHSIG in prctl(2)), because Prefect's own SIGKILL runs no `finally`. Nothing here ever uses a shell.
 
 setpriv, and not a function between fork and exec: so Python can use vfork, which copies no page tables. For a flow with
-many clients that is a tenth of its processor time.
+many clients that is a fifth of its processor time (docs/performance.md). A parent that dies in the millisecond before
+setpriv has asked leaves a child that goes on.
 """
 
 import contextlib
@@ -89,7 +90,7 @@ def run(
             stderr=subprocess.PIPE,
         )
     except FileNotFoundError as exc:
-        raise CommandFailed(called, 127, f"{argv[0]} is not installed") from exc
+        raise CommandFailed(called, 127, f"{exc.filename} is not installed") from exc
     except OSError as exc:
         raise CommandFailed(called, 126, f"{argv[0]} cannot be started: {exc.strerror}") from exc
     try:

@@ -123,6 +123,7 @@ def run_child(task: ChildTask) -> Ended:
         child.join(120)
         if child.is_alive():
             child.kill()
+            child.join()
             raise TimeoutError(f"{task.verb} of {task.vm} did not end")
         return Ended(child.exitcode, stderr.read().decode(errors="replace"))
 
