@@ -1,4 +1,4 @@
-"""Images as they lie: proven chunk by chunk by dd and sha256sum; the manifest of one that no flow has published."""
+"""What was published: outcomes of a run; images, proven by dd and sha256sum, and the manifest of one not by a flow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from tasks.model.image_taken import Taken
 from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest
 
 CHUNK = 4 << 20
+
+
+def outcomes(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], str]:
+    """What a run printed as JSON: client (or device) and stage → outcome."""
+    return {(row["client"], row["stage"]): row["outcome"] for row in json.loads(done.stdout)}
 
 
 def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:

@@ -25,6 +25,7 @@ from tests.lab.database_client import DatabaseClient
 from tests.lab.leftovers import LABS
 from tests.lab.namespaced import Namespaced
 from tests.lab.prefect_server import PrefectServer
+from tests.lab.published import outcomes
 from tests.lab.scripted_device import IOS, ScriptedDevice
 from tests.lab.sshd import free_port, make_key
 from tests.lab.stand_in import StandIn
@@ -108,9 +109,10 @@ class MixedSite:
         """Data on every system, and accounts with passwords."""
         db1 = self.systems["db1"]
         assert isinstance(db1, DatabaseClient)
+        for engine, database in (("postgresql", "shop"), ("mariadb", "crm"), ("redis", "all")):
+            db1.engine(engine, "start")
+            db1.engine(engine, "fill", database)
         for engine, secret in (("mariadb", "of the database account"), ("redis", "of the cache")):
-            for words in (("start",), ("fill", "crm" if engine == "mariadb" else "all")):
-                db1.engine(engine, *words)
             db1.engine(engine, "account", SECRETS[secret])
             login = db1.engine(engine, "login", SECRETS[secret])
             db1.run(["sh", "-c", f"umask 077; cat > /etc/gbs-{engine}"], input_text=login)
@@ -136,7 +138,10 @@ class MixedSite:
         clients["win1"] |= {"transport": "rsync-daemon", "daemon": daemon}
         clients["vms1"]["dump_folder"] = "/dka100/gbs"
         logins = [{"engine": engine, "login": f"/etc/gbs-{engine}"} for engine in ("mariadb", "redis")]
-        clients["db1"] = {"paths": ["/srv", "/var/backups/gbs"], "databases": logins}
+        clients["db1"] = {
+            "paths": ["/srv", "/var/backups/gbs"],
+            "databases": [{"engine": "postgresql"}, *logins],
+        }
         for name, client in clients.items():
             client |= {"address": "127.0.0.1", "port": self.systems[name].ssh_port}
         for folder in (self.store, self.permanent):
@@ -198,10 +203,9 @@ def night(mixed: MixedSite) -> Night:
 
 def test_every_client_and_the_device_are_good(night: Night) -> None:
     assert night.night.returncode == 0, night.night.stderr[-3000:]
-    found = {(row["client"], row["stage"]): row["outcome"] for row in json.loads(night.night.stdout)}
     stages = ("prepare", "overnight", "permanent")
     expected = {(client, stage): "OK" for client in ("db1", *FOLDERS) for stage in stages}
-    assert found == {**expected, ("sw1", "device"): "OK"}
+    assert outcomes(night.night) == {**expected, ("sw1", "device"): "OK"}
 
 
 def test_files_came_as_they_are(mixed: MixedSite, night: Night) -> None:
@@ -251,3 +255,20 @@ def test_configuration_is_kept_whole_for_root_only(mixed: MixedSite, night: Nigh
     whole = [path for path in kept if SECRET_LINE.encode() in path.read_bytes()]
     assert whole
     assert {path.stat().st_mode & 0o777 for path in whole} == {0o600}
+
+
+def test_postgresql_down_is_partial_and_the_rest_goes_on(mixed: MixedSite, night: Night) -> None:
+    db1 = mixed.systems["db1"]
+    assert isinstance(db1, DatabaseClient)
+    db1.engine("postgresql", "end")
+    done = mixed.gbs("run", "nightly", "--client", "db1", "--json")
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert outcomes(done) == {
+        ("db1", "prepare"): "PARTIAL",
+        ("db1", "overnight"): "PARTIAL",
+        ("db1", "permanent"): "OK",
+    }
+    manifest = json.loads((mixed.permanent / "db1/daily.0/manifest.json").read_text())
+    assert {dump["engine"] for dump in manifest["dumps"]} == {"mariadb", "redis"}
+    assert manifest["outcome"] == "PARTIAL"
+    assert (mixed.permanent / "db1/daily.0/data/srv/files/one").read_text() == "kept\n"

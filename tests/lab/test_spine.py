@@ -29,7 +29,7 @@ from tests.lab import first_night
 from tests.lab.data import change, inventory_of
 from tests.lab.demo import Demo
 from tests.lab.mixed_guest import MixedGuest
-from tests.lab.published import assert_listed_chunks
+from tests.lab.published import assert_listed_chunks, outcomes
 from tests.lab.tiny_guest import last_record
 
 pytestmark = pytest.mark.timeout(1800)
@@ -108,11 +108,6 @@ def images_of(demo: Demo) -> dict[str, dict[str, Any]]:
     """The manifests of web1's images, by folder."""
     found = sorted(demo.site.store.glob("images/kvm1/web1/*/manifest.json"))
     return {str(path.parent): json.loads(path.read_text()) for path in found}
-
-
-def outcomes(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], str]:
-    """What a run printed as JSON: client and stage → outcome."""
-    return {(row["client"], row["stage"]): row["outcome"] for row in json.loads(done.stdout)}
 
 
 def sources(demo: Demo) -> list[str]:
@@ -232,21 +227,6 @@ def test_wrong_host_key_is_refused_and_nothing_is_sent(world: Demo, tmp_path: Pa
     assert done.returncode == 1
     assert "its host key has changed" in done.stderr
     assert world.lab.web1.run("ls -l --time-style=full-iso /var/backups/gbs 2>&1", check=False).stdout == before
-
-
-def test_postgresql_down_is_partial_and_the_rest_goes_on(world: Demo, nights: Nights) -> None:
-    world.lab.web1.run("systemctl stop postgresql@15-main")
-    try:
-        done = gbs(world, "run", "nightly", "--client", "web1", "--json")
-    finally:
-        world.lab.web1.run("systemctl start postgresql@15-main")
-    assert done.returncode == 3, done.stderr[-3000:]
-    found = outcomes(done)
-    assert (found["web1", "prepare"], found["web1", "overnight"]) == ("PARTIAL", "PARTIAL")
-    assert found["web1", "permanent"] == "OK"
-    manifest = json.loads((world.site.permanent / "web1/daily.0/manifest.json").read_text())
-    assert {dump["engine"] for dump in manifest["dumps"]} == {"mariadb"}
-    assert manifest["outcome"] == "PARTIAL"
 
 
 @contextmanager
