@@ -10,11 +10,13 @@ off at the power button; the guest that only runs does not.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import struct
 import subprocess
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
@@ -194,13 +196,28 @@ class TinyGuest:
             time.sleep(0.1)
         return last
 
-    def node(self, target: str) -> str:
-        """How the running QEMU calls the block node of a disk."""
+    def change(self, target: str, commands: Sequence[str]) -> None:
+        """Let QEMU itself change a disk of the running guest: qemu-io's `write -P BYTE PLACE LENGTH`, `discard ...`.
+
+        QEMU does not say how it went: the last write is read back from the image; LabError when it is not there.
+        """
         live = ET.fromstring(self.host.virsh("dumpxml", self.name))
-        source = live.find(f"devices/disk/target[@dev='{target}']/../source")
-        if source is None:
-            raise LabError(f"{self.name} has no disk {target}")
-        return f"libvirt-{source.get('index')}-format"
+        alias = live.find(f"devices/disk/target[@dev='{target}']/../alias")
+        if alias is None:
+            raise LabError(f"{self.name} has no disk {target} that runs")
+        backend = f"/machine/peripheral/{alias.get('name')}/virtio-backend"
+        words = ["qemu-monitor-command", "--hmp", self.name]
+        said = self.host.virsh(
+            ";".join(shlex.join([*words, f'qemu-io -d {backend} "{command}"']) for command in commands)
+        )
+        if said.strip():
+            raise LabError(f"qemu-io on {target} of {self.name}: {said.strip()}")
+        for write in [command for command in commands if command.startswith("write ")][-1:]:
+            image = next(disk for disk in self.disks if disk.target == target)
+            argv = ["qemu-io", "-r", "-U", "-f", image.format, "-c", write.replace("write", "read", 1)]
+            done = subprocess.run([*argv, str(self.outside(image.path))], capture_output=True, text=True, check=False)
+            if done.returncode != 0 or "failed" in done.stdout:
+                raise LabError(f"{write} on {target} of {self.name} is not in its image: {done.stdout}{done.stderr}")
 
     def kill_qemu(self) -> None:
         """SIGKILL its QEMU; returns when libvirt has noticed."""
