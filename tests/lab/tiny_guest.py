@@ -207,9 +207,8 @@ class TinyGuest:
             raise LabError(f"{self.name} has no disk {target} that runs")
         backend = f"/machine/peripheral/{alias.get('name')}/virtio-backend"
         words = ["qemu-monitor-command", "--hmp", self.name]
-        said = self.host.virsh(
-            ";".join(shlex.join([*words, f'qemu-io -d {backend} "{command}"']) for command in commands)
-        )
+        lines = [shlex.join([*words, f'qemu-io -d {backend} "{command}"']) for command in (*commands, "flush")]
+        said = self.host.virsh(";".join(lines))
         if said.strip():
             raise LabError(f"qemu-io on {target} of {self.name}: {said.strip()}")
         for write in [command for command in commands if command.startswith("write ")][-1:]:
