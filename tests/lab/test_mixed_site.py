@@ -158,7 +158,7 @@ class MixedSite:
             "logins": {"default": login},
             "devices": {"sw1": {"address": "127.0.0.1", "port": self.switch.port, "type": "cisco_ios"}},
         }
-        (self.folder / "inventory.yaml").write_text(yaml.safe_dump(declared))
+        self.inventory.write_text(yaml.safe_dump(declared))
 
     def secret(self, name: str) -> str:
         """A file that holds the secret, for root only."""
@@ -167,9 +167,14 @@ class MixedSite:
         path.chmod(0o600)
         return str(path)
 
-    def gbs(self, *words: str) -> subprocess.CompletedProcess[str]:
+    @property
+    def inventory(self) -> Path:
+        """What protects them."""
+        return self.folder / "inventory.yaml"
+
+    def gbs(self, *words: str, inventory: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run gbs as an operator does."""
-        environment = {**self.server.environment, "GBS_INVENTORY": str(self.folder / "inventory.yaml")}
+        environment = {**self.server.environment, "GBS_INVENTORY": str(inventory or self.inventory)}
         argv = [str(BIN / "gbs"), *words]
         return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
@@ -272,3 +277,20 @@ def test_postgresql_down_is_partial_and_the_rest_goes_on(mixed: MixedSite, night
     assert {dump["engine"] for dump in manifest["dumps"]} == {"mariadb", "redis"}
     assert manifest["outcome"] == "PARTIAL"
     assert (mixed.permanent / "db1/daily.0/data/srv/files/one").read_text() == "kept\n"
+
+
+def test_wrong_host_key_is_refused_and_nothing_is_sent(mixed: MixedSite, night: Night, tmp_path: Path) -> None:
+    db1, wrong, inventory = mixed.systems["db1"], tmp_path / "known_hosts", tmp_path / "inventory.yaml"
+    key_of_another = mixed.systems["hp1"].known_hosts_line.split(" ", 1)[1]
+    wrong.write_text(f"{db1.known_hosts_line.split(' ', 1)[0]} {key_of_another}\n")
+    declared = yaml.safe_load(mixed.inventory.read_text())
+    declared["identities"]["wrong"] = {**declared["identities"]["default"], "known_hosts_file": str(wrong)}
+    declared["clients"]["db1"]["identity"] = "wrong"
+    inventory.write_text(yaml.safe_dump(declared))
+    listing = ["find", "/var/backups/gbs", "-printf", "%p %i %T@ %C@\\n"]
+    before = db1.run(listing).stdout
+    assert mixed.gbs("apply", inventory=inventory).returncode == 0
+    done = mixed.gbs("run", "prepare", "--client", "db1", inventory=inventory)
+    assert done.returncode == 1
+    assert "its host key has changed" in done.stderr
+    assert db1.run(listing).stdout == before != ""

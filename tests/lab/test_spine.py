@@ -209,26 +209,6 @@ def test_unknown_name_is_one_clear_line(world: Demo, nights: Nights, words: tupl
     assert "nosuch" in line
 
 
-def test_wrong_host_key_is_refused_and_nothing_is_sent(world: Demo, tmp_path: Path) -> None:
-    lines = world.lab.known_hosts.read_text().splitlines()
-    (host, _), (guest, guest_key) = (line.split(" ", 1) for line in lines)
-    wrong = tmp_path / "known_hosts"
-    wrong.write_text(f"{host} {guest_key}\n{guest} {lines[0].split(' ', 1)[1]}\n")
-    declared = world.site.declaration()
-    identities: Any = declared["identities"]
-    identities["wrong"] = {**identities["default"], "known_hosts_file": str(wrong)}
-    clients: Any = declared["clients"]
-    clients["web1"]["identity"] = "wrong"
-    inventory = tmp_path / "inventory.yaml"
-    inventory.write_text(yaml.safe_dump(declared))
-    before = world.lab.web1.run("ls -l --time-style=full-iso /var/backups/gbs 2>&1", check=False).stdout
-    assert gbs(world, "apply", inventory=inventory).returncode == 0
-    done = gbs(world, "run", "prepare", "--client", "web1", inventory=inventory)
-    assert done.returncode == 1
-    assert "its host key has changed" in done.stderr
-    assert world.lab.web1.run("ls -l --time-style=full-iso /var/backups/gbs 2>&1", check=False).stdout == before
-
-
 @contextmanager
 def _hidden(path: Path) -> Iterator[None]:
     aside = path.with_name("aside")
