@@ -16,9 +16,10 @@ from datetime import datetime
 from tests.bench import run
 from tests.bench.gauges import timed
 from tests.lab.demo import Demo
+from tests.lab.process import LabError
 
 DUMPS = (
-    "umask 077; mkdir -p /var/tmp/bench; cd /var/tmp/bench;"
+    "set -e; umask 077; mkdir -p /var/tmp/bench; cd /var/tmp/bench;"
     " for d in postgres shop; do runuser -u postgres -- pg_dump -Fc $d >$d.dump; pg_restore -f /dev/null $d.dump; done;"
     " runuser -u postgres -- pg_dumpall --globals-only >globals.sql;"
     " mariadb-dump --single-transaction --routines --events --triggers --databases crm >crm.sql;"
@@ -86,6 +87,9 @@ def night_by_gbs(demo: Demo) -> dict[str, float]:
     demo.gbs("gbs", "run", "nightly", capture=True)
     newest = max(demo.site.store.glob("reports/nightly-*.json"), key=lambda path: path.stat().st_mtime)
     results = json.loads(newest.read_text())["results"]
+    bad = [f"{row['client']} {row['stage']}" for row in results if row["outcome"] not in ("OK", "SKIPPED")]
+    if bad:
+        raise LabError(f"not everything went well: {', '.join(bad)}")
     moments = [(datetime.fromisoformat(row["started"]), datetime.fromisoformat(row["ended"])) for row in results]
     stages: dict[str, float] = {}
     for row, (began, ended) in zip(results, moments, strict=True):

@@ -17,7 +17,7 @@ import os
 import shlex
 import statistics
 import subprocess
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.model.outcome import Outcome, StageResult
@@ -49,8 +49,11 @@ class Night:
 
 def by_gbs(fleet: Fleet) -> Night:
     """One nightly of all that is declared."""
+    started = datetime.now(UTC)
     memory = memory_of(fleet.begin("run", "nightly"))
     results = fleet.report("nightly")
+    if not results or min(result.started for result in results) < started:
+        raise LabError(f"the night left no report; see {fleet.directory}/gbs.log")
     return Night(_until(results, results), memory, results, shown(fleet.server))
 
 
@@ -70,10 +73,8 @@ def by_hand(fleet: Fleet, what: str, clients: list[str], port: int) -> float:
     return timed(lambda: subprocess.run(argv, check=True))
 
 
-def _require_good(night: Night) -> None:
-    bad = [
-        f"{row.client} {row.stage}: {'; '.join(row.reasons)}" for row in night.results if row.outcome is not Outcome.OK
-    ]
+def _require_good(results: tuple[StageResult, ...]) -> None:
+    bad = [f"{row.client} {row.stage}: {'; '.join(row.reasons)}" for row in results if row.outcome is not Outcome.OK]
     if bad:
         raise LabError(f"{len(bad)} stages did not go well: {bad[0]}")
 
@@ -96,7 +97,7 @@ def many(count: int, looped: int, rounds: int) -> None:
             with phase(title):
                 subprocess.run(["sync"], check=True)
                 ours = by_gbs(fleet)
-                _require_good(ours)
+                _require_good(ours.results)
                 peers = {
                     what: by_hand(fleet, what, clients[:looped], port) * count / looped
                     for what in ("rsnapshot", "same-work")
@@ -129,13 +130,16 @@ def two_bad(rounds: int) -> None:
         for number in range(rounds):
             with phase(f"round {number + 1} of {rounds}"):
                 fleet.declare(dict.fromkeys(good, near))
-                took["alone"].append(by_gbs(fleet).seconds)
+                alone = by_gbs(fleet)
+                _require_good(alone.results)
+                took["alone"].append(alone.seconds)
                 # The two come first: they have their turns while the others wait for one.
                 fleet.declare({"dead": nobody, "crawling": far} | dict.fromkeys(good, near))
                 results = by_gbs(fleet).results
                 for name in ("crawling", "dead"):
                     took[name].append(_until(results, tuple(row for row in results if row.client == name)))
                 of_good = tuple(row for row in results if row.client in good)
+                _require_good(of_good)
                 took["beside the two"].append(_until(results, of_good))
             say(", ".join(f"{name}: {seconds[-1]:.1f} s" for name, seconds in took.items()))
     print(f"\nTen good clients, medians of {rounds} rounds in turn, seconds from the start of the night")

@@ -114,6 +114,8 @@ class Bench:
             image_id = f"bench-{self.count}"
             order = Order(host, shell, self.target, journal, uuid, image_id, folder, WISHES, parent=parent)
             taken = backup_api.take(order)
+            if (parent is None) != (taken.parent is None):
+                raise LabError(f"not what was to be measured: {taken.disks[0].increment}")
             return Parent(folder, manifest_of(taken, folder, uuid))
 
     def nbdcopy(self) -> None:

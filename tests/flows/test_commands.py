@@ -173,6 +173,7 @@ def test_apply_again_unchanged_then_lists_what_changed(site: FakeSite, run) -> N
 def test_flow_parameters_and_blocks_hold_no_secret(site: FakeSite, run) -> None:
     secret = "-----BEGIN OPENSSH PRIVATE KEY-----"
     (site.root / "key").write_text(secret)
+    assert run("apply").code == 0
     run("run", "nightly", "--client", "db1")
     with get_client(sync_client=True) as client:
         newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=5)

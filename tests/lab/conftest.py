@@ -84,7 +84,7 @@ def guests(kvm_host: KvmHost) -> Iterator[Guests]:
     yield make
     for guest in made:
         kvm_host.run(["virsh", "-q", "destroy", guest.name], check=False)
-        kvm_host.run(["virsh", "-q", "undefine", guest.name, "--managed-save"], check=False)
+        kvm_host.run(["virsh", "-q", "undefine", guest.name, "--managed-save", "--checkpoints-metadata"], check=False)
         for path in guest.host.images.glob(f"{guest.name}-*"):
             path.unlink()
 

@@ -48,11 +48,12 @@ JUNOS = Dialect(
 
 
 class _Server(paramiko.ServerInterface):
-    def __init__(self, user: str, password: str) -> None:
-        self._login = user, password
+    def __init__(self, user: str, password: str, logins: list[str]) -> None:
+        self._login, self._logins = (user, password), logins
         self.shell = threading.Event()
 
     def check_auth_password(self, username: str, password: str) -> int:
+        self._logins.append(username)
         return AUTH_SUCCESSFUL if (username, password) == self._login else AUTH_FAILED
 
     def get_allowed_auths(self, username: str) -> str:
@@ -71,11 +72,15 @@ class _Server(paramiko.ServerInterface):
 
 @dataclass
 class ScriptedDevice:
-    """A device on a loopback port; `dialect` may be changed while it runs. `asked` are the lines that came."""
+    """A device on a loopback port; `dialect` may be changed while it runs.
+
+    `logins` are the users who sent a password, `asked` the lines that came.
+    """
 
     dialect: Dialect
     user: str = "backup"
     password: str = "b4ckup-pass"
+    logins: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
     def start(self) -> None:
@@ -106,7 +111,7 @@ class ScriptedDevice:
     def _serve(self, connection: socket.socket) -> None:
         transport = paramiko.Transport(connection)
         transport.add_server_key(self._key)
-        server = _Server(self.user, self.password)
+        server = _Server(self.user, self.password, self.logins)
         try:
             transport.start_server(server=server)
             channel = transport.accept(20)

@@ -295,10 +295,13 @@ def test_copy_that_fails_leaves_no_job_and_no_checkpoint(images: Images, monkeyp
 
 
 def test_only_changes_travel(images: Images) -> None:
-    images.take()
+    images.guest.change("vda", ["write -P 7 20M 12M"])
+    _, full = images.take()
     _, taken = images.take()
+    assert {disk.increment for disk in taken.disks} == {"its changes since image image-1"}
     journal_lines = [json.loads(line) for line in images.journal.done_path.read_text().splitlines()]
     assert "BACKUP" in {line["step"] for line in journal_lines}
+    assert full.bytes_moved > 12 << 20
     assert 0 < taken.bytes_moved < 8 << 20
 
 

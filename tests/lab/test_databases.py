@@ -46,6 +46,7 @@ CASES = (
 )
 BY_NAME = {case.engine: case for case in CASES}
 SERVERS = [case for case in CASES if case.engine != "sqlite"]
+CLIENT_PROGRAMS = {"postgresql": "psql", "mariadb": "mariadb", "redis": "redis-cli"}
 WITH_LOGIN = [BY_NAME["postgresql"], BY_NAME["mariadb"], BY_NAME["redis"]]
 
 
@@ -165,13 +166,16 @@ def test_full_disk_of_the_client_keeps_the_old_dump(client: Client, case: Case) 
         client.run(
             "truncate -s 4M /small.img; mkfs.ext4 -q -m 0 /small.img; mkdir -p /small; mount -o loop /small.img /small;"
             ' cp -a "$1"/. /small; mount --bind /small "$1";'
-            " dd if=/dev/zero of=/small/ballast bs=4k 2>/dev/null || true",
+            " dd if=/dev/zero of=/small/room bs=4k count=4 2>/dev/null;"
+            " dd if=/dev/zero of=/small/ballast bs=4k 2>/dev/null || true; rm /small/room",
             folder,
         )
+        assert before.size_bytes > 16 << 10, "it would fit"
         with pytest.raises(DumpFailed, match=r"the dump may need"):
             client.dump(case, size_bytes=1 << 40)
-        with pytest.raises(DumpFailed, match=case.engine):
+        with pytest.raises(DumpFailed, match=case.engine) as full:
             client.dump(case)
+        assert "may need" not in str(full.value), "it was not begun"
         assert content(client, before) == before.sha256
     finally:
         client.run('umount "$1" /small || true; rm /small.img', folder)
@@ -183,13 +187,16 @@ def test_login_file_is_used_and_its_secret_is_seen_nowhere(client: Client, case:
     client.system.engine(case.engine, "account", SECRET)
     server = dataclasses.replace(case.server, login="/etc/gbs-login")
     client.log_in_as(case, SECRET)
-    client.instead_of(
-        case.tool, '{ tr "\\0" "\\n" < /proc/$$/environ; printf "%s\\n" "$@"; } >> /seen; exec "$real" "$@"'
-    )
+    client.run("rm -f /seen")
+    for tool in {case.tool, CLIENT_PROGRAMS[case.engine]}:
+        look = 'tr "\\0" "\\n" < /proc/$$/environ; printf "%s\\n" "$0" "$@"'
+        client.instead_of(tool, f'{{ {look}; }} >> /seen; exec "$real" "$@"')
     assert databases.is_ready(client.shell, server)
     assert set(case.names) <= set(databases.list_databases(client.shell, server))
     assert client.dump(case, server=server).size_bytes > 0
-    assert SECRET not in client.run("cat /seen")
+    seen = client.run("cat /seen")
+    assert all(f"/{tool}\n" in seen for tool in (case.tool, CLIENT_PROGRAMS[case.engine]))
+    assert SECRET not in seen
     client.log_in_as(case, "wrong")
     assert not databases.is_ready(client.shell, server)
     with pytest.raises(DumpFailed) as refused:

@@ -75,7 +75,7 @@ def test_unknown_and_changed_host_keys_are_refused_before_the_login(lab: Lab, ki
         known.write_text(content)
         with pytest.raises(AccessDenied, match="host key is unknown or has changed"):
             lab.fetch()
-    assert lab.server.asked == []
+    assert (lab.server.logins, lab.server.asked) == ([], [])
 
 
 @KINDS

@@ -251,8 +251,9 @@ def test_no_secret_is_in_what_is_said_logged_kept_by_prefect_or_seen_of_processe
     # What is looked through is what it is taken for.
     assert b"--password-file=" in places["processes"]
     assert b"mariadb-dump" in places["processes"]
-    assert any(b"SQLite format 3" in content for content in places.values())
-    assert any(b"switchport access vlan 8" in content for content in places.values()), "the artifact of the change"
+    of_prefect = [content for place, content in places.items() if place.startswith(str(mixed.server.directory))]
+    assert any(b"SQLite format 3" in content for content in of_prefect)
+    assert any(b"switchport access vlan 8" in content for content in of_prefect), "the artifact of the change"
 
 
 def test_configuration_is_kept_whole_for_root_only(mixed: MixedSite, night: Night) -> None:

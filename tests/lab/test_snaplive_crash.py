@@ -17,7 +17,7 @@ from tasks.model.window_decision import Action
 from tests.lab.kvm_host import KvmHost
 from tests.lab.sshd import make_key
 from tests.lab.tiny_guest import TinyGuest, last_record
-from tests.lab.window_child import ChildTask, host_pid, reach, run_child
+from tests.lab.window_child import WRITTEN, ChildTask, host_pid, reach, run_child
 
 # What a window of two disks writes, in order.
 EXPECTED = [
@@ -134,6 +134,11 @@ def counters(guest: TinyGuest) -> list[int]:
     return [last_record(guest.outside(disk.path), disk.format) for disk in guest.disks]
 
 
+def written_at_death(journal: Journal) -> int:
+    """The last record that the guest had written, in an overlay or not, when its QEMU was dead."""
+    return int(Path(f"{journal.path}{WRITTEN}").read_text())
+
+
 def assert_nothing_lost(guest: TinyGuest, before: int) -> None:
     """A guest that is off has on both disks what it had written, of one instant; it starts and goes on."""
     assert guest.host.virsh("domstate", guest.name).strip() == "shut off"
@@ -149,17 +154,17 @@ def assert_nothing_lost(guest: TinyGuest, before: int) -> None:
 def test_window_in_which_libvirtd_or_qemu_dies_is_reconciled(
     guest: TinyGuest, journal: Journal, victim: str, at: tuple[str, str, str]
 ) -> None:
-    before = counters(guest)[0]
-    done = run_child(task(guest, journal, kill_at=(*at, "after"), victim=victim))
+    done = run_child(task(guest, journal, kill_at=(*at, "after"), victim=victim, folder=str(guest.host.images)))
     assert done.returncode in (0, 1), done.stderr
     if victim == "libvirtd":
+        assert guest.host.run(["virsh", "version"], check=False).returncode != 0, "libvirtd was not killed"
         guest.host.restart_libvirtd()
     with reach(host_pid(guest.host)) as (host, shell):
         outcomes = reconcile(host, shell, journal)
     assert [outcome for outcome in outcomes if not outcome.settled] == []
     assert journal.open_window() is None
     if victim == "qemu":
-        assert_nothing_lost(guest, before)
+        assert_nothing_lost(guest, written_at_death(journal))
     else:
         assert_on_base_and_running(guest)
     sweep(guest)
@@ -215,13 +220,13 @@ def doomed(lab_folder: Path) -> Iterator[TinyGuest]:
 def test_host_that_loses_its_power_in_the_window_is_brought_back(
     doomed: TinyGuest, journal: Journal, at: tuple[str, str, str]
 ) -> None:
-    before = counters(doomed)[0]
-    done = run_child(task(doomed, journal, kill_at=(*at, "after"), victim="everything"))
+    folder = str(doomed.host.images)
+    done = run_child(task(doomed, journal, kill_at=(*at, "after"), victim="everything", folder=folder))
     assert done.returncode == -9, done.stderr
     doomed.host.stop()
     doomed.host.start()
     with reach(host_pid(doomed.host)) as (host, shell):
         assert all(outcome.settled for outcome in reconcile(host, shell, journal))
     assert journal.open_window() is None
-    assert_nothing_lost(doomed, before)
+    assert_nothing_lost(doomed, written_at_death(journal))
     sweep(doomed)

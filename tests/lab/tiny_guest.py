@@ -10,6 +10,7 @@ off at the power button; the guest that only runs does not.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import struct
 import subprocess
@@ -117,8 +118,8 @@ def make_disk(path: Path, image_format: str, size_bytes: int, *, writes: bool) -
         subprocess.run(argv, check=True)
 
 
-def last_record(image: Path, image_format: str) -> int:
-    """The last record in the log of a disk image; 0 for an empty log.
+def last_record(image: Path, image_format: str, over: Path | None = None) -> int:
+    """The last record in the log of a disk image (of an overlay `over` a qcow2 image); 0 for an empty log.
 
     The image may be in use. LabError when the log is not what one moment can have left: a record is missing or torn.
     """
@@ -126,8 +127,11 @@ def last_record(image: Path, image_format: str) -> int:
         raw = Path(folder, "log.raw")
         # In blocks of all that lies before the log: sector by sector it takes ten times as long. The count is from the
         # start of the input, not from what is skipped.
-        argv = ["qemu-img", "dd", "-U", "-f", image_format, "-O", "raw", f"bs={LOG_FIRST * SECTOR_BYTES}", "skip=1"]
-        argv += [f"count={1 + LOG_SECTORS // LOG_FIRST}", f"if={image}", f"of={raw}"]
+        graph = {"driver": image_format, "file": {"driver": "file", "filename": str(image)}}
+        if over is not None:
+            graph["backing"] = {"driver": "qcow2", "file": {"driver": "file", "filename": str(over)}}
+        argv = ["qemu-img", "dd", "-U", "-O", "raw", f"bs={LOG_FIRST * SECTOR_BYTES}", "skip=1"]
+        argv += [f"count={1 + LOG_SECTORS // LOG_FIRST}", f"if=json:{json.dumps(graph)}", f"of={raw}"]
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
         return check_log(raw.read_bytes())
 

@@ -6,12 +6,15 @@ imported everything, so that the many crash tests are quick.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import multiprocessing
 import os
 import shlex
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +32,12 @@ from tasks.model.image_method import Wishes
 from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Phase, Step, WindowPlan
 from tests.lab.kvm_host import KvmHost
-from tests.lab.process import ProcessRecord
+from tests.lab.process import LabError, ProcessRecord
+from tests.lab.tiny_guest import last_record
 
 MIN_FREE_BYTES = 1 << 20
+WRITTEN = ".written"
+"""After the journal's path: the file with the last record at the death of QEMU."""
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload([__name__])
 
@@ -129,14 +135,29 @@ def run_child(task: ChildTask) -> Ended:
 
 
 def kill(task: ChildTask, shell: NamespaceShell) -> None:
-    """SIGKILL the victim."""
+    """SIGKILL the victim; with QEMU's death, what the guest had written goes into a file beside the journal."""
+    if task.victim in ("qemu", "everything"):
+        time.sleep(0.3)  # an overlay that is new gets its first records
     pid_files = {"libvirtd": "/run/libvirtd.pid", "qemu": f"/run/libvirt/qemu/{task.vm}.pid"}
     if task.victim in pid_files:
         shell.run(["sh", "-c", 'kill -9 "$(cat "$1")"', "sh", pid_files[task.victim]], deadline_s=10)
-        return
     if task.victim == "everything":
         os.kill(task.host_pid, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.1)
+    if task.victim in ("qemu", "everything"):
+        Path(f"{task.journal}{WRITTEN}").write_text(str(last_written(Path(task.folder), task.vm)))
+    if task.victim in ("self", "everything"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def last_written(images: Path, vm: str) -> int:
+    """The last record on a guest's first disk, as its base has it or as an overlay over that base has it."""
+    base = images / f"{vm}-vda.qcow2"
+    found = [last_record(base, "qcow2")]
+    for overlay in images.glob(f"{glob.escape(base.name)}.gbs-*[0-9]"):
+        with contextlib.suppress(LabError):  # left by the guest, which wrote on in the base: it hides records of that
+            found.append(last_record(overlay, "qcow2", base))
+    return max(found)
 
 
 def perform(task: ChildTask, stderr: str) -> None:

@@ -59,12 +59,9 @@ def test_secret_is_struck_out_and_the_rest_stays(line: str, secret: str) -> None
     assert shown.split()[0].split("=")[0] == line.split(maxsplit=1)[0].split("=", maxsplit=1)[0]
 
 
-@pytest.mark.parametrize(
-    "line", ["hostname sw1", "key chain core", " description password reset desk?", "ip ssh version 2"]
-)
+@pytest.mark.parametrize("line", ["hostname sw1", "key chain core", "ip ssh version 2"])
 def test_what_is_no_secret_is_left(line: str) -> None:
-    if "password" not in line:
-        assert redacted(line) == line
+    assert redacted(line) == line
 
 
 def test_change_is_shown_and_a_changed_secret_is_only_said() -> None:

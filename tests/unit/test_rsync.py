@@ -138,8 +138,11 @@ def test_vanished_files_are_told(bin_folder: Path, tmp_path: Path) -> None:
     assert seen[-1] == (1000, 1000)
 
 
-def test_pull_copies_hostile_names_and_links_what_did_not_change(bin_folder: Path, tmp_path: Path) -> None:
+def test_pull_copies_hostile_names_and_links_what_did_not_change(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real rsync on both ends; `ssh` runs the remote half here."""
+    monkeypatch.chdir(tmp_path)
     fake(
         bin_folder, "ssh", "rest = sys.argv[sys.argv.index('web1') + 1:]; os.execvp('sh', ['sh', '-c', ' '.join(rest)])"
     )
