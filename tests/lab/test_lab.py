@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,17 +14,25 @@ from tests.lab.kvm_host import KvmHost
 from tests.lab.leftovers import LABS, sweep
 from tests.lab.sshd import make_key
 from tests.lab.tiny_guest import TinyGuest, last_record
+from tests.lab.window_child import host_pid
 
 
 @pytest.fixture(name="host")
 def _host(tmp_path: Path) -> Iterator[KvmHost]:
     host = KvmHost("lab-test", tmp_path / "host", make_key(tmp_path / "id_ed25519", "lab test"))
     host.start()
+    namespace = os.readlink(f"/proc/{host_pid(host)}/ns/pid").strip("pid:[]")
+    assert namespace in _pid_namespaces()
     yield host
     host.remove()
     assert not host.running()
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text(encoding="utf-8")
-    assert str(tmp_path) not in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+    assert namespace not in _pid_namespaces(), "a process of the host lives on"
+
+
+def _pid_namespaces() -> list[str]:
+    argv = ["lsns", "--noheadings", "-t", "pid", "-o", "NS"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
 
 def test_guest_log_over_a_snapshot_and_commit_has_no_gap(host: KvmHost) -> None:

@@ -47,7 +47,9 @@ def test_dead_and_crawling_clients_others_are_in_the_permanent_store_before_eith
         _wait_until(lambda: all(path.exists() for path in kept), run)
         _wait_until(fleet.store.staging("crawling").exists, run)
         assert not fleet.store.overnight("crawling").exists()
-        assert not fleet.store.prepared("dead").exists()
+        said = (fleet.directory / "gbs.log").read_text()
+        assert "facts of dead ..." in said
+        assert "prepare of dead: " not in said, "it has ended: it was given up"
     finally:
         run.kill()
         run.wait()
