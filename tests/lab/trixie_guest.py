@@ -25,7 +25,7 @@ from tests.lab.progress import phase
 
 TESTS = (
     "test_snaplive", "test_snaplive_crash", "test_snaplive_faults", "test_methods", "test_backup_api", "test_migration",
-    "test_nbd",
+    "test_nbd", "test_uefi_guest",
 )  # fmt: skip
 SLOWER = 8
 _DISK_BYTES = 20 << 30
