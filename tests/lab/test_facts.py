@@ -116,7 +116,8 @@ def test_partition_table_rebuilt_from_the_facts_is_the_same(machine: Machine, fo
 
     parts = [device for device in found.block_devices if device.parent == "sdb" and device.type == "part"]
     script = "\n".join([f"label: {disk.partition_table}", f"label-id: {disk.table_uuid}", *map(line, parts)])
-    machine.run(f"sfdisk -q /dev/sdd <<'.'\n{script}\n.\n")
+    machine.run("udevadm settle")  # a look of udev's at the disk would be "in use"
+    machine.run(f"sfdisk -q --no-reread /dev/sdd <<'.'\n{script}\n.\npartprobe /dev/sdd; udevadm settle")
     original, rebuilt = (
         json.loads(machine.says(f"sfdisk --json /dev/{name}"))["partitiontable"] for name in ("sdb", "sdd")
     )
