@@ -12,7 +12,7 @@ from tasks.drivers.databases import data_patterns, proving
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.progress import reporting
 from tasks.drivers.rsync import OnProgress, Transferred, Wanted
-from tasks.drivers.store import discard, read_model, replace, require_space, sync_folder, write_model
+from tasks.drivers.store import discard, keeps_nanoseconds, read_model, replace, require_space, sync_folder, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
 from tasks.model.client_snapshot import SnapshotTree
@@ -108,6 +108,7 @@ def pull(client: str, tree: SnapshotTree | None = None) -> Transferred:
             link_dests=[folder for folder in (store.overnight(client) / "data", aborted / "data") if folder.exists()],
             limit_kib_s=policy.bandwidth_limit_kib_s,
             fake_super=places.fake_super(),
+            whole_seconds=not keeps_nanoseconds(staging),
         )
         moved = _bring(client, system, wanted, staging, policy.transfer_deadline_s, progress.update)
     for folder in carried:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks import places
 from tasks.drivers import permanent, rsnapshot
 from tasks.drivers.progress import reporting
-from tasks.drivers.store import Store, verify_night
+from tasks.drivers.store import Store, keeps_nanoseconds, verify_night
 from tasks.errors import NothingToRecover
 from tasks.model.inventory import Policy
 from tasks.model.names import slug
@@ -62,8 +62,14 @@ def _config(client: str, store: Store, policy: Policy) -> Path:
     lock = folder / f"{slug(client)}.pid"
     lock.unlink(missing_ok=True)
     night = store.night_of(client)
-    fake_super = night is not None and night.fake_super
     config.write_text(
-        rsnapshot.render_config(store.overnight(client), root_of(client), lock, policy.retain, fake_super=fake_super)
+        rsnapshot.render_config(
+            store.overnight(client),
+            root_of(client),
+            lock,
+            policy.retain,
+            fake_super=night is not None and night.fake_super,
+            whole_seconds=not keeps_nanoseconds(root_of(client)),
+        )
     )
     return config

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tasks.drivers import process
+from tasks.drivers.rsync import EXACT_TIMES
 from tasks.drivers.store import discard, read_model, sync_folder, verify_night
 from tasks.errors import CommandFailed, IntegrityError, StoreFull
 from tasks.model.manifest import MANIFEST, NightManifest
@@ -21,8 +22,22 @@ SYNC = ".sync"
 ROTATE_DEADLINE_S = 3600
 
 
-def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain], *, fake_super: bool = False) -> str:
-    """The configuration for one client; fields are separated by tabs, as rsnapshot requires."""
+def render_config(
+    source: Path,
+    root: Path,
+    lock: Path,
+    retain: Sequence[Retain],
+    *,
+    fake_super: bool = False,
+    whole_seconds: bool = False,
+) -> str:
+    """The configuration for one client; fields are separated by tabs, as rsnapshot requires.
+
+    The last two are as in `tasks.drivers.rsync.Wanted`.
+    """
+    options = ["--numeric-ids", "--delete", "--delete-excluded"]
+    options += [] if whole_seconds else [EXACT_TIMES]
+    options += ["--fake-super"] if fake_super else []
     rows = [
         ("config_version", "1.2"),
         ("snapshot_root", f"{root}/"),
@@ -39,7 +54,7 @@ def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain]
         # A point is renamed before it is removed: one that is half removed must not look like a backup.
         ("use_lazy_deletes", "1"),
         ("rsync_short_args", "-aHAXS"),
-        ("rsync_long_args", f"--numeric-ids --delete --delete-excluded{' --fake-super' if fake_super else ''}"),
+        ("rsync_long_args", " ".join(options)),
         ("exclude", f"/{MANIFEST}"),
         ("backup", f"{source}/", "./"),
     ]

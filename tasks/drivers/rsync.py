@@ -22,6 +22,9 @@ from tasks.model.ssh_target import SshTarget, ssh_argv
 
 CONNECT_DEADLINE_S = 15
 PARTIAL_DIR = ".gbs-rsync-partial"
+EXACT_TIMES = "--modify-window=-1"
+"""Times are compared to the nanosecond. rsync compares seconds unless told to, and takes a file that was written again
+within one, its size as before, for the old one. Where seconds are all that is kept, every file would seem changed."""
 Source = SshTarget | DaemonTarget | Path
 OnProgress = Callable[[int, int | None], None]
 STALL_S = 120
@@ -67,6 +70,8 @@ class Wanted:
     limit_kib_s: int | None = None
     fake_super: bool = False
     """Owners, modes, devices and xattrs go into an xattr, where the store cannot have them (rsync(1), --fake-super)."""
+    whole_seconds: bool = False
+    """Files of one size and one second are the same, where the store keeps no more of a time: see `EXACT_TIMES`."""
 
 
 def pull_argv(source: Source, wanted: Wanted, destination: Path) -> list[str]:
@@ -78,6 +83,7 @@ def pull_argv(source: Source, wanted: Wanted, destination: Path) -> list[str]:
     # Protected: the exclude that rsync adds for it does not keep it from --delete-excluded.
     argv += [f"--filter=protect {PARTIAL_DIR}/", f"--partial-dir={PARTIAL_DIR}"]
     argv += [f"--timeout={STALL_S}", "--no-human-readable", "--stats", "--info=progress2", "--outbuf=N"]
+    argv += [] if wanted.whole_seconds else [EXACT_TIMES]
     argv += ["--fake-super"] if wanted.fake_super else []
     argv += [f"--bwlimit={wanted.limit_kib_s}"] if wanted.limit_kib_s else []
     argv += [f"--exclude={pattern}" for pattern in wanted.exclude]

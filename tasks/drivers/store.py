@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -244,6 +245,15 @@ def verify_image(folder: Path, manifest: ImageManifest, *, percent: float = 100)
         else:
             count(file.size_bytes)
     return read
+
+
+def keeps_nanoseconds(folder: Path) -> bool:
+    """Whether the file system of `folder`, which is made, keeps the time of a file to the nanosecond."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mtime_ns = 123_456_789
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
+        return os.fstat(file.fileno()).st_mtime_ns == mtime_ns
 
 
 def require_space(folder: Path, needed_bytes: int, reserve_bytes: int) -> None:

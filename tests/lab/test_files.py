@@ -17,6 +17,7 @@ import pytest
 from tasks.drivers import rsync, ssh
 from tasks.drivers.digest import verify_listing, write_listing
 from tasks.drivers.rsync import Wanted
+from tasks.drivers.store import keeps_nanoseconds
 from tasks.errors import CommandFailed, GbsError, TransferInterrupted
 from tasks.model.ssh_target import SshTarget, ssh_argv
 from tests.lab.hostile_tree import NAMES, make_tree
@@ -116,6 +117,32 @@ def test_store_without_owners_keeps_everything_and_gives_it_back(target: SshTarg
     give = ["rsync", "-aHAXS", "--numeric-ids", "--rsync-path=rsync --fake-super", "-e", str(ssh_to_here(tmp_path))]
     subprocess.run([*give, f"here:{copied}/", f"{back}/"], check=True)
     assert looks(back) == looks(tree)
+
+
+def test_store_that_keeps_whole_seconds_links_what_did_not_change(
+    target: SshTarget, tree: Path, tmp_path: Path, seconds: Path
+) -> None:
+    """Else every night would be a whole copy: to the nanosecond, no file there is as old as the client's."""
+    assert (keeps_nanoseconds(tmp_path / "new"), keeps_nanoseconds(seconds / "new")) == (True, False)
+    first, second, third = (seconds / name for name in "123")
+    rsync.pull(target, Wanted([f"{tree}/kinds"], whole_seconds=True), first, deadline_s=60)
+    assert differences(tree / "kinds", first / str(tree / "kinds").lstrip("/")) == b""
+    inodes = subprocess.run(["find", first, "-type", "f", "-printf", r"%i\n"], capture_output=True, check=True).stdout
+    for night, whole_seconds, changed in ((second, True, 0), (third, False, len({*inodes.split()}))):
+        wanted = Wanted([f"{tree}/kinds"], whole_seconds=whole_seconds, link_dests=[first])
+        assert rsync.pull(target, wanted, night, deadline_s=60).changed == changed
+
+
+@pytest.fixture
+def seconds(tmp_path: Path) -> Iterator[Path]:
+    """A file system without room for more of a time: ext4 with inodes of 128 bytes (ext4's inode structure)."""
+    image, folder = tmp_path / "seconds.img", tmp_path / "seconds"
+    subprocess.run(["truncate", "--size=64M", str(image)], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-I", "128", str(image)], check=True, capture_output=True)
+    folder.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def let_through(folder: Path) -> None:

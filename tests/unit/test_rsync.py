@@ -162,3 +162,18 @@ def test_pull_copies_hostile_names_and_links_what_did_not_change(
     assert all(path.stat().st_nlink == 2 for path in copied.iterdir())
     assert moved.changed == 6
     assert not list(tmp_path.rglob("pwned"))
+
+
+def test_file_written_again_within_the_second_is_seen(tmp_path: Path) -> None:
+    source, first, second = tmp_path / "client", tmp_path / "1", tmp_path / "2"
+    source.mkdir()
+    for name, text in (("same", "as it was"), ("again", "as it was")):
+        (source / name).write_text(text)
+        os.utime(source / name, ns=(0, 1_700_000_000_100_000_000))
+    rsync.pull(source, Wanted(["/"]), first, deadline_s=30)
+    (source / "again").write_text("ENCRYPTED")
+    os.utime(source / "again", ns=(0, 1_700_000_000_100_000_001))
+    moved = rsync.pull(source, Wanted(["/"], link_dests=[first]), second, deadline_s=30)
+    assert (moved.changed, (second / "again").read_text()) == (1, "ENCRYPTED")
+    assert (first / "again").read_text() == "as it was"
+    assert (second / "same").samefile(first / "same")
