@@ -47,20 +47,34 @@ def opened(root: Path | bytes, below: int | None = None) -> Iterator[int]:
         os.close(handle)
 
 
-def regular_files(root: int) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Every regular file below an `opened` folder, sorted: its path from there and its stat. Links are not followed."""
+def regular_files(root: int, last: int | None = None) -> Iterator[tuple[bytes, int, bool]]:
+    """Every regular file below an `opened` folder, sorted: its path from there, its size in bytes, whether it is known.
+
+    A known file is the same inode as its namesake below `last`. Links are not followed.
+    """
     pending = [b""]
     while pending:
         below = pending.pop()
         folders = []
+        known = {} if last is None else _inodes(last, below)
         with opened(below or b".", root) as folder, os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = os.path.join(below, os.fsencode(entry.name))
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
                 elif entry.is_file(follow_symlinks=False):
-                    yield path, entry.stat(follow_symlinks=False)
+                    status = entry.stat(follow_symlinks=False)
+                    yield path, status.st_size, known.get(entry.name) == status.st_ino
         pending.extend(reversed(folders))
+
+
+def _inodes(root: int, below: bytes) -> dict[str, int]:
+    """The inodes of a folder's entries, as the folder has them: a stat of each would take longer than all else."""
+    try:
+        with opened(below or b".", root) as folder, os.scandir(folder) as entries:
+            return {entry.name: entry.inode() for entry in entries}
+    except OSError:
+        return {}
 
 
 def listing_line(sha256: str, path: bytes) -> bytes:
@@ -90,13 +104,15 @@ def write_listing(root: Path, listing: Path, previous_root: Path | None, previou
     known = _read_known(previous) if previous_root and previous and previous.exists() else {}
     count = size_bytes = 0
     with listing.open("wb") as out, opened(root) as new, ExitStack() as stack:
-        old = stack.enter_context(opened(previous_root)) if known and previous_root and previous_root.exists() else None
-        for path, status in regular_files(new):
-            digest = known.get(path)
-            if digest is None or old is None or not _same_inode(old, path, status):
-                digest = _sha256(os.open(path, _READ, dir_fd=new))
-            out.write(listing_line(digest, path))
-            count, size_bytes = count + 1, size_bytes + status.st_size
+        last = None
+        if known and previous_root and previous_root.exists():
+            last = stack.enter_context(opened(previous_root))
+            if os.fstat(last).st_dev != os.fstat(new).st_dev:
+                known = {}
+        for path, file_bytes, same in regular_files(new, last):
+            digest = known.get(path) if same else None
+            out.write(listing_line(digest or _sha256(os.open(path, _READ, dir_fd=new)), path))
+            count, size_bytes = count + 1, size_bytes + file_bytes
         out.flush()
         os.fsync(out.fileno())
     return count, size_bytes
@@ -108,14 +124,6 @@ def _read_known(listing: Path) -> dict[bytes, str]:
             return {path: sha256 for sha256, path in map(parse_listing_line, lines)}
         except ValueError:
             return {}  # damaged: everything is read again
-
-
-def _same_inode(root: int, path: bytes, status: os.stat_result) -> bool:
-    try:
-        other = os.stat(path, dir_fd=root, follow_symlinks=False)
-    except OSError:
-        return False
-    return (other.st_ino, other.st_dev) == (status.st_ino, status.st_dev)
 
 
 def verify_listing(root: Path, listing: Path, on_progress: Callable[[int], None] | None = None) -> None:

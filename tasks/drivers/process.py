@@ -25,6 +25,8 @@ from tasks.errors import CommandFailed, CommandTimedOut
 
 TAIL_BYTES = 4000
 WATCH_EVERY_S = 1.0
+GATHER_BYTES, GATHER_S = 4096, 0.02
+"""Output that comes a few bytes at a time may gather: rsync tells its progress after every file."""
 DYING_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 """Before an argv: the program gets SIGKILL when the thread that started it ends."""
 
@@ -148,6 +150,8 @@ def _communicate(
                     selector.unregister(pipe)
                 elif key.data is out and on_output is not None:
                     on_output(chunk)
+                    if len(chunk) < GATHER_BYTES:
+                        time.sleep(GATHER_S)
                 else:
                     key.data.extend(chunk)
                 if key.data is err and len(err) > 16 * TAIL_BYTES:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.rsync import EXACT_TIMES
-from tasks.drivers.store import discard, read_model, sync_folder, verify_night
+from tasks.drivers.store import discard, read_model, remove, sync_folder, verify_night
 from tasks.errors import CommandFailed, IntegrityError, StoreFull
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.retention import Retain, Rotation, due_rotations
@@ -120,7 +120,7 @@ def _mend(root: Path) -> None:
     A rotation frees the last place first and shifts then; without this the next one would free it a second time.
     """
     for doomed in (*root.glob("_delete.*"), *root.glob(".delete-*")):
-        shutil.rmtree(doomed)
+        remove(doomed)
     next_free: dict[str, int] = {}
     for name in points(root):
         interval, _, number = name.partition(".")

@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from tasks.drivers import process
 from tasks.drivers.chunks import read_chunks, verify_chunks
 from tasks.drivers.digest import sha256_file
 from tasks.errors import IntegrityError, StoreError, StoreFull
 from tasks.model.manifest import LISTING, MANIFEST, DeviceManifest, ImageManifest, NightManifest
 from tasks.model.names import slug
 
+REMOVE_DEADLINE_S = 6 * 3600
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -204,7 +205,12 @@ def discard(folder: Path, trash: Path, name: str) -> None:
     trash.mkdir(parents=True, exist_ok=True)
     doomed = trash / f"{name}-{os.getpid()}-{os.urandom(3).hex()}"
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    remove(doomed)
+
+
+def remove(folder: Path) -> None:
+    """Remove a tree; rm(1) takes three quarters of the time of our own."""
+    process.run(["rm", "-rf", "--one-file-system", "--", str(folder)], deadline_s=REMOVE_DEADLINE_S)
 
 
 def verify_night(folder: Path, manifest: NightManifest) -> None:
