@@ -104,15 +104,17 @@ class Bench:
 
 
 def in_turn(works: Mapping[str, Work], rounds: int, before: Callable[[], None]) -> dict[str, list[float]]:
-    """Seconds of each, round by round; what one left to be written does not burden the next."""
+    """Seconds of each, round by round, each first in its turn: what one leaves behind may slow the disk for others."""
     took: dict[str, list[float]] = {name: [] for name in works}
+    order = [*works]
     for number in range(rounds):
         with phase(f"round {number + 1} of {rounds}"):
             before()
-            for name, work in works.items():
+            for name in order:
                 subprocess.run(["sync"], check=True)
-                took[name].append(work())
+                took[name].append(works[name]())
                 say(f"{name}: {took[name][-1]:.2f} s")
+        order.append(order.pop(0))
     return took
 
 

@@ -254,7 +254,7 @@ def full_copies(rounds: int) -> None:
         for state in ("running", "paused"):
             if state == "paused":
                 bench.host.virsh("suspend", bench.guest.name)
-            took: dict[str, list[Took]] = {name: [] for name in works} | {"virtnbdbackup + sha256": []}
+            took: dict[str, list[Took]] = {name: [] for name in (*works, "virtnbdbackup + sha256")}
             for _ in range(rounds):
                 for name, work in works.items():
                     bench.forget()
