@@ -51,7 +51,7 @@ def rotate(client: str) -> list[Rotation]:
     _, policy = places.system_of(client)
     permanent.prove(places.permanent())
     with reporting(log, f"rotate {client}"):
-        return rsnapshot.rotate(_config(client, places.store(), policy), root_of(client), policy.retain)
+        return rsnapshot.rotate(root_of(client), policy.retain)
 
 
 def _config(client: str, store: Store, policy: Policy) -> Path:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.drivers import process
-from tasks.errors import CommandFailed, CommandTimedOut, StoreNotMounted
+from tasks.drivers.answering import NoAnswer, ask
+from tasks.errors import StoreNotMounted
 from tasks.model.mountinfo import mount_of, parse_mounts
 
 MARKER = ".gbs-store"
@@ -38,13 +38,19 @@ def prove(place: PermanentPlace) -> None:
         raise StoreNotMounted(path, f"{mount.mountpoint} is mounted read-only", "mount it read-write")
     marker = place.path / MARKER
     try:
-        found = process.run(["cat", "--", str(marker)], deadline_s=ANSWER_DEADLINE_S).text.strip()
-    except CommandTimedOut as exc:
-        raise StoreNotMounted(path, f"no answer within {ANSWER_DEADLINE_S} s", "look at the NFS server") from exc
-    except CommandFailed as exc:
+        found = ask(_read, ANSWER_DEADLINE_S, marker)
+    except NoAnswer as exc:
+        raise StoreNotMounted(path, str(exc), "look at the NFS server") from exc
+    except (FileNotFoundError, NotADirectoryError) as exc:
         fix = f"if it is the right place: echo {shlex.quote(place.store_id)} > {shlex.quote(str(marker))}"
         raise StoreNotMounted(path, f"the marker {MARKER} is missing", fix) from exc
+    except OSError as exc:
+        raise StoreNotMounted(path, f"the marker {MARKER}: {exc.strerror}", "look at the NFS server") from exc
     if found != place.store_id:
         raise StoreNotMounted(
             path, f"the marker says {found!r}, not {place.store_id!r}", "correct the mount or the store_id"
         )
+
+
+def _read(path: Path) -> str:
+    return path.read_text("utf-8", "surrogateescape").strip()

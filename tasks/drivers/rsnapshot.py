@@ -1,4 +1,4 @@
-"""rsnapshot 1.4: one root per client, `sync` into `.sync`, rotation apart.
+"""rsnapshot 1.4: one root per client, `rsnapshot sync` into `.sync`; the renames of a rotation are ours.
 
 With link_dest the new tree is hard-linked to the newest point by rsync and `.sync` itself becomes `daily.0`. A `.sync`
 that an interrupted run left is never written into: its files share their inodes with older points, and rsync would
@@ -16,10 +16,9 @@ from tasks.drivers.rsync import EXACT_TIMES
 from tasks.drivers.store import discard, read_model, remove, sync_folder, verify_night
 from tasks.errors import CommandFailed, IntegrityError, StoreFull
 from tasks.model.manifest import MANIFEST, NightManifest
-from tasks.model.retention import Retain, Rotation, due_rotations
+from tasks.model.retention import SYNC, Retain, Rotation, due_rotations, moves
 
-SYNC = ".sync"
-ROTATE_DEADLINE_S = 3600
+_DOOMED = ".delete"
 
 
 def render_config(
@@ -51,7 +50,7 @@ def render_config(
         ("lockfile", str(lock)),
         ("sync_first", "1"),
         ("link_dest", "1"),
-        # A point is renamed before it is removed: one that is half removed must not look like a backup.
+        # Should somebody call rsnapshot's own rotation: as here, a point is renamed before it is removed.
         ("use_lazy_deletes", "1"),
         ("rsync_short_args", "-aHAXS"),
         ("rsync_long_args", " ".join(options)),
@@ -79,7 +78,7 @@ def _order(name: str) -> tuple[int, int]:
 def sync(config: Path, source: Path, root: Path, deadline_s: float) -> None:
     """Copy `source` to `<root>/.sync` and stamp it with the source's manifest once everything else is there."""
     _mend(root)
-    discard(root / SYNC, root, ".delete")
+    discard(root / SYNC, root, _DOOMED)
     _run(config, "sync", root, deadline_s)
     manifest = read_model(source / MANIFEST, NightManifest)
     if manifest is None:
@@ -92,35 +91,37 @@ def sync(config: Path, source: Path, root: Path, deadline_s: float) -> None:
     sync_folder(root / SYNC)
 
 
-def rotate(config: Path, root: Path, retain: Sequence[Retain]) -> list[Rotation]:
+def rotate(root: Path, retain: Sequence[Retain]) -> list[Rotation]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
-    Raises IntegrityError when there is no stamped sync, when its stamp did not arrive in the newest point, or when the
-    newest point is of a later time: nothing would rotate until then.
+    rsnapshot's own rotation renames as this does, but says nothing of what it did not find, and deletes every point
+    when it is called often enough. Raises IntegrityError when there is no stamped sync, when its stamp did not arrive
+    in the newest point, or when the newest point is of a later time: nothing would rotate until then.
     """
     _mend(root)
     stamp = read_model(root / SYNC / MANIFEST, NightManifest)
     if stamp is None:
         raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
-    due = due_rotations(_content_times(root), retain, stamp.ended)
-    for rotation in due:
-        _run(config, rotation.interval, root, ROTATE_DEADLINE_S)
+    content = _content_times(root)
+    due = due_rotations(content, retain, stamp.ended)
+    for move in moves(content, retain, due):
+        (root / move.point).rename(root / (move.to or f"{_DOOMED}-{move.point}"))
     newest = root / f"{retain[0].interval}.0"
     found = read_model(newest / MANIFEST, NightManifest)
     if found != stamp:
         expected = f"the stamp of night {stamp.id}"
         raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
     sync_folder(root)
+    _remove_doomed(root)
     return due
 
 
 def _mend(root: Path) -> None:
-    """Finish what a killed run was removing, and close the gap that a killed rotation left.
+    """Remove what a killed run was removing, and close the gap that a killed rotation left.
 
     A rotation frees the last place first and shifts then; without this the next one would free it a second time.
     """
-    for doomed in (*root.glob("_delete.*"), *root.glob(".delete-*")):
-        remove(doomed)
+    _remove_doomed(root)
     next_free: dict[str, int] = {}
     for name in points(root):
         interval, _, number = name.partition(".")
@@ -128,6 +129,15 @@ def _mend(root: Path) -> None:
         next_free[interval] = place + 1
         if int(number) != place:
             (root / name).rename(root / f"{interval}.{place}")
+
+
+def _remove_doomed(root: Path) -> None:
+    """Remove what was renamed for it: a point that is half removed must not look like a backup.
+
+    `_delete.` is rsnapshot's own, should somebody call it.
+    """
+    for doomed in (*root.glob("_delete.*"), *root.glob(f"{_DOOMED}-*")):
+        remove(doomed)
 
 
 def _content_times(root: Path) -> dict[str, datetime | None]:

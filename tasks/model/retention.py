@@ -1,14 +1,16 @@
-"""When rsnapshot rotates: decided by the age of the content, never by how often cron fired.
+"""When restore points rotate, and how: decided by the age of the content, never by how often cron fired.
 
-rsnapshot's intervals form a cascade: `daily` pushes every daily point one up; `weekly` takes the oldest daily and
-`monthly` the oldest weekly. A rotation is due only when a new verified sync is there to take the freed place.
+The intervals are rsnapshot's, and form its cascade: `daily` pushes every daily point one up; `weekly` takes the oldest
+daily and `monthly` the oldest weekly. A rotation is due only when a new verified sync is there to take the freed place.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
+SYNC = ".sync"
+"""Where rsnapshot makes the next point (sync_first)."""
 SPACING = {"weekly": timedelta(days=7), "monthly": timedelta(days=28)}
 
 
@@ -22,7 +24,7 @@ class Retain:
 
 @dataclass(frozen=True)
 class Rotation:
-    """One rsnapshot rotation to run, and why."""
+    """One rotation, and why."""
 
     interval: str
     reason: str
@@ -55,3 +57,39 @@ def due_rotations(
         why = f"{oldest} is the first of its kind" if latest is None else f"{oldest} is {spacing.days} days newer"
         due.insert(0, Rotation(coarser.interval, why))
     return due
+
+
+@dataclass(frozen=True)
+class Move:
+    """A point gets another name; `to` is None for one that nobody keeps any more."""
+
+    point: str
+    to: str | None
+
+
+def moves(points: Collection[str], retain: Sequence[Retain], due: Sequence[Rotation]) -> list[Move]:
+    """The renames of rotations that are due, in the order in which every name is free when it is taken.
+
+    What `rsnapshot <interval>` does with sync_first and link_dest (rsnapshot(1), "HOW IT WORKS").
+    """
+    names, found = set(points), list[Move]()
+    intervals = [row.interval for row in retain]
+
+    def move(point: str, to: str | None) -> None:
+        found.append(Move(point, to))
+        names.discard(point)
+        if to is not None:
+            names.add(to)
+
+    for rotation in due:
+        row = retain[position := intervals.index(rotation.interval)]
+        if (last := f"{row.interval}.{row.count - 1}") in names:
+            move(last, None)
+        for number in range(row.count - 2, -1, -1):
+            if (point := f"{row.interval}.{number}") in names:
+                move(point, f"{row.interval}.{number + 1}")
+        finer = retain[position - 1]
+        oldest = SYNC if position == 0 else f"{finer.interval}.{finer.count - 1}"
+        if position == 0 or oldest in names:
+            move(oldest, f"{row.interval}.0")
+    return found

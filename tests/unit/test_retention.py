@@ -1,4 +1,4 @@
-"""Rotation: a simulated rsnapshot over many nights of luck and failure keeps the promises of retention."""
+"""Rotation: over many nights of luck and failure it keeps the promises of retention."""
 
 from __future__ import annotations
 
@@ -10,33 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.model.retention import Retain, due_rotations
+from tasks.model.retention import SYNC, Retain, due_rotations, moves
 
 START = datetime(2026, 1, 1, 2, 0, tzinfo=UTC)
 Points = dict[str, datetime | None]
 
 
-def rotate(points: Points, retain: list[Retain], interval: str, synced: datetime) -> None:
-    """What `rsnapshot <interval>` does with sync_first and link_dest."""
-    position = [row.interval for row in retain].index(interval)
-    count = retain[position].count
-    points.pop(f"{interval}.{count - 1}", None)
-    for number in range(count - 2, -1, -1):
-        if f"{interval}.{number}" in points:
-            points[f"{interval}.{number + 1}"] = points.pop(f"{interval}.{number}")
-    if position == 0:
-        points[f"{interval}.0"] = synced
-        return
-    finer = retain[position - 1]
-    if (oldest := f"{finer.interval}.{finer.count - 1}") in points:
-        points[f"{interval}.0"] = points.pop(oldest)
-
-
 def run_night(points: Points, retain: list[Retain], synced: datetime) -> list[str]:
-    done = [rotation.interval for rotation in due_rotations(points, retain, synced)]
-    for interval in done:
-        rotate(points, retain, interval, synced)
-    return done
+    due = due_rotations(points, retain, synced)
+    names = {**points, SYNC: synced}
+    for move in moves(points, retain, due):
+        assert move.to not in names, "a point is never lost under another"
+        content = names.pop(move.point)
+        if move.to is not None:
+            names[move.to] = content
+    points.clear()
+    points.update({name: content for name, content in names.items() if name != SYNC})
+    return [rotation.interval for rotation in due]
 
 
 def times(points: Points, interval: str) -> list[datetime]:
