@@ -1,16 +1,18 @@
 """What there is, read from the stores alone: protection per client, nights, images. Needs no Prefect run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from tasks.drivers import definitions, inventory_file, rsnapshot
+from tasks.drivers.permanent import PermanentPlace, look
 from tasks.drivers.store import Store, read_model
-from tasks.errors import NothingToRecover, UnknownName
+from tasks.errors import NothingToRecover, StoreSilent, UnknownName
 from tasks.model.facts import Facts
 from tasks.model.inventory import Inventory
 from tasks.model.inventory_systems import Client
-from tasks.model.manifest import TEMPLATE, ImageManifest, TemplateManifest
+from tasks.model.manifest import TEMPLATE, ImageManifest, NightManifest, TemplateManifest
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night
 from tasks.model.outcome import Outcome, StageResult, combined
@@ -28,18 +30,38 @@ class Protection:
     reasons: tuple[str, ...]
     last_night: datetime | None
     size_bytes: int
-    points: int
+    points: int | None
+    """None when the permanent store does not answer."""
     newest_point: str
     image: datetime | None
 
 
-def protections() -> list[Protection]:
+@dataclass(frozen=True)
+class Protections:
+    """How well everything is protected; `silent` says that the permanent store does not answer, and since when."""
+
+    rows: tuple[Protection, ...]
+    silent: str | None = None
+
+
+def protections() -> Protections:
     """One row per client and KVM host of the inventory."""
     declared = inventory_file.load()
     store, last = _store(declared), latest_results(_store(declared))
-    rows = []
+    rows, silent = [], None
+    restore_points: dict[str, dict[str, NightManifest | None]] = {}
+    try:
+        restore_points = _restore_points(declared, [*declared.systems])
+    except StoreSilent as exc:
+        answered = [
+            result.ended
+            for (_, stage), result in last.items()
+            if stage == "permanent" and result.outcome is not Outcome.FAILED
+        ]
+        since = f"it last did at {max(answered):%Y-%m-%d %H:%M} UTC" if answered else "no run is known in which it did"
+        silent = f"{exc}; {since}"
     for name, system in declared.systems.items():
-        night, kept = store.night_of(name), rsnapshot.points(Path(declared.permanent.path) / slug(name))
+        night, kept = store.night_of(name), restore_points.get(name, {})
         stages = [result for (client, _), result in last.items() if client == name]
         vm = system.vm if isinstance(system, Client) else None
         taken = store.images_of(vm) if vm else []
@@ -52,12 +74,19 @@ def protections() -> list[Protection]:
                 reasons=_reasons(stages, night is None),
                 last_night=night.ended if night else None,
                 size_bytes=night.size_bytes if night else 0,
-                points=len(kept),
+                points=None if silent else len(kept),
                 newest_point=newest.id if newest else "",
                 image=taken[0][1].instant if taken else None,
             )
         )
-    return rows
+    return Protections(tuple(rows), silent)
+
+
+def _restore_points(declared: Inventory, clients: Sequence[str]) -> dict[str, dict[str, NightManifest | None]]:
+    """The restore points of clients; StoreSilent when the permanent store does not answer within seconds."""
+    there = declared.permanent
+    place = PermanentPlace(Path(there.path), there.store_id, there.kind, there.export)
+    return look(place, rsnapshot.points_of, {client: place.path / slug(client) for client in clients})
 
 
 def _reasons(stages: list[StageResult], never: bool) -> tuple[str, ...]:
@@ -73,11 +102,13 @@ def nights(client: str | None = None) -> list[Night]:
     if client is not None and client not in declared.systems:
         raise UnknownName("client", client, list(declared.systems))
     store, found = _store(declared), []
-    for name in [client] if client else declared.systems:
+    names = [client] if client else [*declared.systems]
+    restore_points = _restore_points(declared, names)
+    for name in names:
         night, root = store.night_of(name), Path(declared.permanent.path) / slug(name)
         if night is not None:
             found.append(Night(OVERNIGHT, store.overnight(name), night))
-        points = rsnapshot.points(root).items()
+        points = restore_points[name].items()
         found += [Night(point, root / point, manifest) for point, manifest in points if manifest is not None]
     return found
 

@@ -176,6 +176,14 @@ class StoreNotMounted(StoreError):
     template = "store {0} is not the right one: {1}; nothing was written; {2}"
 
 
+class StoreSilent(StoreError):
+    """The store does not answer, as when its NFS server is gone; what touched it was ended: (path, reason)."""
+
+    template = "store {0} does not answer: {1}; look at the NFS server and the way there"
+    transient = True
+    exit_code = TRY_AGAIN_LATER
+
+
 class StoreFull(StoreError):
     """There is not enough room, found before or while writing: (path, needed bytes, free bytes)."""
 

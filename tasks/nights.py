@@ -3,12 +3,11 @@
 import logging
 
 from tasks import places
-from tasks.drivers import rsnapshot
+from tasks.drivers import permanent, rsnapshot
 from tasks.drivers.digest import verify_listing
-from tasks.drivers.permanent import prove
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import verify_night
-from tasks.errors import StoreNotMounted
+from tasks.errors import StoreNotMounted, StoreSilent
 from tasks.model.manifest import LISTING, NightManifest
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night, choose
@@ -22,13 +21,13 @@ def nights_of(client: str) -> list[Night]:
     store, place = places.store(), places.permanent()
     night = store.night_of(client)
     found = [Night(OVERNIGHT, store.overnight(client), night)] if night else []
+    root = place.path / slug(client)
     try:
-        prove(place)
-    except StoreNotMounted as exc:
+        permanent.prove(place)
+        points = permanent.at(place, rsnapshot.points, root).items()
+    except (StoreNotMounted, StoreSilent) as exc:
         log.warning("restore points are out of reach: %s", exc)
         return found
-    root = place.path / slug(client)
-    points = rsnapshot.points(root).items()
     return [*found, *(Night(name, root / name, manifest) for name, manifest in points if manifest is not None)]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tasks import places
 from tasks.drivers import permanent, rsnapshot
+from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import Store, keeps_nanoseconds, verify_night
 from tasks.errors import NothingToRecover
@@ -35,13 +36,12 @@ def sync(client: str) -> str:
     night = store.night_of(client)
     if night is None:
         raise NothingToRecover(f"client {client}", f"{store.overnight(client)} has no published night")
-    permanent.prove(places.permanent())
+    place = places.permanent()
+    permanent.prove(place)
     verify_night(store.overnight(client), night)
-    root_of(client).mkdir(exist_ok=True, mode=0o700)
     with reporting(log, f"sync {client}"):
-        rsnapshot.sync(
-            _config(client, store, policy), store.overnight(client), root_of(client), policy.transfer_deadline_s
-        )
+        config = _config(client, place, store, policy)
+        rsnapshot.sync(place, config, store.overnight(client), root_of(client), policy.transfer_deadline_s)
     return night.id
 
 
@@ -49,12 +49,13 @@ def sync(client: str) -> str:
 def rotate(client: str) -> list[Rotation]:
     """Rotate as far as the fresh sync asks for, with reasons; [] when it holds nothing newer."""
     _, policy = places.system_of(client)
-    permanent.prove(places.permanent())
+    place = places.permanent()
+    permanent.prove(place)
     with reporting(log, f"rotate {client}"):
-        return rsnapshot.rotate(root_of(client), policy.retain)
+        return rsnapshot.rotate(place, root_of(client), policy.retain)
 
 
-def _config(client: str, store: Store, policy: Policy) -> Path:
+def _config(client: str, place: PermanentPlace, store: Store, policy: Policy) -> Path:
     folder = store.root / "rsnapshot"
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / f"{slug(client)}.conf"
@@ -69,7 +70,7 @@ def _config(client: str, store: Store, policy: Policy) -> Path:
             lock,
             policy.retain,
             fake_super=night is not None and night.fake_super,
-            whole_seconds=not keeps_nanoseconds(root_of(client)),
+            whole_seconds=not permanent.at(place, keeps_nanoseconds, place.path),
         )
     )
     return config

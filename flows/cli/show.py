@@ -25,14 +25,17 @@ def status_command(as_json: bool) -> int:
                 row.outcome,
                 row.last_night.isoformat(timespec="seconds") if as_json and row.last_night else _age(row.last_night),
             ),
-            *(human_bytes(row.size_bytes), row.points, row.newest_point),
+            *(human_bytes(row.size_bytes), "?" if row.points is None else row.points, row.newest_point),
             *(_age(row.image) if row.vm else "", "; ".join(row.reasons)),
         )
-        for row in protections
+        for row in protections.rows
     ]
     columns = ("client", "outcome", "last good night", "size", "points", "newest point", "image", "reason")
     terminal.rows("protection", columns, body, as_json)
-    return 0 if all(row.outcome in ("OK", "SKIPPED") for row in protections) else 3
+    if protections.silent:
+        click.echo(protections.silent, err=True)
+    good = not protections.silent and all(row.outcome in ("OK", "SKIPPED") for row in protections.rows)
+    return 0 if good else 3
 
 
 @click.group("list")

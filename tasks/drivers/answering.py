@@ -14,15 +14,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
 
 from tasks.drivers import process
 
-DEADLINE_S = 60
-"""Longer than an NFS server takes to come back from a restart, its grace period not counted."""
+PROBE_EVERY_S = 5
 _AT_ONCE = 16
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +41,7 @@ class _Child:
         self._sending = threading.Lock()
         ours, theirs = socket.socketpair()
         self._connection = Connection(ours.detach())
+        self._ended = False
         self._started: Future[subprocess.Popen[bytes]] = Future()
         # A child dies with the thread that started it: this one lives as long as the child.
         threading.Thread(target=self._live, args=(theirs,), name="answering", daemon=True).start()
@@ -49,9 +49,9 @@ class _Child:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None and not self._connection.closed
+        return not self._ended and self._process.poll() is None
 
-    def ask(self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], deadline_s: float) -> T:
+    def begin(self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[T]:
         answer: Future[T] = Future()
         with self._sending:
             number = next(self._numbers)
@@ -60,16 +60,11 @@ class _Child:
                 self._connection.send((number, function, args, kwargs))
             except OSError as exc:
                 raise NoAnswer(str(exc)) from exc
-        try:
-            return answer.result(deadline_s)
-        except TimeoutError:
-            if answer.done():
-                raise  # the function's own
-            self.end()
-            raise NoAnswer(f"no answer within {deadline_s:g} s") from None
+        return answer
 
     def end(self) -> None:
         """Kill it; who sleeps in the kernel may take a while to go, and is not waited for."""
+        self._ended = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -86,6 +81,7 @@ class _Child:
                 number, good, value = self._connection.recv()
                 answer = self._waiting.pop(number)
                 answer.set_result(value) if good else answer.set_exception(value)
+        self._ended = True
         with self._sending:
             self._connection.close()
         for answer in self._waiting.values():
@@ -102,12 +98,28 @@ def ask(function: Callable[P, T], deadline_s: float, *args: P.args, **kwargs: P.
 
     Arguments and results are copies. Calls are made side by side.
     """
+    child = _kept()
+    answer = child.begin(function, args, kwargs)
+    if not wait([answer], deadline_s).done:
+        child.end()
+        raise NoAnswer(f"no answer within {deadline_s:g} s")
+    return answer.result()
+
+
+def attend(function: Callable[P, T], probe: Callable[[], None], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `ask`, for as long as `probe`, called every PROBE_EVERY_S seconds meanwhile, raises nothing."""
+    answer = _kept().begin(function, args, kwargs)
+    while not wait([answer], PROBE_EVERY_S).done:
+        probe()
+    return answer.result()
+
+
+def _kept() -> _Child:
     global _child  # noqa: PLW0603 - one for the process, as the mounts are
     with _lock:
         if _child is None or not _child.alive:
             _child = _Child()
-        child = _child
-    return child.ask(function, args, kwargs, deadline_s)
+        return _child
 
 
 def _serve(connection: Connection) -> None:

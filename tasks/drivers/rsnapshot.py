@@ -7,18 +7,19 @@ change owners and modes of those in place.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from tasks.drivers import process
+from tasks.drivers.permanent import PermanentPlace, at, watching
 from tasks.drivers.rsync import EXACT_TIMES
-from tasks.drivers.store import discard, read_model, remove, sync_folder, verify_night
+from tasks.drivers.store import read_model, remove, sync_folder, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.retention import SYNC, Retain, Rotation, due_rotations, moves
 
-_DOOMED = ".delete"
+_DOOMED = ".delete-"
 
 
 def render_config(
@@ -70,34 +71,64 @@ def points(root: Path) -> dict[str, NightManifest | None]:
     return dict(sorted(found.items(), key=lambda item: _order(item[0])))
 
 
+def points_of(roots: Mapping[str, Path]) -> dict[str, dict[str, NightManifest | None]]:
+    """The restore points below several clients' roots, by client."""
+    return {client: points(root) for client, root in roots.items()}
+
+
 def _order(name: str) -> tuple[int, int]:
     interval, _, number = name.partition(".")
     return ("daily", "weekly", "monthly").index(interval), int(number)
 
 
-def sync(config: Path, source: Path, root: Path, deadline_s: float) -> None:
-    """Copy `source` to `<root>/.sync` and stamp it with the source's manifest once everything else is there."""
-    _mend(root)
-    discard(root / SYNC, root, _DOOMED)
-    _run(config, "sync", root, deadline_s)
+def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline_s: float) -> None:
+    """Copy `source` to `<root>/.sync` and stamp it with the source's manifest once everything else is there.
+
+    `root` lies in the permanent store `place` and is made when it is not there. Raises StoreSilent when that does not
+    answer, StoreFull, CommandFailed of rsnapshot, IntegrityError when what arrived is not what was to be copied.
+    """
+    _remove(place, at(place, _make_ready, root))
+    _run(config, "sync", root, deadline_s, watching(place))
     manifest = read_model(source / MANIFEST, NightManifest)
     if manifest is None:
         raise IntegrityError(str(source), "a night with a manifest", "none")
-    verify_night(root / SYNC, manifest)
-    stamp = root / SYNC / MANIFEST
-    shutil.copyfile(source / MANIFEST, stamp)
-    with stamp.open("rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(root / SYNC)
+    # All of it is on disk before the stamp is: a point that lost its files in a power cut must not have one.
+    process.run(["sync", "--file-system", str(root / SYNC)], deadline_s=deadline_s, watch=watching(place))
+    at(place, _stamp, root, manifest)
 
 
-def rotate(root: Path, retain: Sequence[Retain]) -> list[Rotation]:
+def rotate(place: PermanentPlace, root: Path, retain: Sequence[Retain]) -> list[Rotation]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
     rsnapshot's own rotation renames as this does, but says nothing of what it did not find, and deletes every point
     when it is called often enough. Raises IntegrityError when there is no stamped sync, when its stamp did not arrive
     in the newest point, or when the newest point is of a later time: nothing would rotate until then.
     """
+    due, doomed = at(place, _rotate, root, retain)
+    _remove(place, doomed)
+    return due
+
+
+def _remove(place: PermanentPlace, doomed: Sequence[Path]) -> None:
+    for folder in doomed:
+        remove(folder, watching(place))
+
+
+def _make_ready(root: Path) -> list[Path]:
+    """Make the root, close gaps, put an old `.sync` out of sight; what is to be removed."""
+    root.mkdir(exist_ok=True, mode=0o700)
+    _mend(root)
+    if (root / SYNC).exists():
+        _doom(root / SYNC)
+    return _doomed(root)
+
+
+def _stamp(root: Path, manifest: NightManifest) -> None:
+    verify_night(root / SYNC, manifest)
+    write_model(root / SYNC / MANIFEST, manifest)
+
+
+def _rotate(root: Path, retain: Sequence[Retain]) -> tuple[list[Rotation], list[Path]]:
     _mend(root)
     stamp = read_model(root / SYNC / MANIFEST, NightManifest)
     if stamp is None:
@@ -105,23 +136,24 @@ def rotate(root: Path, retain: Sequence[Retain]) -> list[Rotation]:
     content = _content_times(root)
     due = due_rotations(content, retain, stamp.ended)
     for move in moves(content, retain, due):
-        (root / move.point).rename(root / (move.to or f"{_DOOMED}-{move.point}"))
+        if move.to is None:
+            _doom(root / move.point)
+        else:
+            (root / move.point).rename(root / move.to)
     newest = root / f"{retain[0].interval}.0"
     found = read_model(newest / MANIFEST, NightManifest)
     if found != stamp:
         expected = f"the stamp of night {stamp.id}"
         raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
     sync_folder(root)
-    _remove_doomed(root)
-    return due
+    return due, _doomed(root)
 
 
 def _mend(root: Path) -> None:
-    """Remove what a killed run was removing, and close the gap that a killed rotation left.
+    """Close the gap that a killed rotation left.
 
     A rotation frees the last place first and shifts then; without this the next one would free it a second time.
     """
-    _remove_doomed(root)
     next_free: dict[str, int] = {}
     for name in points(root):
         interval, _, number = name.partition(".")
@@ -131,23 +163,24 @@ def _mend(root: Path) -> None:
             (root / name).rename(root / f"{interval}.{place}")
 
 
-def _remove_doomed(root: Path) -> None:
-    """Remove what was renamed for it: a point that is half removed must not look like a backup.
+def _doom(folder: Path) -> None:
+    """Rename what is to be removed: half removed, it must not look like a backup."""
+    folder.rename(folder.with_name(f"{_DOOMED}{folder.name}-{os.urandom(4).hex()}"))
 
-    `_delete.` is rsnapshot's own, should somebody call it.
-    """
-    for doomed in (*root.glob("_delete.*"), *root.glob(f"{_DOOMED}-*")):
-        remove(doomed)
+
+def _doomed(root: Path) -> list[Path]:
+    """What was renamed to be removed; `_delete.` is rsnapshot's own, should somebody have called that."""
+    return [*root.glob("_delete.*"), *root.glob(f"{_DOOMED}*")]
 
 
 def _content_times(root: Path) -> dict[str, datetime | None]:
     return {name: manifest.ended if manifest else None for name, manifest in points(root).items()}
 
 
-def _run(config: Path, command: str, root: Path, deadline_s: float) -> None:
+def _run(config: Path, command: str, root: Path, deadline_s: float, watch: Callable[[], None]) -> None:
     name = f"rsnapshot {command} of {root.name}"
     argv = ["rsnapshot", "-c", str(config), command]
-    finished = process.run(argv, deadline_s=deadline_s, accept=lambda status: True, name=name)
+    finished = process.run(argv, deadline_s=deadline_s, accept=lambda status: True, watch=watch, name=name)
     if finished.status == 0:
         return
     said = f"{finished.stderr}\n{finished.text[-process.TAIL_BYTES :]}"

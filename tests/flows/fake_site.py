@@ -48,6 +48,7 @@ from tasks.drivers import (
 from tasks.drivers.chunks import SUFFIX, write_chunks
 from tasks.drivers.disk_sources import DiskSource
 from tasks.drivers.journal import Journal
+from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.rsync import Transferred, Wanted
 from tasks.drivers.snaplive import Window
 from tasks.drivers.snaplive_settle import DiskOutcome
@@ -352,9 +353,9 @@ class FakeSite:
         return {"shop": 1000}
 
     def _noting(self, verb: str, real: Any) -> Any:
-        def noted(config: Path, *rest: Any) -> Any:
-            self.call(verb, config.stem)
-            return real(config, *rest)
+        def noted(place: PermanentPlace, config_or_root: Path, *rest: Any) -> Any:
+            self.call(verb, config_or_root.stem)
+            return real(place, config_or_root, *rest)
 
         return noted
 

@@ -12,13 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from tasks.drivers.answering import NoAnswer, ask
+from tasks.drivers import answering
+from tasks.drivers.answering import NoAnswer, ask, attend
 from tasks.errors import StoreError
 from tasks.model.names import slug
 
 
 def refuse(path: str) -> None:
     raise StoreError(path, "refused")
+
+
+def slowly(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
 
 
 def unspeakable() -> threading.Lock:
@@ -65,6 +71,19 @@ def test_one_that_does_not_answer_is_given_up_and_the_next_child_answers() -> No
     assert len(errors) == 1
     assert ask(os.getpid, 20) != old
     assert not Path(f"/proc/{old}").exists()
+
+
+def test_one_that_is_attended_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "PROBE_EVERY_S", 0.1)
+    probed: list[int] = []
+    assert attend(slowly, lambda: probed.append(1), 0.5) == "done"
+    assert len(probed) >= 2
+
+    def probe() -> None:
+        raise StoreError("/s", "gone")
+
+    with pytest.raises(StoreError, match="gone"):
+        attend(slowly, probe, 5)
 
 
 def test_a_child_that_was_killed_is_replaced() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.drivers import permanent
+from tasks.drivers import answering, permanent
 from tasks.drivers.permanent import MARKER, PermanentPlace, prove
-from tasks.errors import StoreNotMounted
+from tasks.errors import StoreNotMounted, StoreSilent
 
 EXPORT = "nas:/export/gbs"
 
@@ -80,5 +80,9 @@ def test_server_that_hangs_is_refused_after_the_deadline(tmp_path: Path, monkeyp
     """Here a FIFO that nobody writes; tests/lab has a real one."""
     os.mkfifo(tmp_path / MARKER)
     monkeypatch.setattr(permanent, "ANSWER_DEADLINE_S", 0.5)
-    with pytest.raises(StoreNotMounted, match=r"no answer within 0.5 s"):
+    monkeypatch.setattr(answering, "PROBE_EVERY_S", 0.1)
+    with pytest.raises(StoreSilent, match=r"does not answer: no answer within 0.5 s; look at"):
         prove(place(tmp_path))
+    monkeypatch.setattr(permanent, "LOOK_DEADLINE_S", 0.2)
+    with pytest.raises(StoreSilent, match=r"no answer within 0.2 s"):
+        permanent.look(place(tmp_path), Path.read_text, tmp_path / MARKER)

@@ -13,6 +13,7 @@ import pytest
 
 from tasks.drivers import process, rsnapshot
 from tasks.drivers.digest import sha256_file, write_listing
+from tasks.drivers.permanent import MARKER, PermanentPlace
 from tasks.drivers.rsnapshot import points, render_config
 from tasks.drivers.store import discard, write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull
@@ -35,6 +36,8 @@ class Site:
         self.root.mkdir(parents=True)
         lock = folder / "web1.pid"
         self.config.write_text(render_config(self.source, self.root, lock, retain))
+        self.far = PermanentPlace(self.root.parent, "far-1", "local")
+        (self.root.parent / MARKER).write_text("far-1")
 
     def night(self, number: int, files: dict[str, str] | None = None, *, linked: bool = True) -> None:
         """Publish the overnight copy of a night as stage 1 does: a new tree, what is unchanged hard-linked."""
@@ -62,10 +65,10 @@ class Site:
         shutil.copytree(self.source, self.root / name)
 
     def sync(self) -> None:
-        rsnapshot.sync(self.config, self.source, self.root, 60)
+        rsnapshot.sync(self.far, self.config, self.source, self.root, 60)
 
     def rotate(self) -> list[str]:
-        return [rotation.interval for rotation in rsnapshot.rotate(self.root, self.retain)]
+        return [rotation.interval for rotation in rsnapshot.rotate(self.far, self.root, self.retain)]
 
     def keep(self, number: int) -> list[str]:
         self.night(number)
@@ -237,7 +240,7 @@ def test_rotation_killed_between_its_renames_costs_no_second_point(tmp_path: Pat
     for name, number in [("daily.2", 1), ("daily.1", 2), ("daily.0", 3)]:
         site.place(name, number)
     site.night(4)
-    steps = [("daily.2", ".delete-daily.2"), ("daily.1", "daily.2"), ("daily.0", "daily.1")]
+    steps = [("daily.2", ".delete-daily.2-0a1b2c3d"), ("daily.1", "daily.2"), ("daily.0", "daily.1")]
     for old, new in steps[:done]:
         (site.root / old).rename(site.root / new)
     site.sync()
@@ -254,7 +257,7 @@ def test_point_is_renamed_before_it_is_removed(site: Site, monkeypatch: pytest.M
     site.sync()
     site.retain = RETAIN[:1]
 
-    def fail(folder: Path) -> None:
+    def fail(folder: Path, watch: Any) -> None:
         raise CommandFailed("rm", 1, f"{folder}: Input/output error")
 
     with monkeypatch.context() as patch:
@@ -290,4 +293,4 @@ def test_rsnapshot_is_given_a_deadline(site: Site, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(process, "run", watch)
     site.sync()
-    assert seen == [60]
+    assert seen == [60, 60], "rsnapshot, and the flush"
