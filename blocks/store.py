@@ -40,3 +40,4 @@ class PermanentStore(Block):
     store_id: str = Field(description="What the marker file .gbs-store must say; nothing is written otherwise.")
     kind: Literal["nfs4", "local"] = Field("nfs4", description="An NFSv4 mount, or a local folder.")
     export: str | None = Field(None, description="server:/path that must be mounted there, for nfs4.")
+    mount_options: str | None = Field(None, description="GBS mounts the export with these; without, it only checks.")

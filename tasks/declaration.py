@@ -45,6 +45,7 @@ def documents(inventory: Inventory) -> dict[str, Block]:
             store_id=inventory.permanent.store_id,
             kind=inventory.permanent.kind,
             export=inventory.permanent.export,
+            mount_options=inventory.permanent.mount_options,
         ),
     }
     for name, identity in inventory.identities.items():

@@ -184,6 +184,13 @@ class StoreSilent(StoreError):
     exit_code = TRY_AGAIN_LATER
 
 
+class WriteLost(StoreError):
+    """The store took what was written and then could not keep it: (path, reason). Nothing was published."""
+
+    template = "store {0} lost something that was written: {1}; nothing was published, the next try writes it again"
+    transient = True
+
+
 class StoreFull(StoreError):
     """There is not enough room, found before or while writing: (path, needed bytes, free bytes)."""
 

@@ -67,7 +67,7 @@ def fake_super() -> bool:
 def permanent() -> PermanentPlace:
     """The permanent store that its block names."""
     block = _load(PermanentStore, PermanentStore.DOCUMENT)
-    return PermanentPlace(block.path, block.store_id, block.kind, block.export)
+    return PermanentPlace(block.path, block.store_id, block.kind, block.export, block.mount_options)
 
 
 def target_of(name: str) -> SshTarget:

@@ -12,43 +12,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
+from tasks.drivers import process
 from tasks.drivers.answering import PROBE_EVERY_S, NoAnswer, ask, attend
-from tasks.errors import StoreNotMounted, StoreSilent
-from tasks.model.mountinfo import mount_of, parse_mounts
+from tasks.errors import CommandFailed, CommandTimedOut, StoreError, StoreFull, StoreNotMounted, StoreSilent
+from tasks.model.mountinfo import SOFT, Mount, mount_of, parse_mounts
 
 MARKER = ".gbs-store"
 ANSWER_DEADLINE_S = 60
 """An NFS server that restarts is back before."""
 LOOK_DEADLINE_S = 10
+_HINTS = {
+    errno.EACCES: ": is root squashed by the export? It needs no_root_squash (exports(5))",
+    errno.EPERM: ": is root squashed by the export? It needs no_root_squash (exports(5))",
+    errno.EROFS: ": mount or export it read-write",
+    errno.ESTALE: ": the export was made anew, mount it again",
+}
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PermanentPlace:
-    """Where the permanent store must be, what its marker must say, and for NFSv4 what must be mounted there."""
+    """Where the permanent store must be, what its marker must say, and for NFSv4 what must be mounted there, and how.
+
+    Without `mount_options` it is not ours to mount.
+    """
 
     path: Path
     store_id: str
     kind: Literal["nfs4", "local"]
     export: str | None = None
+    mount_options: str | None = None
 
 
 def prove(place: PermanentPlace) -> None:
     """Raise StoreNotMounted unless `place` is mounted as declared, writable, and its marker carries the store's id.
 
-    StoreSilent when it does not answer.
+    Where nothing is mounted, it is mounted if that is ours to do. StoreSilent when it does not answer.
     """
     _require_mounted(place)
     path, marker = str(place.path), place.path / MARKER
-    try:
-        found = at(place, _read, marker)
-    except (FileNotFoundError, NotADirectoryError) as exc:
+    found = at(place, _read, marker)
+    if found is None:
         fix = f"if it is the right place: echo {shlex.quote(place.store_id)} > {shlex.quote(str(marker))}"
-        raise StoreNotMounted(path, f"the marker {MARKER} is missing", fix) from exc
-    except OSError as exc:
-        fix = "mount it again" if exc.errno == errno.ESTALE else "look at the NFS server's export"
-        raise StoreNotMounted(path, f"the marker {MARKER} cannot be read: {exc.strerror}", fix) from exc
+        raise StoreNotMounted(path, f"the marker {MARKER} is missing", fix)
     if found != place.store_id:
         raise StoreNotMounted(
             path, f"the marker says {found!r}, not {place.store_id!r}", "correct the mount or the store_id"
@@ -56,29 +63,55 @@ def prove(place: PermanentPlace) -> None:
 
 
 def _require_mounted(place: PermanentPlace) -> None:
-    path = str(place.path)
-    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
-    mount = mount_of(path, mounts)
+    path, mount = str(place.path), _mount_at(place)
+    if place.kind == "nfs4" and place.mount_options is not None and mount.mountpoint != path:
+        _mount(place, place.mount_options)
+        mount = _mount_at(place)
     if place.kind == "nfs4" and (mount.mountpoint, mount.fstype, mount.source) != (path, "nfs4", place.export):
         found = f"{mount.source} ({mount.fstype}) is mounted at {mount.mountpoint}"
         raise StoreNotMounted(path, f"{place.export} is not mounted there; {found}", f"mount {place.export} at {path}")
     if mount.read_only:
         raise StoreNotMounted(path, f"{mount.mountpoint} is mounted read-only", "mount it read-write")
+    if place.kind == "nfs4" and SOFT.intersection(mount.options):
+        raise StoreNotMounted(path, "it is a soft mount, which may lose writes without a word", "mount it hard")
 
 
-def _read(path: Path) -> str:
-    return path.read_text("utf-8", "surrogateescape").strip()
+def _mount_at(place: PermanentPlace) -> Mount:
+    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+    return mount_of(str(place.path), mounts)
+
+
+def _mount(place: PermanentPlace, options: str) -> None:
+    argv = ["mount", "-t", "nfs4", "-o", options, "--", str(place.export), str(place.path)]
+    try:
+        process.run(argv, deadline_s=ANSWER_DEADLINE_S, name=f"mount of {place.export}")
+    except CommandTimedOut as exc:
+        raise StoreSilent(str(place.path), str(exc)) from exc
+    except CommandFailed as exc:
+        raise StoreNotMounted(str(place.path), str(exc), f"look at the export {place.export} and at {options}") from exc
+
+
+def _read(marker: Path) -> str | None:
+    """What it says; None when it is not there."""
+    try:
+        return marker.read_text("utf-8", "surrogateescape").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def at(place: PermanentPlace, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What a module's function that touches the store returns or raises, however long it takes.
 
-    StoreSilent when the store does not answer meanwhile.
+    StoreSilent when the store does not answer meanwhile; its OSError becomes StoreFull or StoreError.
     """
     try:
         return attend(function, lambda: _require_answer(place), *args, **kwargs)
     except NoAnswer as exc:
         raise StoreSilent(str(place.path), str(exc)) from exc
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(str(place.path), "more", "too few") from exc
+        raise StoreError(str(exc.filename or place.path), f"{exc.strerror}{_HINTS.get(exc.errno or 0, '')}") from exc
 
 
 def look(place: PermanentPlace, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

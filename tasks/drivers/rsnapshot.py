@@ -14,8 +14,8 @@ from pathlib import Path
 from tasks.drivers import process
 from tasks.drivers.permanent import PermanentPlace, at, watching
 from tasks.drivers.rsync import EXACT_TIMES
-from tasks.drivers.store import read_model, remove, sync_folder, verify_night, write_model
-from tasks.errors import CommandFailed, IntegrityError, StoreFull
+from tasks.drivers.store import flush, read_model, remove, sync_folder, verify_night, write_model
+from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreSilent, WriteLost
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.retention import SYNC, Retain, Rotation, due_rotations, moves
 
@@ -87,14 +87,20 @@ def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline
     `root` lies in the permanent store `place` and is made when it is not there. Raises StoreSilent when that does not
     answer, StoreFull, CommandFailed of rsnapshot, IntegrityError when what arrived is not what was to be copied.
     """
-    _remove(place, at(place, _make_ready, root))
-    _run(config, "sync", root, deadline_s, watching(place))
-    manifest = read_model(source / MANIFEST, NightManifest)
-    if manifest is None:
-        raise IntegrityError(str(source), "a night with a manifest", "none")
-    # All of it is on disk before the stamp is: a point that lost its files in a power cut must not have one.
-    process.run(["sync", "--file-system", str(root / SYNC)], deadline_s=deadline_s, watch=watching(place))
-    at(place, _stamp, root, manifest)
+    held, doomed = at(place, _make_ready, root)
+    try:
+        _remove(place, doomed)
+        _run(config, "sync", root, deadline_s, watching(place))
+        manifest = read_model(source / MANIFEST, NightManifest)
+        if manifest is None:
+            raise IntegrityError(str(source), "a night with a manifest", "none")
+        at(place, _stamp, held, root, manifest)
+    except StoreSilent:
+        raise  # who held it is gone
+    except BaseException:
+        at(place, os.close, held)
+        raise
+    at(place, os.close, held)
 
 
 def rotate(place: PermanentPlace, root: Path, retain: Sequence[Retain]) -> list[Rotation]:
@@ -114,16 +120,26 @@ def _remove(place: PermanentPlace, doomed: Sequence[Path]) -> None:
         remove(folder, watching(place))
 
 
-def _make_ready(root: Path) -> list[Path]:
-    """Make the root, close gaps, put an old `.sync` out of sight; what is to be removed."""
+def _make_ready(root: Path) -> tuple[int, list[Path]]:
+    """Make the root, close gaps, put an old `.sync` out of sight: the root, opened, and what is to be removed."""
     root.mkdir(exist_ok=True, mode=0o700)
     _mend(root)
     if (root / SYNC).exists():
         _doom(root / SYNC)
-    return _doomed(root)
+    return os.open(root, os.O_RDONLY | os.O_DIRECTORY), _doomed(root)
 
 
-def _stamp(root: Path, manifest: NightManifest) -> None:
+def _stamp(held: int, root: Path, manifest: NightManifest) -> None:
+    """Stamp the sync when all of it is on disk: what lost its files in a power cut must not look like a point.
+
+    `held` was opened before anything was written, or a write error that another flush has seen would not be told again
+    (syncfs(2)); rsync does not look for errors that come when it closes a file, as those of NFS do. The error may be
+    an earlier one that nobody has seen: the next try will tell.
+    """
+    try:
+        flush(held)
+    except OSError as exc:
+        raise WriteLost(str(root), exc.strerror) from exc
     verify_night(root / SYNC, manifest)
     write_model(root / SYNC / MANIFEST, manifest)
 

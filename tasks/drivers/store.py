@@ -157,10 +157,18 @@ def sync_tree(folder: Path) -> None:
     """Flush the whole file system of `folder` (syncfs(2)): cheaper than an fsync for each of many files."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if _libc.syncfs(handle) != 0:
-            raise StoreError(str(folder), f"cannot be flushed: {os.strerror(ctypes.get_errno())}")
+        flush(handle)
+    except OSError as exc:
+        raise StoreError(str(folder), f"cannot be flushed: {exc.strerror}") from exc
     finally:
         os.close(handle)
+
+
+def flush(handle: int) -> None:
+    """Flush the whole file system of an open file; OSError when one of its writes since then failed (syncfs(2))."""
+    if _libc.syncfs(handle) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def publish(partial: Path, final: Path) -> None:

@@ -9,6 +9,7 @@ from tasks.model.image_method import WantedMethod
 from tasks.model.inventory_devices import Device, Login
 from tasks.model.inventory_fields import AbsolutePath, Name, Section, User
 from tasks.model.inventory_systems import Client, KvmHost, System
+from tasks.model.mountinfo import SOFT
 from tasks.model.names import slug
 from tasks.model.retention import Retain
 
@@ -40,11 +41,20 @@ class PermanentSection(Section):
     store_id: Name = Field(description="What the marker file .gbs-store must say.")
     kind: Literal["nfs4", "local"] = "nfs4"
     export: str | None = Field(None, pattern=r"^[^-\s]\S*:/\S*$", description="server:/path of the NFSv4 export.")
+    mount_options: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9_=.:,-]*$",
+        description="With these GBS mounts the export when nothing is mounted; without, it only checks. Try vers=4.2.",
+    )
 
     @model_validator(mode="after")
     def _export_fits_kind(self) -> Self:
         if (self.kind == "nfs4") != (self.export is not None):
             raise ValueError("kind nfs4 needs export (server:/path); kind local has none")
+        if self.kind == "local" and self.mount_options is not None:
+            raise ValueError("kind local is not mounted: leave mount_options out")
+        if SOFT & {*(self.mount_options or "").split(",")}:
+            raise ValueError("a soft mount may lose writes without a word: use hard, which is the default (nfs(5))")
         return self
 
 

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+SOFT = frozenset({"soft", "softerr"})
+"""Options of NFS mounts that give up: an error that a program does not look for is a lost write (nfs(5))."""
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 

@@ -5,84 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.drivers import process, rsnapshot
-from tasks.drivers.digest import sha256_file, write_listing
-from tasks.drivers.permanent import MARKER, PermanentPlace
-from tasks.drivers.rsnapshot import points, render_config
-from tasks.drivers.store import discard, write_model
+from tasks.drivers.rsnapshot import points
+from tasks.drivers.store import write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull
 from tasks.model.names import new_id
-from tasks.model.retention import Retain
+from tests.unit.points_site import RETAIN, Site
 from tests.unit.records import NIGHT, night_manifest
 
 pytestmark = pytest.mark.skipif(
     shutil.which("rsnapshot") is None and "CI" not in os.environ, reason="needs rsnapshot (it must be there in CI)"
 )
-RETAIN = (Retain("daily", 3), Retain("weekly", 2))
-
-
-class Site:
-    """One client's overnight copy, its root in the permanent store, and the configuration between them."""
-
-    def __init__(self, folder: Path, retain: tuple[Retain, ...] = RETAIN) -> None:
-        self.source, self.root, self.retain = folder / "over night's #1", folder / "far" / "web1", retain
-        self.config = folder / "web1.conf"
-        self.root.mkdir(parents=True)
-        lock = folder / "web1.pid"
-        self.config.write_text(render_config(self.source, self.root, lock, retain))
-        self.far = PermanentPlace(self.root.parent, "far-1", "local")
-        (self.root.parent / MARKER).write_text("far-1")
-
-    def night(self, number: int, files: dict[str, str] | None = None, *, linked: bool = True) -> None:
-        """Publish the overnight copy of a night as stage 1 does: a new tree, what is unchanged hard-linked."""
-        old, new = self.source.with_name("old"), self.source.with_name("new")
-        if self.source.exists():
-            self.source.rename(old)
-        (new / "data").mkdir(parents=True)
-        for name, text in (files or {"same": "always", "number": str(number)}).items():
-            before = old / "data" / name
-            if linked and before.exists() and before.read_text() == text:
-                os.link(before, new / "data" / name)
-            else:
-                (new / "data" / name).write_text(text)
-        write_listing(new / "data", new / "SHA256SUMS", None, None)
-        (new / "facts.json").write_text("{}")
-        ended = NIGHT + timedelta(days=number)
-        sums, facts = sha256_file(new / "SHA256SUMS"), sha256_file(new / "facts.json")
-        write_model(new / "manifest.json", night_manifest(ended, listing_sha256=sums, facts_sha256=facts))
-        new.rename(self.source)
-        discard(old, self.source.with_name("trash"), "old")
-
-    def place(self, name: str, number: int) -> None:
-        """Make the restore point of a night without running rsnapshot."""
-        self.night(number)
-        shutil.copytree(self.source, self.root / name)
-
-    def sync(self) -> None:
-        rsnapshot.sync(self.far, self.config, self.source, self.root, 60)
-
-    def rotate(self) -> list[str]:
-        return [rotation.interval for rotation in rsnapshot.rotate(self.far, self.root, self.retain)]
-
-    def keep(self, number: int) -> list[str]:
-        self.night(number)
-        self.sync()
-        return self.rotate()
-
-    def days(self) -> dict[str, int | None]:
-        """The night that each point holds, by its manifest, which must agree with its data."""
-        found: dict[str, int | None] = {}
-        for name, manifest in points(self.root).items():
-            found[name] = (manifest.ended - NIGHT).days if manifest else None
-            argv = ["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"]
-            subprocess.run(argv, cwd=self.root / name / "data", check=True, capture_output=True)
-        return found
 
 
 @pytest.fixture
@@ -293,4 +232,4 @@ def test_rsnapshot_is_given_a_deadline(site: Site, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(process, "run", watch)
     site.sync()
-    assert seen == [60, 60], "rsnapshot, and the flush"
+    assert seen == [60]

@@ -8,9 +8,10 @@ world() {
     mount -t proc proc /proc
     kernel=$(sed -n 's/.*gbs_kernel=\([^ ]*\).*/\1/p' /proc/cmdline)
     folder=$(sed -n 's/.*gbs_folder=\([^ ]*\).*/\1/p' /proc/cmdline)
+    modules=$(sed -n 's/.*gbs_modules=\([^ ]*\).*/\1/p' /proc/cmdline)
     mount /dev/ubda /mnt
     mkdir /mnt/upper /mnt/work /mnt/labs $root
-    for module in overlay loop fuse ipv6 tun; do modprobe -d "$kernel" $module; done
+    for module in overlay loop ${modules//,/ }; do modprobe -d "$kernel" "$module"; done
     mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work overlay $root
     mount -t proc proc $root/proc
     mount -t sysfs sysfs $root/sys

@@ -1,0 +1,89 @@
+"""A guest with two sites, each of which exports a file system by NFSv4.2 to the other; tests run inside it.
+
+The machine's kernel has no NFS. Debian's User-mode Linux has: it boots on the machine's own root, read-only, so the
+checkout and its virtual environment are there; nfs_cases.py says what runs in it. Both sites are network namespaces of
+the guest, and a cable between them, which a test may pull out.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.accelerator import cache_folder
+from tests.lab.leftovers import LABS, sweep
+from tests.lab.process import LabError, ProcessRecord
+
+KERNEL = Path("/usr/bin/linux.uml")
+MODULES = Path("/usr/lib/uml/modules")
+_DISK_BYTES = 4 << 30
+_SCRIPTS = Path(__file__).parent / "uml"
+_CHECKOUT = Path(__file__).parents[2]
+_COMMAND = """\
+cd {checkout}
+bash {scripts}/sites.sh || exit
+nsenter --net=/run/netns/near {pytest} </dev/null
+echo $? >/mnt/shared/status
+"""
+
+
+def run_tests(arguments: Sequence[str], report: Path) -> int:
+    """Run pytest in a guest that is made for it and gone afterwards: its exit status, and its JUnit `report`.
+
+    Raises LabError when the guest ends before pytest does.
+    """
+    if not KERNEL.exists():
+        raise LabError(f"{KERNEL} is missing: make system")
+    sweep()
+    folder = LABS / f"test-nfs-{os.getpid()}"
+    (folder / "modules/lib").mkdir(parents=True)
+    try:
+        (folder / "modules/lib/modules").symlink_to(MODULES)  # where modprobe --dirname looks
+        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        pytest += ["--junitxml=/mnt/shared/report.xml", "--color=no", *arguments]
+        command = _COMMAND.format(
+            checkout=shlex.quote(str(_CHECKOUT)), scripts=shlex.quote(str(_SCRIPTS)), pytest=shlex.join(pytest)
+        )
+        (folder / "command").write_text(command, encoding="utf-8")
+        with (folder / "disk").open("wb") as file:
+            file.truncate(_DISK_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(folder / "disk")], check=True)
+        _boot(folder)
+        if not (folder / "status").exists():
+            raise LabError(
+                f"the guest ended before pytest did: {(folder / 'console').read_text(errors='replace')[-2000:]}"
+            )
+        shutil.copy(folder / "report.xml", report)
+        return int((folder / "status").read_text(encoding="ascii"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _boot(folder: Path) -> None:
+    argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"]
+    argv += ["env", "-i", f"HOME={folder}", "TMPDIR=/dev/shm", str(KERNEL)]
+    argv += ["mem=1G", "root=/dev/root", "rootfstype=hostfs", "hostfs=/", "ro", f"init={_SCRIPTS}/init.sh"]
+    argv += [f"ubda={folder}/disk", f"uml_dir={folder}", "con=null", "con0=null,fd:1", "quiet"]
+    argv += [f"gbs_kernel={folder}/modules", f"gbs_folder={folder}", "gbs_modules=xfs,nfsd,nfsv4,veth"]
+    with (
+        (folder / "console").open("wb") as console,
+        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console) as guest,
+    ):
+        try:
+            ProcessRecord.of(guest.pid).save(folder / "host.json")  # for sweep, should this process be killed
+            guest.wait()
+        finally:
+            guest.kill()
+    sys.stdout.write((folder / "console").read_text(errors="replace"))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run_tests(sys.argv[1:], cache_folder() / "nfs-report.xml"))
+    except LabError as error:
+        sys.exit(str(error))
