@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,24 @@ def test_run_all_good_exit_0_and_json(site: FakeSite, run) -> None:
     points = json.loads(run("list", "points", "db1", "--json").out)
     assert [row["point"] for row in points] == ["overnight", "daily.0"]
     assert json.loads(run("list", "images", "--json").out) == []
+
+
+def test_status_says_that_the_permanent_store_is_silent_and_since_when(
+    site: FakeSite, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FIFO that nobody writes instead of an NFS server that is gone; test_nfs has a real one."""
+    run("run", "nightly", "--client", "db1")
+    (site.permanent / "db1/daily.0/manifest.json").unlink()
+    os.mkfifo(site.permanent / "db1/daily.0/manifest.json")
+    monkeypatch.setattr("tasks.drivers.permanent.LOOK_DEADLINE_S", 0.5)
+    status = run("status")
+    assert status.code == 3
+    assert re.search(r"permanent does not answer: no answer within 0.5 s; .*; it last did at 20\d\d-.* UTC", status.err)
+    (row,) = [line for line in status.out.splitlines() if line.startswith("db1 ")]
+    assert " OK " in row
+    assert " ? " in row
+    listed = run("list", "points", "db1")
+    assert (listed.code, len(listed.errors)) == (75, 1)
 
 
 def test_run_postgresql_down_exit_3(site: FakeSite, run) -> None:

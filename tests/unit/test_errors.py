@@ -31,8 +31,9 @@ CODES = {
     "CommandTimedOut": 75,
     "TransferInterrupted": 75,
     "DomainBusy": 75,
+    "StoreSilent": 75,
 }
-TRANSIENT = {"Unreachable", "CommandTimedOut", "TransferInterrupted", "DomainBusy"}
+TRANSIENT = {"Unreachable", "CommandTimedOut", "TransferInterrupted", "DomainBusy", "StoreSilent", "WriteLost"}
 
 
 def sample(kind: type[GbsError]) -> GbsError:
