@@ -6,7 +6,7 @@ from flows.devices import begin_devices
 from flows.ending import conclude
 from flows.kvmimg_get import with_images_due
 from flows.overnight import pull_client
-from flows.permanent import keep_client
+from flows.permanent import keep_client, tidied
 from flows.prepare import prepare_client
 from flows.run_name import named
 from flows.side_by_side import begin_each, chosen, results_of, task_runner
@@ -42,4 +42,4 @@ def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     nights = begin_each(night_of, names)
     # Clients that are asked for by name are a part of the night; devices belong to the whole one.
     devices = {} if clients else begin_devices()
-    return conclude("nightly", with_images_due(nights) + results_of(devices))
+    return conclude("nightly", tidied(with_images_due(nights)) + results_of(devices))

@@ -5,7 +5,7 @@ from prefect import State, flow
 from flows.ending import conclude
 from flows.run_name import named
 from flows.side_by_side import chosen, for_each_client, task_runner
-from flows.stage import stage
+from flows.stage import Stage, stage
 from flows.vm_name import ClientName
 from tasks import places, points
 from tasks.model.outcome import Outcome, StageResult
@@ -24,6 +24,17 @@ def keep_client(client: str) -> list[StageResult]:
     return [running.result()]
 
 
+def tidied(results: list[StageResult]) -> list[StageResult]:
+    """The results of stage 2, after what it gave up is removed, for which no client has to wait."""
+    kept = [row.client for row in results if row.stage == "permanent" and row.outcome in (Outcome.OK, Outcome.SKIPPED)]
+    problems = points.tidy(kept) if kept else {}
+    for client, problem in problems.items():
+        running = Stage(client, "permanent")
+        running.say(Outcome.WARNING, f"what was given up is not removed: {problem}")
+        results = [*results, running.result()]
+    return results
+
+
 @flow(name="permanent", flow_run_name=named("clients", "permanent of {}", "all clients"), task_runner=task_runner)
 def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
     """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points.
@@ -31,4 +42,4 @@ def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
-    return conclude("permanent", for_each_client(keep_client, chosen(clients)))
+    return conclude("permanent", tidied(for_each_client(keep_client, chosen(clients))))

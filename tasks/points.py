@@ -1,6 +1,7 @@
 """Stage 2: a client's overnight copy becomes a restore point in the permanent store."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from tasks import places
@@ -8,10 +9,10 @@ from tasks.drivers import permanent, rsnapshot
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import Store, keeps_nanoseconds, verify_night
-from tasks.errors import NothingToRecover
+from tasks.errors import GbsError, Locked, NothingToRecover
 from tasks.model.inventory import Policy
 from tasks.model.names import slug
-from tasks.model.retention import Rotation
+from tasks.model.retention import Move
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,34 @@ def sync(client: str) -> str:
 
 
 @retryable("rotate restore points", "rotate {client}", retries=0)
-def rotate(client: str) -> list[Rotation]:
+def rotate(client: str) -> list[Move]:
     """Rotate as far as the fresh sync asks for, with reasons; [] when it holds nothing newer."""
     _, policy = places.system_of(client)
     place = places.permanent()
     permanent.prove(place)
     with reporting(log, f"rotate {client}"):
-        return rsnapshot.rotate(place, root_of(client), policy.retain)
+        moves = rsnapshot.rotate(place, root_of(client), policy.rules, policy.trash_days)
+    for move in moves:
+        log.info("%s: %s becomes %s: %s", client, move.point, move.to or "trash", move.reason)
+    return moves
+
+
+@retryable("remove given up", retries=0)
+def tidy(clients: Sequence[str]) -> dict[str, str]:
+    """Remove what rotations gave up and is due by now, one client after the other; what went wrong, by client."""
+    place, problems = places.permanent(), dict[str, str]()
+    with reporting(log, "remove given up") as progress:
+        for number, client in enumerate(clients):
+            progress.say(f"{client}, {number + 1} of {len(clients)}")
+            try:
+                with places.locked("client", client):
+                    permanent.prove(place)
+                    rsnapshot.tidy(place, root_of(client))
+            except Locked:
+                continue  # the next night does
+            except GbsError as exc:
+                problems[client] = str(exc)
+    return problems
 
 
 def _config(client: str, place: PermanentPlace, store: Store, policy: Policy) -> Path:
@@ -68,7 +90,7 @@ def _config(client: str, place: PermanentPlace, store: Store, policy: Policy) ->
             store.overnight(client),
             root_of(client),
             lock,
-            policy.retain,
+            policy.rules.retain,
             fake_super=night is not None and night.fake_super,
             whole_seconds=not permanent.at(place, keeps_nanoseconds, place.path),
         )

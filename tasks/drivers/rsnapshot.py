@@ -8,7 +8,7 @@ change owners and modes of those in place.
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from tasks.drivers import process
@@ -17,9 +17,12 @@ from tasks.drivers.rsync import EXACT_TIMES
 from tasks.drivers.store import flush, read_model, remove, sync_folder, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreSilent, WriteLost
 from tasks.model.manifest import MANIFEST, NightManifest
-from tasks.model.retention import SYNC, Retain, Rotation, due_rotations, moves
+from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Retain, Rules, plan
 
-_DOOMED = ".delete-"
+PINS = ".pins.json"
+_INTERVALS = ("daily", "weekly", "monthly")
+_DOOMED, _TRASH = ".delete-", ".trash-"
+"""Before the name of what may be removed at once, and of what was given up, with the day from which it may be."""
 
 
 def render_config(
@@ -62,13 +65,33 @@ def render_config(
 
 
 def points(root: Path) -> dict[str, NightManifest | None]:
-    """The restore points below a client's root by rsnapshot's name; None where there is no manifest."""
+    """The restore points below a client's root by name, newest intervals first; None where there is no manifest."""
     found = {}
     for folder in root.iterdir() if root.is_dir() else ():
         interval, _, number = folder.name.partition(".")
-        if interval in ("daily", "weekly", "monthly") and number.isdecimal():
+        if (interval in _INTERVALS and number.isdecimal()) or folder.name.startswith(KEPT):
             found[folder.name] = read_model(folder / MANIFEST, NightManifest)
     return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def pins(root: Path) -> Pins:
+    """The nights of a client that are pinned."""
+    return read_model(root / PINS, Pins) or Pins()
+
+
+def pin(root: Path, wanted: Pin | None, night: str) -> None:
+    """Pin a night anew, or no more."""
+    others = [one for one in pins(root).pins if one.night != night]
+    write_model(root / PINS, Pins(pins=(*others, *([wanted] if wanted else []))))
+
+
+def retained(root: Path) -> list[Point]:
+    """The restore points as retention looks at them."""
+    pinned = {one.night: one for one in pins(root).pins}
+    return [
+        Point(name, found.id, found.ended, pinned.get(found.id)) if found else Point(name)
+        for name, found in points(root).items()
+    ]
 
 
 def points_of(roots: Mapping[str, Path]) -> dict[str, dict[str, NightManifest | None]]:
@@ -76,9 +99,9 @@ def points_of(roots: Mapping[str, Path]) -> dict[str, dict[str, NightManifest | 
     return {client: points(root) for client, root in roots.items()}
 
 
-def _order(name: str) -> tuple[int, int]:
+def _order(name: str) -> tuple[int, int | str]:
     interval, _, number = name.partition(".")
-    return ("daily", "weekly", "monthly").index(interval), int(number)
+    return (_INTERVALS.index(interval), int(number)) if interval in _INTERVALS else (len(_INTERVALS), number)
 
 
 def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline_s: float) -> None:
@@ -87,9 +110,8 @@ def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline
     `root` lies in the permanent store `place` and is made when it is not there. Raises StoreSilent when that does not
     answer, StoreFull, CommandFailed of rsnapshot, IntegrityError when what arrived is not what was to be copied.
     """
-    held, doomed = at(place, _make_ready, root)
+    held = at(place, _make_ready, root)
     try:
-        _remove(place, doomed)
         _run(config, "sync", root, deadline_s, watching(place))
         manifest = read_model(source / MANIFEST, NightManifest)
         if manifest is None:
@@ -103,30 +125,31 @@ def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline
     at(place, os.close, held)
 
 
-def rotate(place: PermanentPlace, root: Path, retain: Sequence[Retain]) -> list[Rotation]:
+def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int) -> list[Move]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
-    rsnapshot's own rotation renames as this does, but says nothing of what it did not find, and deletes every point
-    when it is called often enough. Raises IntegrityError when there is no stamped sync, when its stamp did not arrive
-    in the newest point, or when the newest point is of a later time: nothing would rotate until then.
+    What is given up is out of sight, and removed by `tidy` once `trash_days` have passed. Raises IntegrityError when
+    there is no stamped sync, when its stamp did not arrive in the newest point, or when the newest point is of a later
+    time: nothing would rotate until then.
     """
-    due, doomed = at(place, _rotate, root, retain)
-    _remove(place, doomed)
-    return due
+    return at(place, _rotate, root, rules, datetime.now(UTC), trash_days)
 
 
-def _remove(place: PermanentPlace, doomed: Sequence[Path]) -> None:
+def tidy(place: PermanentPlace, root: Path) -> int:
+    """Remove what was given up and is due, and what failed runs left; how many trees."""
+    doomed = at(place, _doomed, root, datetime.now(UTC).date())
     for folder in doomed:
         remove(folder, watching(place))
+    return len(doomed)
 
 
-def _make_ready(root: Path) -> tuple[int, list[Path]]:
-    """Make the root, close gaps, put an old `.sync` out of sight: the root, opened, and what is to be removed."""
+def _make_ready(root: Path) -> int:
+    """Make the root, close gaps, put an old `.sync` out of sight: the root, opened."""
     root.mkdir(exist_ok=True, mode=0o700)
     _mend(root)
     if (root / SYNC).exists():
-        _doom(root / SYNC)
-    return os.open(root, os.O_RDONLY | os.O_DIRECTORY), _doomed(root)
+        _put_away(root / SYNC, _DOOMED)
+    return os.open(root, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _stamp(held: int, root: Path, manifest: NightManifest) -> None:
@@ -144,25 +167,24 @@ def _stamp(held: int, root: Path, manifest: NightManifest) -> None:
     write_model(root / SYNC / MANIFEST, manifest)
 
 
-def _rotate(root: Path, retain: Sequence[Retain]) -> tuple[list[Rotation], list[Path]]:
+def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int) -> list[Move]:
     _mend(root)
     stamp = read_model(root / SYNC / MANIFEST, NightManifest)
     if stamp is None:
         raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
-    content = _content_times(root)
-    due = due_rotations(content, retain, stamp.ended)
-    for move in moves(content, retain, due):
+    moves = plan(retained(root), rules, stamp.ended, now)
+    for move in moves:
         if move.to is None:
-            _doom(root / move.point)
+            _put_away(root / move.point, f"{_TRASH}{now + timedelta(days=trash_days):%Y-%m-%d}-")
         else:
             (root / move.point).rename(root / move.to)
-    newest = root / f"{retain[0].interval}.0"
+    newest = root / f"{rules.retain[0].interval}.0"
     found = read_model(newest / MANIFEST, NightManifest)
     if found != stamp:
         expected = f"the stamp of night {stamp.id}"
         raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
     sync_folder(root)
-    return due, _doomed(root)
+    return moves
 
 
 def _mend(root: Path) -> None:
@@ -173,24 +195,23 @@ def _mend(root: Path) -> None:
     next_free: dict[str, int] = {}
     for name in points(root):
         interval, _, number = name.partition(".")
+        if interval not in _INTERVALS:
+            continue
         place = next_free.get(interval, 0)
         next_free[interval] = place + 1
         if int(number) != place:
             (root / name).rename(root / f"{interval}.{place}")
 
 
-def _doom(folder: Path) -> None:
+def _put_away(folder: Path, prefix: str) -> None:
     """Rename what is to be removed: half removed, it must not look like a backup."""
-    folder.rename(folder.with_name(f"{_DOOMED}{folder.name}-{os.urandom(4).hex()}"))
+    folder.rename(folder.with_name(f"{prefix}{folder.name.lstrip('.')}-{os.urandom(4).hex()}"))
 
 
-def _doomed(root: Path) -> list[Path]:
-    """What was renamed to be removed; `_delete.` is rsnapshot's own, should somebody have called that."""
-    return [*root.glob("_delete.*"), *root.glob(f"{_DOOMED}*")]
-
-
-def _content_times(root: Path) -> dict[str, datetime | None]:
-    return {name: manifest.ended if manifest else None for name, manifest in points(root).items()}
+def _doomed(root: Path, today: date) -> list[Path]:
+    """What is to be removed by now; `_delete.` is rsnapshot's own, should somebody have called that."""
+    due = [path for path in root.glob(f"{_TRASH}*") if path.name.removeprefix(_TRASH)[:10] <= today.isoformat()]
+    return [*root.glob("_delete.*"), *root.glob(f"{_DOOMED}*"), *due]
 
 
 def _run(config: Path, command: str, root: Path, deadline_s: float, watch: Callable[[], None]) -> None:

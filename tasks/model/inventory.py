@@ -11,7 +11,7 @@ from tasks.model.inventory_fields import AbsolutePath, Name, Section, User
 from tasks.model.inventory_systems import Client, KvmHost, System
 from tasks.model.mountinfo import SOFT
 from tasks.model.names import slug
-from tasks.model.retention import Retain
+from tasks.model.retention import Retain, Rules
 
 
 class Identity(Section):
@@ -68,6 +68,8 @@ class Policy(Section):
     daily: int = Field(14, ge=2)
     weekly: int = Field(4, ge=0)
     monthly: int = Field(3, ge=0)
+    least: int = Field(2, ge=1, description="Never fewer restore points that can be recovered from, whatever happens.")
+    trash_days: int = Field(3, ge=0, description="How long a restore point that was given up can still be had back.")
     max_shrink_percent: int = Field(50, ge=1, le=100, description="Refuse a night that lost more files or bytes.")
     max_change_percent: int = Field(80, ge=1, le=100, description="Warn of a night that rewrote more of its files.")
     transfer_deadline_s: int = Field(6 * 3600, ge=60)
@@ -86,15 +88,17 @@ class Policy(Section):
         return self.bandwidth_limit_kib_s * 1024 if self.bandwidth_limit_kib_s else None
 
     @property
-    def retain(self) -> tuple[Retain, ...]:
-        """rsnapshot's intervals, from the most to the least frequent."""
+    def rules(self) -> Rules:
+        """Which restore points are kept, in rsnapshot's intervals, from the most to the least frequent."""
         counts = {"daily": self.daily, "weekly": self.weekly, "monthly": self.monthly}
-        return tuple(Retain(interval, count) for interval, count in counts.items() if count)
+        return Rules(tuple(Retain(interval, count) for interval, count in counts.items() if count), self.least)
 
     @model_validator(mode="after")
     def _cascade(self) -> Self:
         if self.monthly and not self.weekly:
             raise ValueError("monthly points are taken from weekly ones: weekly must not be 0")
+        if self.daily + self.weekly + self.monthly < self.least:
+            raise ValueError(f"daily, weekly and monthly are fewer together than the least, {self.least}")
         return self
 
 

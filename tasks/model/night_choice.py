@@ -8,6 +8,7 @@ from pathlib import Path
 from tasks.errors import ConfigError, NothingToRecover
 from tasks.model.manifest import NightManifest
 from tasks.model.names import time_of_id
+from tasks.model.retention import KEPT
 
 LATEST = "latest"
 OVERNIGHT = "overnight"
@@ -47,6 +48,7 @@ def _is_name(text: str) -> bool:
     interval, _, number = text.partition(".")
     if text == OVERNIGHT or (interval in ("daily", "weekly", "monthly") and number.isdecimal()):
         return True
+    text = text.removeprefix(KEPT)
     try:
         time_of_id(text)
     except ValueError:

@@ -4,13 +4,16 @@ The intervals are rsnapshot's, and form its cascade: `daily` pushes every daily 
 daily and `monthly` the oldest weekly. A rotation is due only when a new verified sync is there to take the freed place.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from itertools import pairwise
+
+from pydantic import BaseModel, ConfigDict
 
 SYNC = ".sync"
 """Where rsnapshot makes the next point (sync_first)."""
+KEPT = "kept."
 SPACING = {"weekly": timedelta(days=7), "monthly": timedelta(days=28)}
 
 
@@ -59,37 +62,145 @@ def due_rotations(
     return due
 
 
+class Pin(BaseModel):
+    """A night that is kept until the end of a day, whatever the rules say, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    night: str
+    until: date
+    reason: str
+
+    def holds(self, now: datetime) -> bool:
+        """Whether it still does."""
+        return now.date() <= self.until
+
+
+class Pins(BaseModel):
+    """The pinned nights of a client."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pins: tuple[Pin, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A restore point: `daily.0`, or `kept.<night>` for one that has left the cascade and is not given up."""
+
+    name: str
+    night: str | None = None
+    """The id of the night that its stamp names; None without a stamp: that is no backup."""
+    content: datetime | None = None
+    """When its content was pulled."""
+    pin: Pin | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be recovered from, as far as is known."""
+        return self.night is not None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How many points of each interval are kept, from the most to the least frequent, and the least of sound ones."""
+
+    retain: tuple[Retain, ...]
+    least: int
+
+
 @dataclass(frozen=True)
 class Move:
-    """A point gets another name; `to` is None for one that nobody keeps any more."""
+    """A point gets another name, and why; `to` is None for one that is given up."""
 
     point: str
     to: str | None
+    reason: str
 
 
-def moves(points: Collection[str], retain: Sequence[Retain], due: Sequence[Rotation]) -> list[Move]:
-    """The renames of rotations that are due, in the order in which every name is free when it is taken.
+def plan(points: Sequence[Point], rules: Rules, synced: datetime, now: datetime) -> list[Move]:
+    """The renames for a sync whose content is of `synced`, in the order in which every name is free when it is taken.
 
-    What `rsnapshot <interval>` does with sync_first and link_dest (rsnapshot(1), "HOW IT WORKS").
+    [] when the sync is not newer than the newest point. Otherwise what rsnapshot's rotations do (rsnapshot(1), "HOW
+    IT WORKS"), but a point that would go stays as `kept.<night>` while it is pinned, or while fewer than `rules.least`
+    sound ones would be left; and what a policy that was made smaller no longer keeps goes, too.
     """
-    names, found = set(points), list[Move]()
-    intervals = [row.interval for row in retain]
+    due = due_rotations({point.name: point.content for point in points if _interval(point)}, rules.retain, synced)
+    if not due:
+        return []
+    moves = [*_beyond(points, rules.retain), *_cascade(points, rules.retain, due)]
+    moves += [Move(point.name, None, "") for point in points if point.name.startswith(KEPT)]
+    leaving = {move.point for move in moves if move.to is None}
+    left = 1 + sum(point.sound for point in points if point.name not in leaving)
+    stays: dict[str, str] = {}
+    held: set[str | None] = set()
+    for point in sorted(points, key=lambda point: (point.night or "", point.name), reverse=True):
+        if point.name not in leaving or not point.sound or point.night in held:
+            continue
+        if point.pin is not None and point.pin.holds(now):
+            stays[point.name] = f"pinned until {point.pin.until}: {point.pin.reason}"
+        elif left < rules.least:
+            stays[point.name] = f"only {left} others are sound, and {rules.least} are the least"
+        if point.name in stays:
+            left += 1
+            held.add(point.night)
+    nights = {point.name: f"{KEPT}{point.night}" for point in points}
+    found = []
+    for move in moves:
+        if move.to is not None or move.point not in stays:
+            found.append(move if move.reason else Move(move.point, None, "nothing keeps it any more"))
+        elif move.point != nights[move.point]:
+            found.append(Move(move.point, nights[move.point], stays[move.point]))
+    return found
 
-    def move(point: str, to: str | None) -> None:
-        found.append(Move(point, to))
+
+def _interval(point: Point) -> bool:
+    return not point.name.startswith(KEPT)
+
+
+def _beyond(points: Sequence[Point], retain: Sequence[Retain]) -> list[Move]:
+    """What the policy has no place for: an interval, or so many of it."""
+    counts = {row.interval: row.count for row in retain}
+    return [
+        Move(point.name, None, f"the policy keeps {counts.get(interval, 0)} {interval} points")
+        for point in points
+        if _interval(point)
+        for interval, _, number in [point.name.partition(".")]
+        if int(number) >= counts.get(interval, 0)
+    ]
+
+
+def _cascade(points: Sequence[Point], retain: Sequence[Retain], due: Sequence[Rotation]) -> list[Move]:
+    names = {point.name for point in points}
+    found: list[Move] = []
+
+    def move(point: str, to: str | None, reason: str) -> None:
+        found.append(Move(point, to, reason))
         names.discard(point)
         if to is not None:
             names.add(to)
 
+    intervals = [row.interval for row in retain]
     for rotation in due:
         row = retain[position := intervals.index(rotation.interval)]
         if (last := f"{row.interval}.{row.count - 1}") in names:
-            move(last, None)
+            move(last, None, f"{row.count} newer {row.interval} points are there")
         for number in range(row.count - 2, -1, -1):
             if (point := f"{row.interval}.{number}") in names:
-                move(point, f"{row.interval}.{number + 1}")
+                move(point, f"{row.interval}.{number + 1}", "a newer one takes its place")
         finer = retain[position - 1]
         oldest = SYNC if position == 0 else f"{finer.interval}.{finer.count - 1}"
         if position == 0 or oldest in names:
-            move(oldest, f"{row.interval}.0")
+            move(oldest, f"{row.interval}.0", rotation.reason)
     return found
+
+
+def after(points: Sequence[Point], moves: Sequence[Move], new: Point) -> list[Point]:
+    """The points when `moves` were made; `new` is what was in `.sync`."""
+    there = {SYNC: new, **{point.name: point for point in points}}
+    for move in moves:
+        point = there.pop(move.point)
+        if move.to is not None:
+            there[move.to] = replace(point, name=move.to)
+    there.pop(SYNC, None)
+    return list(there.values())

@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -67,6 +69,37 @@ def test_run_all_good_exit_0_and_json(site: FakeSite, run) -> None:
     points = json.loads(run("list", "points", "db1", "--json").out)
     assert [row["point"] for row in points] == ["overnight", "daily.0"]
     assert json.loads(run("list", "images", "--json").out) == []
+
+
+def test_restore_points_are_explained_simulated_and_pinned(site: FakeSite, run) -> None:
+    for _ in range(3):
+        assert run("run", "nightly", "--client", "db1").code == 0
+        time.sleep(1)  # a night's id is of the second
+    rows = json.loads(run("retention", "explain", "db1", "--json").out)
+    assert [(row["point"], row["with the next night"]) for row in rows] == [
+        (f"daily.{number}", f"becomes daily.{number + 1}: a newer one takes its place") for number in range(3)
+    ]
+    kept = json.loads(run("retention", "simulate", "--nights", "400", "--json").out)
+    assert len(kept) == 21
+    assert kept[-1]["point"] == "monthly.2"
+    pinned = run("pin", "db1", "daily.2", "--until", "2999-12-31", "--reason", "before the upgrade")
+    assert pinned.code == 0
+    assert f"night {rows[2]['night']} of db1 is kept until 2999-12-31" in pinned.out
+    pins = json.loads((site.permanent / "db1/.pins.json").read_text())["pins"]
+    assert pins == [{"night": rows[2]["night"], "until": "2999-12-31", "reason": "before the upgrade"}]
+    declared = yaml.safe_load(site.inventory.read_text())
+    declared["policies"] = {"default": {"daily": 2, "weekly": 0, "monthly": 0}}
+    site.inventory.write_text(yaml.safe_dump(declared))
+    assert run("run", "nightly", "--client", "db1").code == 0
+    held = json.loads(run("retention", "explain", "db1", "--json").out)[-1]
+    assert held["point"] == f"kept.{rows[2]['night']}"
+    assert held["with the next night"] == "stays, pinned until 2999-12-31: before the upgrade"
+    assert run("unpin", "db1", rows[2]["night"]).code == 0
+    assert run("pin", "db1", "daily.1", "--until", "2020-01-01", "--reason", "x").errors == [
+        "error: 2020-01-01 is over (--until): give a day to come"
+    ]
+    assert run("pin", "db1", "daily.7", "--until", "2999-12-31", "--reason", "x").code == 10
+    assert run("retention", "explain", "none").code == 2
 
 
 def test_status_says_that_the_permanent_store_is_silent_and_since_when(

@@ -13,21 +13,21 @@ from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.permanent import MARKER, PermanentPlace
 from tasks.drivers.rsnapshot import points, render_config
 from tasks.drivers.store import discard, write_model
-from tasks.model.retention import Retain
+from tasks.model.retention import Retain, Rules
 from tests.unit.records import NIGHT, night_manifest
 
-RETAIN = (Retain("daily", 3), Retain("weekly", 2))
+RULES = Rules((Retain("daily", 3), Retain("weekly", 2)), 1)
 STORE_ID = "far-1"
 
 
 class Site:
     """One client's overnight copy below `folder`, its root in the permanent store, and what lies between them."""
 
-    def __init__(self, folder: Path, retain: tuple[Retain, ...] = RETAIN, far: PermanentPlace | None = None) -> None:
+    def __init__(self, folder: Path, rules: Rules = RULES, far: PermanentPlace | None = None) -> None:
         self.far = far or PermanentPlace(folder / "far", STORE_ID, "local")
-        self.source, self.root, self.retain = folder / "over night's #1", self.far.path / "web1", retain
+        self.source, self.root, self.rules = folder / "over night's #1", self.far.path / "web1", rules
         self.config, self.lock = folder / "web1.conf", folder / "web1.pid"
-        self.config.write_text(render_config(self.source, self.root, self.lock, retain))
+        self.config.write_text(render_config(self.source, self.root, self.lock, rules.retain))
         if far is None:
             self.root.mkdir(parents=True)
             (self.far.path / MARKER).write_text(STORE_ID)
@@ -62,7 +62,10 @@ class Site:
         rsnapshot.sync(self.far, self.config, self.source, self.root, 60)
 
     def rotate(self) -> list[str]:
-        return [rotation.interval for rotation in rsnapshot.rotate(self.far, self.root, self.retain)]
+        """Rotate; which intervals got a new point. What is given up goes at once."""
+        moves = rsnapshot.rotate(self.far, self.root, self.rules, 0)
+        rsnapshot.tidy(self.far, self.root)
+        return [move.to.partition(".")[0] for move in moves if move.to and move.to.endswith(".0")]
 
     def keep(self, number: int) -> list[str]:
         self.night(number)

@@ -40,7 +40,7 @@ def test_vms_name_their_clients() -> None:
     ],
 )
 def test_retain_leaves_out_what_is_zero(policy: Policy, retain: tuple[Retain, ...]) -> None:
-    assert policy.retain == retain
+    assert policy.rules.retain == retain
 
 
 def test_declared_default_policy_replaces_the_built_in_one() -> None:

@@ -1,8 +1,9 @@
-"""Rotation: over many nights of luck and failure it keeps the promises of retention."""
+"""Retention: over many nights of luck and failure it keeps its promises."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from random import Random
 
@@ -10,89 +11,166 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.model.retention import SYNC, Retain, due_rotations, moves
+from tasks.model.names import new_id
+from tasks.model.retention import KEPT, SYNC, Pin, Point, Retain, Rules, after, due_rotations, plan
 
 START = datetime(2026, 1, 1, 2, 0, tzinfo=UTC)
-Points = dict[str, datetime | None]
+DEFAULT = Rules((Retain("daily", 14), Retain("weekly", 4), Retain("monthly", 3)), 2)
 
 
-def run_night(points: Points, retain: list[Retain], synced: datetime) -> list[str]:
-    due = due_rotations(points, retain, synced)
-    names = {**points, SYNC: synced}
-    for move in moves(points, retain, due):
+def night(when: datetime) -> Point:
+    return Point(SYNC, new_id(when), when)
+
+
+def run_night(points: list[Point], rules: Rules, synced: datetime) -> list[Point]:
+    """The points after a night whose content is of `synced`; every rename is to a name that is free."""
+    names = {point.name for point in points} | {SYNC}
+    moves = plan(points, rules, synced, synced)
+    for move in moves:
+        assert move.reason
+        names.remove(move.point)
         assert move.to not in names, "a point is never lost under another"
-        content = names.pop(move.point)
         if move.to is not None:
-            names[move.to] = content
-    points.clear()
-    points.update({name: content for name, content in names.items() if name != SYNC})
-    return [rotation.interval for rotation in due]
+            names.add(move.to)
+    return after(points, moves, night(synced))
 
 
-def times(points: Points, interval: str) -> list[datetime]:
+def contents(points: list[Point], interval: str) -> list[datetime]:
     """The contents of an interval, newest first."""
-    found = [(int(name.partition(".")[2]), when) for name, when in points.items() if name.startswith(interval)]
-    return [when for _, when in sorted(found) if when is not None]
+    found = [point for point in points if point.name.startswith(f"{interval}.")]
+    found.sort(key=lambda point: int(point.name.partition(".")[2]))
+    return [point.content for point in found if point.content is not None]
+
+
+def at(points: list[Point], name: str) -> Point:
+    (found,) = [point for point in points if point.name == name]
+    return found
 
 
 @st.composite
-def policies(draw: st.DrawFn) -> list[Retain]:
+def rules(draw: st.DrawFn) -> Rules:
     daily, weekly = draw(st.integers(2, 20)), draw(st.integers(0, 6))
     monthly = draw(st.integers(0, 4)) if weekly else 0
     rows = [Retain("daily", daily), Retain("weekly", weekly), Retain("monthly", monthly)]
-    return [row for row in rows if row.count]
+    return Rules(tuple(row for row in rows if row.count), draw(st.integers(1, 2)))
 
 
 @settings(max_examples=15, deadline=None)
-@given(policies(), st.integers(0, 1 << 30), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
-def test_400_nights_with_failures_keep_the_promises(retain: list[Retain], seed: int, failing: float) -> None:
-    points: Points = {}
+@given(rules(), st.integers(0, 1 << 30), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
+def test_400_nights_with_failures_keep_the_promises(kept_by: Rules, seed: int, failing: float) -> None:
+    points: list[Point] = []
     random = Random(seed)
-    for night in range(400):
-        synced = START + timedelta(days=night, minutes=random.randrange(90))
-        before = dict(points)
+    for number in range(400):
+        synced = START + timedelta(days=number, minutes=random.randrange(90))
+        before = points
         if random.random() < failing:
             # The sync did not happen: .sync still holds what is already daily.0, or nothing.
-            if (newest := points.get("daily.0")) is not None:
-                assert run_night(points, retain, newest) == []
-            assert points == before
+            if before:
+                newest = at(before, "daily.0").content
+                assert newest is not None
+                assert plan(before, kept_by, newest, synced) == []
             continue
-        done = run_night(points, retain, synced)
-        assert done[-1] == "daily"
-        assert points["daily.0"] == synced == max(when for when in points.values() if when)
+        points = run_night(before, kept_by, synced)
+        assert at(points, "daily.0").content == synced == max(point.content for point in points if point.content)
         assert len(points) >= len(before)
-        assert len(points) <= sum(row.count for row in retain)
-        lost = set(before.values()) - set(points.values())
+        assert len(points) <= sum(row.count for row in kept_by.retain)
+        lost = {point.night for point in before} - {point.night for point in points}
         # What goes is the oldest of an interval that was full, and one new point took its place.
-        full = [row for row in retain if f"{row.interval}.{row.count - 1}" in before]
-        assert lost <= {before[f"{row.interval}.{row.count - 1}"] for row in full}
+        full = {f"{row.interval}.{row.count - 1}" for row in kept_by.retain}
+        assert lost <= {point.night for point in before if point.name in full}
         assert len(lost) <= 1
         for interval, days in (("weekly", 7), ("monthly", 28)):
-            kept = times(points, interval)
+            kept = contents(points, interval)
             assert kept == sorted(kept, reverse=True)
             assert all(newer - older >= timedelta(days=days) for newer, older in pairwise(kept))
 
 
+@settings(max_examples=15, deadline=None)
+@given(rules(), st.integers(0, 1 << 30))
+def test_whatever_happens_to_points_the_least_and_the_pinned_stay(kept_by: Rules, seed: int) -> None:
+    """Stamps are lost, nights are pinned, the policy is changed, over hundreds of nights."""
+    points: list[Point] = []
+    random = Random(seed)
+    now = kept_by
+    for number in range(300):
+        synced = START + timedelta(days=number)
+        if points and random.random() < 0.3:
+            hurt = random.choice(points)
+            points = [replace(point, night=None, content=None) if point is hurt else point for point in points]
+        if points and random.random() < 0.05:
+            lucky = random.choice([point for point in points if point.sound] or points)
+            until = (synced + timedelta(days=random.randrange(60))).date()
+            pin = Pin(night=lucky.night or "", until=until, reason="an audit")
+            points = [replace(point, pin=pin) if point is lucky and point.sound else point for point in points]
+        if random.random() < 0.02:
+            now = Rules(tuple(Retain(row.interval, random.randrange(2, 9)) for row in kept_by.retain), kept_by.least)
+        before, points = points, run_night(points, now, synced)
+        sound = [point for point in points if point.sound]
+        assert len(sound) >= min(now.least, 1 + sum(point.sound for point in before))
+        pinned = {point.night for point in before if point.sound and point.pin and point.pin.holds(synced)}
+        assert pinned <= {point.night for point in sound}
+        held = [point for point in points if point.name.startswith(KEPT)]
+        assert all(point.sound for point in held)
+        assert len(held) <= len(pinned) + now.least
+
+
 def test_default_policy_reaches_back_three_months() -> None:
-    retain = [Retain("daily", 14), Retain("weekly", 4), Retain("monthly", 3)]
-    points: Points = {}
-    for night in range(400):
-        run_night(points, retain, START + timedelta(days=night))
-        if night > 150:
-            oldest = min(when for when in points.values() if when)
-            assert START + timedelta(days=night) - oldest > timedelta(days=90)
+    points: list[Point] = []
+    for number in range(400):
+        points = run_night(points, DEFAULT, START + timedelta(days=number))
+        if number > 150:
+            oldest = min(point.content for point in points if point.content)
+            assert START + timedelta(days=number) - oldest > timedelta(days=90)
     assert len(points) == 21
 
 
 def test_client_that_fails_for_months_keeps_every_point() -> None:
-    retain = [Retain("daily", 3), Retain("weekly", 2)]
-    points: Points = {}
-    for night in range(20):
-        run_night(points, retain, START + timedelta(days=night))
-    before = dict(points)
-    for _ in range(100):
-        assert due_rotations(points, retain, START + timedelta(days=19)) == []
-    assert points == before
+    few = Rules((Retain("daily", 3), Retain("weekly", 2)), 2)
+    points: list[Point] = []
+    for number in range(20):
+        points = run_night(points, few, START + timedelta(days=number))
+    last = START + timedelta(days=19)
+    for day in range(100):
+        assert plan(points, few, last, last + timedelta(days=day)) == []
+
+
+def test_pinned_night_leaves_the_cascade_and_stays_until_its_day() -> None:
+    few = Rules((Retain("daily", 2),), 1)
+    points = run_night(run_night([], few, START), few, START + timedelta(days=1))
+    pin = Pin(night=new_id(START), until=date(2026, 1, 4), reason="before the upgrade")
+    points = [replace(point, pin=pin) if point.night == pin.night else point for point in points]
+    (kept,) = [move for move in plan(points, few, START + timedelta(days=2), START) if move.point == "daily.1"]
+    assert (kept.to, kept.reason) == (f"kept.{pin.night}", "pinned until 2026-01-04: before the upgrade")
+    for day in (2, 3):
+        points = run_night(points, few, START + timedelta(days=day))
+        assert at(points, f"kept.{pin.night}").content == START
+    points = run_night(points, few, START + timedelta(days=4))
+    assert {point.name for point in points} == {"daily.0", "daily.1"}
+
+
+def test_night_that_is_there_twice_is_kept_once() -> None:
+    few = Rules((Retain("daily", 2),), 1)
+    pin = Pin(night=new_id(START), until=date(2026, 2, 1), reason="audit")
+    points = [replace(night(START), name=name, pin=pin) for name in ("daily.0", "daily.1", "daily.2")]
+    kept = run_night(points, few, START + timedelta(days=1))
+    assert sorted(point.name for point in kept) == ["daily.0", "daily.1", f"kept.{pin.night}"]
+
+
+def test_sound_point_is_not_given_up_while_the_others_are_no_backups() -> None:
+    few = Rules((Retain("daily", 2),), 2)
+    points = [Point("daily.0"), replace(night(START), name="daily.1")]
+    moves = plan(points, few, START + timedelta(days=1), START)
+    (spared,) = [move for move in moves if move.point == "daily.1"]
+    assert spared.to == f"kept.{new_id(START)}"
+    assert spared.reason == "only 1 others are sound, and 2 are the least"
+
+
+def test_smaller_policy_gives_up_what_it_has_no_place_for() -> None:
+    points: list[Point] = []
+    for number in range(30):
+        points = run_night(points, DEFAULT, START + timedelta(days=number))
+    points = run_night(points, Rules((Retain("daily", 3),), 2), START + timedelta(days=30))
+    assert sorted(point.name for point in points) == ["daily.0", "daily.1", "daily.2"]
 
 
 def test_first_night_rotates_daily_alone() -> None:
@@ -116,7 +194,7 @@ def test_weekly_rotates_when_the_oldest_daily_is_seven_days_newer(days: float, w
 
 
 def test_coarsest_rotates_first_so_that_nothing_is_pushed_out_before_it_is_taken() -> None:
-    points: Points = {"daily.0": START, "daily.1": START, "weekly.0": START - timedelta(days=60)}
+    points: dict[str, datetime | None] = {"daily.0": START, "daily.1": START, "weekly.0": START - timedelta(days=60)}
     retain = [Retain("daily", 2), Retain("weekly", 1), Retain("monthly", 1)]
     due = due_rotations(points, retain, START + timedelta(days=1))
     assert [rotation.interval for rotation in due] == ["monthly", "weekly", "daily"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from tasks.drivers.rsnapshot import points
 from tasks.drivers.store import write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull
 from tasks.model.names import new_id
-from tests.unit.points_site import RETAIN, Site
+from tasks.model.retention import Pin, Rules
+from tests.unit.points_site import RULES, Site
 from tests.unit.records import NIGHT, night_manifest
 
+DAILY = Rules(RULES.retain[:1], 1)
 pytestmark = pytest.mark.skipif(
     shutil.which("rsnapshot") is None and "CI" not in os.environ, reason="needs rsnapshot (it must be there in CI)"
 )
@@ -31,7 +34,9 @@ def site(tmp_path: Path) -> Site:
 
 def snapshot(root: Path) -> dict[str, tuple[int, int, int, int]]:
     """Inode, mode, time and size of everything below the points."""
-    statuses = {path: path.lstat() for path in sorted(root.rglob("*")) if ".sync" not in path.parts}
+    hidden = {path for path in root.iterdir() if path.name.startswith(".")}
+    found = [path for path in sorted(root.rglob("*")) if not hidden & {path, *path.parents}]
+    statuses = {path: path.lstat() for path in found}
     return {
         str(path.relative_to(root)): (status.st_ino, status.st_mode, status.st_mtime_ns, status.st_size)
         for path, status in statuses.items()
@@ -172,20 +177,31 @@ def test_newest_point_of_the_future_is_told_and_not_called_done(site: Site) -> N
     assert site.days() == {"daily.0": 365}
 
 
-@pytest.mark.parametrize("done", [1, 2, 3])
-def test_rotation_killed_between_its_renames_costs_no_second_point(tmp_path: Path, done: int) -> None:
-    """The next rotation freed the last place again, and an older point went without a new one in its stead."""
-    site = Site(tmp_path, RETAIN[:1])
-    for name, number in [("daily.2", 1), ("daily.1", 2), ("daily.0", 3)]:
+@pytest.mark.parametrize("done", range(7))
+def test_rotation_killed_between_any_two_renames_costs_no_point(
+    site: Site, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    """rsnapshot's own frees the last place again, and an older point goes without a new one in its stead."""
+    for name, number in [("weekly.1", 1), ("weekly.0", 8), ("daily.2", 15), ("daily.1", 16), ("daily.0", 17)]:
         site.place(name, number)
-    site.night(4)
-    steps = [("daily.2", ".delete-daily.2-0a1b2c3d"), ("daily.1", "daily.2"), ("daily.0", "daily.1")]
-    for old, new in steps[:done]:
-        (site.root / old).rename(site.root / new)
+    site.night(18)
     site.sync()
-    assert site.rotate() == ["daily"]
-    assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
-    assert sorted(path.name for path in site.root.iterdir()) == ["daily.0", "daily.1", "daily.2"]
+    renames, rename = iter(range(done)), Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(renames, None) is None:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with suppress(KeyboardInterrupt):
+            rsnapshot._rotate(site.root, site.rules, datetime.now(UTC), 0)
+    site.sync()
+    site.rotate()
+    kept = {"daily.0": 18, "daily.1": 17, "daily.2": 16, "weekly.0": 15, "weekly.1": 8}
+    assert site.days() == kept
+    assert sorted(path.name for path in site.root.iterdir() if path.name != ".sync") == [*kept]
 
 
 def test_point_is_renamed_before_it_is_removed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,14 +210,14 @@ def test_point_is_renamed_before_it_is_removed(site: Site, monkeypatch: pytest.M
         site.place(name, number)
     site.night(4)
     site.sync()
-    site.retain = RETAIN[:1]
+    site.rules = DAILY
 
     def fail(folder: Path, watch: Any) -> None:
         raise CommandFailed("rm", 1, f"{folder}: Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(rsnapshot, "remove", fail)
-        with pytest.raises(CommandFailed, match=r"\.delete-daily\.2"):
+        with pytest.raises(CommandFailed, match=r"\.trash-20\d\d-\d\d-\d\d-daily\.2"):
             site.rotate()
     assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
     assert site.keep(5) == ["daily"]
@@ -233,3 +249,35 @@ def test_rsnapshot_is_given_a_deadline(site: Site, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(process, "run", watch)
     site.sync()
     assert seen == [60]
+
+
+def test_point_that_is_given_up_can_be_had_back_until_its_day(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.rules = DAILY
+    for number in range(1, 5):
+        site.night(number)
+        site.sync()
+        rsnapshot.rotate(site.far, site.root, site.rules, 3)
+    assert rsnapshot.tidy(site.far, site.root) == 0
+    (trash,) = site.root.glob(".trash-*")
+    assert trash.name[:17] == f".trash-{datetime.now(UTC).date() + timedelta(days=3)}"
+    argv = ["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"]
+    subprocess.run(argv, cwd=trash / "data", check=True, capture_output=True)
+    trash.rename(trash.with_name(f".trash-{datetime.now(UTC).date()}-daily.2"))
+    assert rsnapshot.tidy(site.far, site.root) == 1
+    assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
+    assert not list(site.root.glob(".*"))
+
+
+def test_pinned_night_is_kept_by_its_id(site: Site) -> None:
+    site.rules = DAILY
+    site.keep(1)
+    first = points(site.root)["daily.0"]
+    assert first is not None
+    until = datetime.now(UTC).date() + timedelta(days=30)
+    rsnapshot.pin(site.root, Pin(night=first.id, until=until, reason="audit"), first.id)
+    for number in range(2, 6):
+        site.keep(number)
+    assert site.days() == {"daily.0": 5, "daily.1": 4, "daily.2": 3, f"kept.{first.id}": 1}
+    rsnapshot.pin(site.root, None, first.id)
+    site.keep(6)
+    assert site.days() == {"daily.0": 6, "daily.1": 5, "daily.2": 4}
