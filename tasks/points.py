@@ -2,19 +2,23 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
 from tasks.drivers import permanent, rsnapshot
 from tasks.drivers.permanent import PermanentPlace
+from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import Store, keeps_nanoseconds, verify_night
-from tasks.errors import GbsError, Locked, NothingToRecover
+from tasks.errors import GbsError, IntegrityError, Locked, NothingToRecover
 from tasks.model.inventory import Policy
-from tasks.model.names import slug
-from tasks.model.retention import Move
+from tasks.model.names import one_line, slug
+from tasks.model.retention import Move, Reading
 from tasks.retryable import retryable
 
+MOST = 100
+"""So many damaged files of a night are noted by name."""
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +61,30 @@ def rotate(client: str) -> list[Move]:
     for move in moves:
         log.info("%s: %s becomes %s: %s", client, move.point, move.to or "trash", move.reason)
     return moves
+
+
+@retryable("verify restore points", "verify restore points of {client}", retries=0)
+def verify(client: str, percent: float) -> list[Checked]:
+    """Read a client's restore points where they lie, heal what is damaged, note what was found in the store.
+
+    Raises IntegrityError for the first that stays damaged, when all have been read.
+    """
+    place, root = places.permanent(), root_of(client)
+    permanent.prove(place)
+    now, good = datetime.now(UTC), places.store().overnight(client) / "data"
+    with reporting(log, f"verify restore points of {client}"):
+        found = permanent.at(place, check_points, root, good, percent, int(now.timestamp()))
+    left = {row.point: [path for path in row.damaged if path not in row.healed] for row in found}
+    nights = {row.night: Reading(at=now, percent=percent, damaged=tuple(left[row.point][:MOST])) for row in found}
+    permanent.at(place, rsnapshot.note, root, nights)
+    for row in found:
+        for path in row.healed:
+            log.warning("%s %s: %s was damaged and is healed by a good copy", client, row.point, one_line(path))
+    for point, paths in left.items():
+        if paths:
+            others = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
+            raise IntegrityError(f"{root / point}: {one_line(paths[0])}{others}", "what its listing says", "another")
+    return found
 
 
 @retryable("remove given up", retries=0)

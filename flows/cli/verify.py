@@ -10,6 +10,7 @@ from tasks import catalogue
 from tasks.errors import ClientsFailed
 from tasks.model.outcome import exit_code
 
+_FILES = "Read only so many of the files, chosen by chance."
 _SAMPLE = "Read only so much of each disk, chosen by chance."
 
 
@@ -36,6 +37,23 @@ def images(vm: str | None, older_than_days: int, at_most: int | None, sample: fl
 
     try:
         results: Any = verify_images(vm, older_than_days, at_most, sample)
+    except ClientsFailed as exc:
+        show("verified", exc.args[3], as_json)
+        raise
+    show("verified", results, as_json)
+    return exit_code(results)
+
+
+@verify_command.command()
+@click.argument("clients", nargs=-1)
+@click.option("--sample", type=click.FloatRange(0, 100, min_open=True), default=100, metavar="PERCENT", help=_FILES)
+@terminal.json_option
+def points(clients: tuple[str, ...], sample: float, as_json: bool) -> int:
+    """The restore points of CLIENTS, or all, where they lie: every file's sha256. A good copy heals a damaged one."""
+    from flows.verify_points import verify_points
+
+    try:
+        results: Any = verify_points(list(clients) or None, sample)
     except ClientsFailed as exc:
         show("verified", exc.args[3], as_json)
         raise

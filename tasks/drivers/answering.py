@@ -25,7 +25,6 @@ PROBE_EVERY_S = 5
 _AT_ONCE = 16
 P = ParamSpec("P")
 T = TypeVar("T")
-Asked = tuple[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 class NoAnswer(Exception):

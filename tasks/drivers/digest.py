@@ -17,10 +17,11 @@ _SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     """The hex sha256 of a regular file's content; `on_bytes` is called with the size of each piece read."""
-    return _sha256(os.open(path, _READ), on_bytes)
+    return sha256_of(os.open(path, _READ), on_bytes)
 
 
-def _sha256(handle: int, on_bytes: Callable[[int], None] | None = None) -> str:
+def sha256_of(handle: int, on_bytes: Callable[[int], None] | None = None) -> str:
+    """The hex sha256 of what is left to read of an open file, which is closed; `on_bytes` as `sha256_file`."""
     digest = hashlib.sha256()
     with open(handle, "rb", buffering=0) as file:
         # Of 100,000 files most are small: clearing 1 MiB for each would take longer than reading it.
@@ -111,7 +112,7 @@ def write_listing(root: Path, listing: Path, previous_root: Path | None, previou
                 known = {}
         for path, file_bytes, same in regular_files(new, last):
             digest = known.get(path) if same else None
-            out.write(listing_line(digest or _sha256(os.open(path, _READ, dir_fd=new)), path))
+            out.write(listing_line(digest or sha256_of(os.open(path, _READ, dir_fd=new)), path))
             count, size_bytes = count + 1, size_bytes + file_bytes
         out.flush()
         os.fsync(out.fileno())
@@ -140,7 +141,7 @@ def verify_listing(root: Path, listing: Path, on_progress: Callable[[int], None]
                 raise IntegrityError(str(listing), "lines of sha256sum", repr(line[:80])) from exc
             path = root / os.fsdecode(name)
             try:
-                found = _sha256(os.open(name, _READ, dir_fd=folder))
+                found = sha256_of(os.open(name, _READ, dir_fd=folder))
                 done += os.stat(name, dir_fd=folder).st_size
             except OSError as exc:
                 raise IntegrityError(str(path), expected, exc.strerror or "nothing") from exc

@@ -8,6 +8,7 @@ change owners and modes of those in place.
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from tasks.drivers.rsync import EXACT_TIMES
 from tasks.drivers.store import flush, read_model, remove, sync_folder, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreSilent, WriteLost
 from tasks.model.manifest import MANIFEST, NightManifest
-from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Retain, Rules, plan
+from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Retain, Rules, plan
 
-PINS = ".pins.json"
+PINS, READINGS = ".pins.json", ".readings.json"
+WHOLE = 100
+_handles: dict[str, int] = {}
+"""Of the child that makes the calls."""
 _INTERVALS = ("daily", "weekly", "monthly")
 _DOOMED, _TRASH = ".delete-", ".trash-"
 """Before the name of what may be removed at once, and of what was given up, with the day from which it may be."""
@@ -88,10 +92,29 @@ def pin(root: Path, wanted: Pin | None, night: str) -> None:
 def retained(root: Path) -> list[Point]:
     """The restore points as retention looks at them."""
     pinned = {one.night: one for one in pins(root).pins}
+    read = readings(root).nights
     return [
-        Point(name, found.id, found.ended, pinned.get(found.id)) if found else Point(name)
+        Point(name, found.id, found.ended, pinned.get(found.id), found.id in read and bool(read[found.id].damaged))
+        if found
+        else Point(name)
         for name, found in points(root).items()
     ]
+
+
+def readings(root: Path) -> Readings:
+    """The last reading of each of a client's nights, as `note` has it."""
+    return read_model(root / READINGS, Readings) or Readings()
+
+
+def note(root: Path, nights: Mapping[str, Reading]) -> None:
+    """Note readings; those of nights that are gone are forgotten. A sample does not make a night whole again."""
+    known = dict(readings(root).nights)
+    for night, reading in nights.items():
+        before = known.get(night)
+        still = before.damaged if before and reading.percent < WHOLE else ()
+        known[night] = reading.model_copy(update={"damaged": tuple(dict.fromkeys((*still, *reading.damaged)))})
+    there = {found.id for found in points(root).values() if found}
+    write_model(root / READINGS, Readings(nights={night: one for night, one in known.items() if night in there}))
 
 
 def points_of(roots: Mapping[str, Path]) -> dict[str, dict[str, NightManifest | None]]:
@@ -110,19 +133,16 @@ def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline
     `root` lies in the permanent store `place` and is made when it is not there. Raises StoreSilent when that does not
     answer, StoreFull, CommandFailed of rsnapshot, IntegrityError when what arrived is not what was to be copied.
     """
-    held = at(place, _make_ready, root)
+    handle = at(place, _make_ready, root)
     try:
         _run(config, "sync", root, deadline_s, watching(place))
         manifest = read_model(source / MANIFEST, NightManifest)
         if manifest is None:
             raise IntegrityError(str(source), "a night with a manifest", "none")
-        at(place, _stamp, held, root, manifest)
-    except StoreSilent:
-        raise  # who held it is gone
-    except BaseException:
-        at(place, os.close, held)
-        raise
-    at(place, os.close, held)
+        at(place, _stamp, handle, root, manifest)
+    finally:
+        with suppress(StoreSilent):  # the child that had it is gone
+            at(place, _let_go, handle)
 
 
 def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int) -> list[Move]:
@@ -143,24 +163,33 @@ def tidy(place: PermanentPlace, root: Path) -> int:
     return len(doomed)
 
 
-def _make_ready(root: Path) -> int:
-    """Make the root, close gaps, put an old `.sync` out of sight: the root, opened."""
+def _make_ready(root: Path) -> str:
+    """Make the root, close gaps, put an old `.sync` out of sight; the root is opened, and called as is returned."""
     root.mkdir(exist_ok=True, mode=0o700)
     _mend(root)
     if (root / SYNC).exists():
         _put_away(root / SYNC, _DOOMED)
-    return os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    handle = os.urandom(8).hex()
+    _handles[handle] = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    return handle
 
 
-def _stamp(held: int, root: Path, manifest: NightManifest) -> None:
+def _let_go(handle: str) -> None:
+    if handle in _handles:
+        os.close(_handles.pop(handle))
+
+
+def _stamp(handle: str, root: Path, manifest: NightManifest) -> None:
     """Stamp the sync when all of it is on disk: what lost its files in a power cut must not look like a point.
 
-    `held` was opened before anything was written, or a write error that another flush has seen would not be told again
-    (syncfs(2)); rsync does not look for errors that come when it closes a file, as those of NFS do. The error may be
-    an earlier one that nobody has seen: the next try will tell.
+    The handle was opened before anything was written, or a write error that another flush has seen would not be told
+    again (syncfs(2)); rsync does not look for errors that come when it closes a file, as those of NFS do. The error may
+    be an earlier one that nobody has seen: the next try will tell.
     """
+    if handle not in _handles:
+        raise WriteLost(str(root), "another call that did not return took the handle of its flush with it")
     try:
-        flush(held)
+        flush(_handles[handle])
     except OSError as exc:
         raise WriteLost(str(root), exc.strerror) from exc
     verify_night(root / SYNC, manifest)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from itertools import pairwise
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 SYNC = ".sync"
 """Where rsnapshot makes the next point (sync_first)."""
@@ -84,6 +84,24 @@ class Pins(BaseModel):
     pins: tuple[Pin, ...] = ()
 
 
+class Reading(BaseModel):
+    """When the files of a night were last read where they lie, how much of them, and what stays damaged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: AwareDatetime
+    percent: float
+    damaged: tuple[str, ...] = ()
+
+
+class Readings(BaseModel):
+    """The last reading of each of a client's nights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nights: dict[str, Reading] = {}
+
+
 @dataclass(frozen=True)
 class Point:
     """A restore point: `daily.0`, or `kept.<night>` for one that has left the cascade and is not given up."""
@@ -94,11 +112,13 @@ class Point:
     content: datetime | None = None
     """When its content was pulled."""
     pin: Pin | None = None
+    damaged: bool = False
+    """Whether the last reading found files that are not what their listing says, and no good copy of them."""
 
     @property
     def sound(self) -> bool:
         """Whether it can be recovered from, as far as is known."""
-        return self.night is not None
+        return self.night is not None and not self.damaged
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,24 @@ def test_restore_points_are_explained_simulated_and_pinned(site: FakeSite, run) 
     assert run("retention", "explain", "none").code == 2
 
 
+def test_restore_points_are_verified_and_healed(site: FakeSite, run) -> None:
+    assert run("verify", "points", "db1", "--json").code == 0
+    assert run("run", "nightly", "--client", "db1").code == 0
+    hostname = site.permanent / "db1/daily.0/data/etc/hostname"
+    hostname.write_bytes(b"db2\n")
+    ended = run("verify", "points", "db1", "--json")
+    assert ended.code == 3
+    (row,) = json.loads(ended.out)
+    assert (row["outcome"], row["reason"]) == ("WARNING", "1 damaged files were healed by good copies, see the log")
+    assert hostname.read_bytes() == b"db1\n"
+    for place in (site.permanent / "db1/daily.0", site.store / "overnight/db1"):
+        (place / "data/etc/hostname").write_bytes(b"db2\n")
+    ended = run("verify", "points", "db1")
+    assert ended.code == 1
+    assert re.search(r"db1/daily.0: /etc/hostname is damaged: expected what its listing says", ended.err)
+    assert run("verify", "points", "db1", "--sample", "50").code in (0, 1)
+
+
 def test_status_says_that_the_permanent_store_is_silent_and_since_when(
     site: FakeSite, run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,11 +46,15 @@ class Site:
                 (new / "data" / name).write_text(text)
         write_listing(new / "data", new / "SHA256SUMS", None, None)
         (new / "facts.json").write_text("{}")
-        ended = NIGHT + timedelta(days=number)
-        sums, facts = sha256_file(new / "SHA256SUMS"), sha256_file(new / "facts.json")
-        write_model(new / "manifest.json", night_manifest(ended, listing_sha256=sums, facts_sha256=facts))
         new.rename(self.source)
+        self.publish(number)
         discard(old, self.source.with_name("trash"), "old")
+
+    def publish(self, number: int) -> None:
+        """Write the manifest of what lies there as the overnight copy."""
+        ended = NIGHT + timedelta(days=number)
+        sums, facts = sha256_file(self.source / "SHA256SUMS"), sha256_file(self.source / "facts.json")
+        write_model(self.source / "manifest.json", night_manifest(ended, listing_sha256=sums, facts_sha256=facts))
 
     def place(self, name: str, number: int) -> None:
         """Make the restore point of a night without running rsnapshot."""
