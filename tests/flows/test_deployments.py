@@ -19,7 +19,7 @@ from tests.flows.fake_site import FakeSite
 ROOT = Path(__file__).parents[2]
 NAMES = {
     *("nightly", "prepare", "overnight", "permanent", "kvmimg-get", "kvmimg-update", "kvmsnap-create"),
-    *("kvmsnap-purge", "recover-vm", "reconcile", "verify-images", "devices"),
+    *("kvmsnap-purge", "recover-vm", "reconcile", "verify-images", "verify-points", "devices"),
 }
 SAMPLE = {"older_than_days": 0, "at_most": None, "percent": 1}
 """What the second schedule of verify-images asks for."""
@@ -142,7 +142,11 @@ def test_nightly_scheduled_once_by_slug_in_its_time_zone(api: httpx.Client) -> N
 
 
 def test_reconcile_and_verify_run_by_schedule(api: httpx.Client) -> None:
-    expected = {"reconcile": {"*/15 * * * *": {}}, "verify-images": {"30 6 * * *": {}, "0 6 * * *": SAMPLE}}
+    expected: dict[str, Any] = {
+        "reconcile": {"*/15 * * * *": {}},
+        "verify-images": {"30 6 * * *": {}, "0 6 * * *": SAMPLE},
+        "verify-points": {"0 7 * * 0": {}, "0 7 * * 1-6": {"percent": 2}},
+    }
     for name, schedules in expected.items():
         rows = deployment(api, name)["schedules"]
         assert all(row["active"] for row in rows)
