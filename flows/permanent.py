@@ -1,5 +1,7 @@
 """Stage 2, permanent backup: overnight copies become restore points in the permanent store."""
 
+import logging
+
 from prefect import State, flow
 
 from flows.ending import conclude
@@ -9,6 +11,8 @@ from flows.stage import Stage, stage
 from flows.vm_name import ClientName
 from tasks import places, points
 from tasks.model.outcome import Outcome, StageResult
+
+log = logging.getLogger(__name__)
 
 
 def keep_client(client: str) -> list[StageResult]:
@@ -26,13 +30,16 @@ def keep_client(client: str) -> list[StageResult]:
 
 def tidied(results: list[StageResult]) -> list[StageResult]:
     """The results of stage 2, after what it gave up is removed, for which no client has to wait."""
-    kept = [row.client for row in results if row.stage == "permanent" and row.outcome in (Outcome.OK, Outcome.SKIPPED)]
-    problems = points.tidy(kept) if kept else {}
-    for client, problem in problems.items():
-        running = Stage(client, "permanent")
+    running = Stage("all clients", "permanent")
+    clients = [row.client for row in results if row.stage == "permanent"]
+    try:
+        problems = points.tidy(clients) if clients else []
+    except Exception as exc:
+        log.exception("removing what was given up: unexpected")
+        problems = [f"unexpected {type(exc).__name__}: {exc}"]
+    for problem in problems:
         running.say(Outcome.WARNING, f"what was given up is not removed: {problem}")
-        results = [*results, running.result()]
-    return results
+    return [*results, running.result()] if problems else results
 
 
 @flow(name="permanent", flow_run_name=named("clients", "permanent of {}", "all clients"), task_runner=task_runner)

@@ -56,7 +56,7 @@ def protections() -> Protections:
         answered = [
             result.ended
             for (_, stage), result in last.items()
-            if stage == "permanent" and result.outcome is not Outcome.FAILED
+            if stage == "permanent" and (result.produced or result.outcome is Outcome.OK)
         ]
         since = f"it last did at {max(answered):%Y-%m-%d %H:%M} UTC" if answered else "no run is known in which it did"
         silent = f"{exc}; {since}"

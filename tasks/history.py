@@ -26,6 +26,7 @@ def explain(client: str) -> list[Explained]:
     declared = inventory_file.load()
     place, root = _root(declared, client)
     rules, now = declared.policy_of(declared.systems[client]).rules, datetime.now(UTC)
+    permanent.prove(place)
     points = permanent.look(place, rsnapshot.retained, root)
     moves = {move.point: move for move in plan(points, rules, now, now)}
     rows = []

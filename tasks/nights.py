@@ -7,7 +7,7 @@ from tasks.drivers import permanent, rsnapshot
 from tasks.drivers.digest import verify_listing
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import verify_night
-from tasks.errors import StoreNotMounted, StoreSilent
+from tasks.errors import IntegrityError, StoreError
 from tasks.model.manifest import LISTING, NightManifest
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night, choose
@@ -25,7 +25,7 @@ def nights_of(client: str) -> list[Night]:
     try:
         permanent.prove(place)
         points = permanent.at(place, rsnapshot.points, root).items()
-    except (StoreNotMounted, StoreSilent) as exc:
+    except (StoreError, IntegrityError) as exc:
         log.warning("restore points are out of reach: %s", exc)
         return found
     return [*found, *(Night(name, root / name, manifest) for name, manifest in points if manifest is not None)]

@@ -11,7 +11,7 @@ from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import Store, keeps_nanoseconds, verify_night
-from tasks.errors import GbsError, IntegrityError, Locked, NothingToRecover
+from tasks.errors import GbsError, IntegrityError, Locked, NothingToRecover, StoreNotMounted, StoreSilent
 from tasks.model.inventory import Policy
 from tasks.model.names import one_line, slug
 from tasks.model.retention import Move, Reading
@@ -88,9 +88,9 @@ def verify(client: str, percent: float) -> list[Checked]:
 
 
 @retryable("remove given up", retries=0)
-def tidy(clients: Sequence[str]) -> dict[str, str]:
-    """Remove what rotations gave up and is due by now, one client after the other; what went wrong, by client."""
-    place, problems = places.permanent(), dict[str, str]()
+def tidy(clients: Sequence[str]) -> list[str]:
+    """Remove what rotations gave up and is due by now, one client after the other; what went wrong."""
+    place, problems = places.permanent(), list[str]()
     with reporting(log, "remove given up") as progress:
         for number, client in enumerate(clients):
             progress.say(f"{client}, {number + 1} of {len(clients)}")
@@ -100,8 +100,10 @@ def tidy(clients: Sequence[str]) -> dict[str, str]:
                     rsnapshot.tidy(place, root_of(client))
             except Locked:
                 continue  # the next night does
+            except (StoreSilent, StoreNotMounted) as exc:
+                return [*problems, str(exc)]
             except GbsError as exc:
-                problems[client] = str(exc)
+                problems.append(f"{client}: {exc}")
     return problems
 
 

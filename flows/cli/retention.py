@@ -29,10 +29,8 @@ def explain(client: str, as_json: bool) -> None:
 
 @retention_command.command()
 @click.option("--policy", default="default", show_default=True, help="A policy of the inventory.")
-@click.option(
-    "--nights", type=click.IntRange(1, 10_000), default=365, show_default=True, help="So many that went well."
-)
-@click.option("--every", type=click.IntRange(1, 366), default=1, show_default=True, help="So many days apart.")
+@click.option("--nights", type=click.IntRange(1, 3000), default=365, show_default=True, help="So many that went well.")
+@click.option("--every", type=click.IntRange(1, 31), default=1, show_default=True, help="So many days apart.")
 @terminal.json_option
 def simulate(policy: str, nights: int, every: int, as_json: bool) -> None:
     """The restore points that a policy has kept after many nights. Nothing is done."""

@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
@@ -109,22 +110,23 @@ def at(place: PermanentPlace, function: Callable[P, T], *args: P.args, **kwargs:
 
     StoreSilent when the store does not answer meanwhile; its OSError becomes StoreFull or StoreError.
     """
+    return _called(place, ANSWER_DEADLINE_S, partial(function, *args, **kwargs))
+
+
+def look(place: PermanentPlace, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `at`, for somebody who waits at a terminal: a silent store is given up sooner."""
+    return _called(place, LOOK_DEADLINE_S, partial(function, *args, **kwargs))
+
+
+def _called(place: PermanentPlace, deadline_s: float, call: Callable[[], T]) -> T:
     try:
-        return attend(function, lambda: _require_answer(place), *args, **kwargs)
+        return attend(call, lambda: _require_answer(place, deadline_s))
     except NoAnswer as exc:
         raise StoreSilent(str(place.path), str(exc)) from exc
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(str(place.path), "more", "too few") from exc
         raise StoreError(str(exc.filename or place.path), f"{exc.strerror}{_HINTS.get(exc.errno or 0, '')}") from exc
-
-
-def look(place: PermanentPlace, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As `at`, for somebody who waits at a terminal."""
-    try:
-        return ask(function, LOOK_DEADLINE_S, *args, **kwargs)
-    except NoAnswer as exc:
-        raise StoreSilent(str(place.path), str(exc)) from exc
 
 
 def watching(place: PermanentPlace) -> Callable[[], None]:
@@ -134,15 +136,15 @@ def watching(place: PermanentPlace) -> Callable[[], None]:
     def watch() -> None:
         nonlocal next_probe
         if time.monotonic() >= next_probe:
-            _require_answer(place)
+            _require_answer(place, ANSWER_DEADLINE_S)
             next_probe = time.monotonic() + PROBE_EVERY_S
 
     return watch
 
 
-def _require_answer(place: PermanentPlace) -> None:
+def _require_answer(place: PermanentPlace, deadline_s: float) -> None:
     try:
-        ask(_read, ANSWER_DEADLINE_S, place.path / MARKER)
+        ask(_read, deadline_s, place.path / MARKER)
     except OSError:
         return  # an error is an answer
     except NoAnswer as exc:

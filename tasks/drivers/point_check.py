@@ -7,14 +7,13 @@ file says is never believed, only the listing, whose own hash is in the manifest
 import os
 import random
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.digest import opened, parse_listing_line, sha256_file, sha256_of
-from tasks.drivers.rsnapshot import points
+from tasks.drivers.rsnapshot import WHOLE, points
 from tasks.errors import GbsError
 from tasks.model.manifest import LISTING, NightManifest
 
@@ -44,42 +43,44 @@ class _File:
 def check_points(root: Path, overnight: Path | None, percent: float, seed: int) -> list[Checked]:
     """Read `percent` of the files of all stamped points below a client's root, chosen by `seed`; heal what is damaged.
 
-    The good copy is that of another point, or of the `overnight` copy, if it has the sha256 that the listing says.
+    The good copy is that of another point, or of the `overnight` copy, if it has the sha256 that the listing says. A
+    damaged file is replaced in every point that has its inode there and whose own listing says the same sha256.
     """
     stamped = {name: manifest for name, manifest in points(root).items() if manifest is not None}
-    verdicts: dict[tuple[int, str], bool] = {}
-    found = []
+    listed: dict[str, dict[bytes, str]] = {}
+    found: dict[str, Checked] = {}
     for name, manifest in stamped.items():
-        choice = random.Random(f"{seed} {manifest.id}")  # noqa: S311 - a sample, not a secret
-        files = read_bytes = 0
-        damaged, healed = list[str](), list[str]()
         try:
-            listed = list(_listed(root / name, name, manifest))
+            listed[name] = _listed(root / name, manifest)
         except (OSError, ValueError) as exc:
-            found.append(Checked(name, manifest.id, 0, 0, (f"{LISTING}: {exc}",), ()))
-            continue
-        for file in listed:
-            if percent < 100 and choice.random() * 100 >= percent:
+            found[name] = Checked(name, manifest.id, 0, 0, (f"{LISTING}: {exc}",), ())
+    verdicts: dict[tuple[int, str], bool] = {}
+    for name, files in listed.items():
+        choice = random.Random(f"{seed} {stamped[name].id}")  # noqa: S311 - a sample, not a secret
+        count = read_bytes = 0
+        damaged, healed = list[str](), list[str]()
+        for path, sha256 in files.items():
+            if percent < WHOLE and choice.random() * WHOLE >= percent:
                 continue
+            file = _File(name, path, sha256)
             inode, size_bytes, good = _read(root, file, verdicts)
-            files, read_bytes = files + 1, read_bytes + size_bytes
+            count, read_bytes = count + 1, read_bytes + size_bytes
             if good:
                 continue
-            damaged.append(f"/{os.fsdecode(file.path)}")
-            if _heal(root, file, inode, [*stamped], overnight):
+            damaged.append("/" + path.decode("utf-8", "backslashreplace"))
+            alike = [other for other in listed if listed[other].get(path) == sha256]
+            if _heal(root, file, inode, alike, overnight):
                 healed.append(damaged[-1])
-                verdicts.pop((inode, file.sha256), None)
-        found.append(Checked(name, manifest.id, files, read_bytes, tuple(damaged), tuple(healed)))
-    return found
+        found[name] = Checked(name, stamped[name].id, count, read_bytes, tuple(damaged), tuple(healed))
+    return [found[name] for name in stamped]
 
 
-def _listed(folder: Path, point: str, manifest: NightManifest) -> Iterator[_File]:
+def _listed(folder: Path, manifest: NightManifest) -> dict[bytes, str]:
+    """The sha256 of each file by the point's listing, if that is the one of the manifest."""
     if sha256_file(folder / LISTING) != manifest.listing_sha256:
         raise ValueError("is not the one of the manifest")
     with (folder / LISTING).open("rb") as lines:
-        for line in lines:
-            sha256, path = parse_listing_line(line)
-            yield _File(point, path, sha256)
+        return {path: sha256 for sha256, path in map(parse_listing_line, lines)}
 
 
 def _read(root: Path, file: _File, verdicts: dict[tuple[int, str], bool]) -> tuple[int, int, bool]:
@@ -87,34 +88,34 @@ def _read(root: Path, file: _File, verdicts: dict[tuple[int, str], bool]) -> tup
     try:
         with opened(root / file.point / "data") as data:
             handle = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=data)
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(handle)
-            return 0, 0, False
-        if (status.st_ino, file.sha256) in verdicts:
-            os.close(handle)
-            return status.st_ino, 0, verdicts[status.st_ino, file.sha256]
-        # What lies in this machine's memory says nothing of the store.
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        good = verdicts[status.st_ino, file.sha256] = sha256_of(handle) == file.sha256
     except OSError:
         return 0, 0, False
+    status = os.fstat(handle)
+    known = verdicts.get((status.st_ino, file.sha256))
+    if not stat.S_ISREG(status.st_mode) or known is not None:
+        os.close(handle)
+        return (status.st_ino, 0, known) if known is not None else (0, 0, False)
+    # What lies in this machine's memory says nothing of the store.
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        good = sha256_of(handle) == file.sha256
+    except OSError:
+        good = False  # it cannot be read
+    verdicts[status.st_ino, file.sha256] = good
     return status.st_ino, status.st_size, good
 
 
-def _heal(root: Path, file: _File, inode: int, names: list[str], overnight: Path | None) -> bool:
-    """Put a good copy in the place of a damaged or missing file, in every point that has that inode there."""
+def _heal(root: Path, file: _File, inode: int, alike: list[str], overnight: Path | None) -> bool:
+    """Put a good copy in the place of a damaged or missing file; in each point of `alike` that has that inode there."""
     path = os.fsdecode(file.path)
-    folders = [root / name / "data" for name in names] + ([overnight] if overnight else [])
-    source = next((folder / path for folder in folders if _has(folder / path, file.sha256)), None)
-    if source is None:
+    folders = [(root, root / name / "data") for name in alike] + ([(overnight, overnight)] if overnight else [])
+    copies = (folder / path for top, folder in folders if _lies_below(top, folder / path))
+    source = next((copy for copy in copies if _has(copy, file.sha256)), None)
+    target, new, link = root / file.point / "data" / path, root / _HEALING, root / f"{_HEALING}-link"
+    if source is None or not _lies_below(root, target):
         return False
-    target, new = root / file.point / "data" / path, root / _HEALING
-    if not _lies_below(root, target):
-        return False
-    with suppress(FileNotFoundError):
-        new.unlink()
     try:
+        _forget(new, link)
         process.run(["cp", "--archive", "--", str(source), str(new)], deadline_s=HEAL_DEADLINE_S)
         if inode:
             # Its owner, times and attributes are the damaged file's: the good one may be of another night.
@@ -124,17 +125,22 @@ def _heal(root: Path, file: _File, inode: int, names: list[str], overnight: Path
             return False
         with new.open("rb") as copied:
             os.fsync(copied.fileno())
-        for name in names:
+        for name in alike:
             place = root / name / "data" / path
             if name == file.point or (inode and _inode(place) == inode and _lies_below(root, place)):
-                os.link(new, link := new.with_name(f"{_HEALING}-link"))
+                os.link(new, link)
                 os.rename(link, place)
     except (OSError, GbsError):
         return False
     finally:
-        with suppress(FileNotFoundError):
-            new.unlink()
+        _forget(new, link)
     return True
+
+
+def _forget(*left: Path) -> None:
+    for path in left:
+        with suppress(FileNotFoundError):
+            path.unlink()
 
 
 def _lies_below(root: Path, path: Path) -> bool:

@@ -5,6 +5,7 @@ that an interrupted run left is never written into: its files share their inodes
 change owners and modes of those in place.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -135,6 +136,8 @@ def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline
     """
     handle = at(place, _make_ready, root)
     try:
+        for folder in at(place, _left, root):
+            remove(folder, watching(place))  # first: what is to be copied may need the room
         _run(config, "sync", root, deadline_s, watching(place))
         manifest = read_model(source / MANIFEST, NightManifest)
         if manifest is None:
@@ -191,6 +194,8 @@ def _stamp(handle: str, root: Path, manifest: NightManifest) -> None:
     try:
         flush(_handles[handle])
     except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise WriteLost(str(root), exc.strerror) from exc
     verify_night(root / SYNC, manifest)
     write_model(root / SYNC / MANIFEST, manifest)
@@ -238,9 +243,14 @@ def _put_away(folder: Path, prefix: str) -> None:
 
 
 def _doomed(root: Path, today: date) -> list[Path]:
-    """What is to be removed by now; `_delete.` is rsnapshot's own, should somebody have called that."""
+    """What is to be removed by now."""
     due = [path for path in root.glob(f"{_TRASH}*") if path.name.removeprefix(_TRASH)[:10] <= today.isoformat()]
-    return [*root.glob("_delete.*"), *root.glob(f"{_DOOMED}*"), *due]
+    return [*_left(root), *due]
+
+
+def _left(root: Path) -> list[Path]:
+    """What failed runs left; `_delete.` is rsnapshot's own, should somebody have called that."""
+    return [*root.glob("_delete.*"), *root.glob(f"{_DOOMED}*")]
 
 
 def _run(config: Path, command: str, root: Path, deadline_s: float, watch: Callable[[], None]) -> None:

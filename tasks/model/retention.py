@@ -148,21 +148,21 @@ def plan(points: Sequence[Point], rules: Rules, synced: datetime, now: datetime)
     due = due_rotations({point.name: point.content for point in points if _interval(point)}, rules.retain, synced)
     if not due:
         return []
-    moves = [*_beyond(points, rules.retain), *_cascade(points, rules.retain, due)]
-    moves += [Move(point.name, None, "") for point in points if point.name.startswith(KEPT)]
+    moves = [Move(point.name, None, "") for point in points if point.name.startswith(KEPT)]
+    moves += [*_beyond(points, rules.retain), *_cascade(points, rules.retain, due)]
     leaving = {move.point for move in moves if move.to is None}
     left = 1 + sum(point.sound for point in points if point.name not in leaving)
     stays: dict[str, str] = {}
     held: set[str | None] = set()
     for point in sorted(points, key=lambda point: (point.night or "", point.name), reverse=True):
-        if point.name not in leaving or not point.sound or point.night in held:
+        if point.name not in leaving or point.night is None or point.night in held:
             continue
         if point.pin is not None and point.pin.holds(now):
             stays[point.name] = f"pinned until {point.pin.until}: {point.pin.reason}"
-        elif left < rules.least:
+        elif point.sound and left < rules.least:
             stays[point.name] = f"only {left} others are sound, and {rules.least} are the least"
         if point.name in stays:
-            left += 1
+            left += point.sound
             held.add(point.night)
     nights = {point.name: f"{KEPT}{point.night}" for point in points}
     found = []

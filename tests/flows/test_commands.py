@@ -125,8 +125,9 @@ def test_status_says_that_the_permanent_store_is_silent_and_since_when(
 ) -> None:
     """A FIFO that nobody writes instead of an NFS server that is gone; test_nfs has a real one."""
     run("run", "nightly", "--client", "db1")
-    (site.permanent / "db1/daily.0/manifest.json").unlink()
-    os.mkfifo(site.permanent / "db1/daily.0/manifest.json")
+    for name in (".gbs-store", "db1/daily.0/manifest.json"):
+        (site.permanent / name).unlink()
+        os.mkfifo(site.permanent / name)
     monkeypatch.setattr("tasks.drivers.permanent.LOOK_DEADLINE_S", 0.5)
     status = run("status")
     assert status.code == 3

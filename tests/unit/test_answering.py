@@ -86,6 +86,23 @@ def test_one_that_is_attended_may_take_its_time(monkeypatch: pytest.MonkeyPatch)
         attend(slowly, probe, 5)
 
 
+class Unreadable(Exception):
+    """It can be sent, and not be read back."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+def raise_unreadable() -> None:
+    raise Unreadable("one", "two")
+
+
+def test_answer_that_cannot_be_read_back_leaves_nobody_waiting() -> None:
+    with pytest.raises(NoAnswer):
+        attend(raise_unreadable, lambda: None)
+    assert ask(os.getpid, 20)
+
+
 def test_a_child_that_was_killed_is_replaced() -> None:
     os.kill(ask(os.getpid, 20), signal.SIGKILL)
     for _ in range(100):

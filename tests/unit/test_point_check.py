@@ -109,6 +109,36 @@ def test_what_nobody_has_stays_damaged_and_makes_the_point_unsound(site: Site) -
     assert all(point.sound for point in retained(site.root))
 
 
+def test_point_whose_listing_says_otherwise_keeps_what_it_has(site: Site) -> None:
+    """An inode that is right for an older point and wrong for a newer one: it must not be taken from the first."""
+    wrong, right = site.root / "daily.0/data/number", site.root / "daily.1/data/number"
+    wrong.unlink()
+    os.link(right, wrong)
+    found = check(site)
+    assert (found["daily.0"].healed, found["daily.1"].damaged) == (("/number",), ())
+    assert all(sha256sum_is_content(site, point) for point in found)
+
+
+def test_healing_that_was_killed_does_not_stop_the_next(site: Site) -> None:
+    for name in (".heal", ".heal-link"):
+        (site.root / name).write_text("half")
+    flip_a_bit(site.root / "daily.0/data/same")
+    assert check(site)["daily.0"].healed == ("/same",)
+    assert not list(site.root.glob(".heal*"))
+
+
+def test_name_that_is_no_text_is_noted_all_the_same(site: Site) -> None:
+    site.night(4, {os.fsdecode(b"na\xefve"): "x", "same": "always"})
+    site.sync()
+    site.rotate()
+    for folder in (site.root / "daily.0", site.source):
+        (folder / "data" / os.fsdecode(b"na\xefve")).unlink()
+    found = check(site)["daily.0"]
+    assert (found.damaged, found.healed) == (("/na\\xefve",), ())
+    rsnapshot.note(site.root, {found.night: Reading(at=NIGHT, percent=100, damaged=found.damaged)})
+    assert not retained(site.root)[0].sound
+
+
 def test_listing_that_is_not_the_manifests_is_damage(site: Site) -> None:
     flip_a_bit(site.root / "daily.0/SHA256SUMS")
     assert check(site)["daily.0"].damaged == ("SHA256SUMS: is not the one of the manifest",)

@@ -110,7 +110,7 @@ def test_whatever_happens_to_points_the_least_and_the_pinned_stay(kept_by: Rules
         pinned = {point.night for point in before if point.sound and point.pin and point.pin.holds(synced)}
         assert pinned <= {point.night for point in sound}
         held = [point for point in points if point.name.startswith(KEPT)]
-        assert all(point.sound for point in held)
+        assert all(point.night for point in held)
         assert len(held) <= len(pinned) + now.least
 
 
@@ -153,6 +153,17 @@ def test_night_that_is_there_twice_is_kept_once() -> None:
     pin = Pin(night=new_id(START), until=date(2026, 2, 1), reason="audit")
     points = [replace(night(START), name=name, pin=pin) for name in ("daily.0", "daily.1", "daily.2")]
     kept = run_night(points, few, START + timedelta(days=1))
+    assert sorted(point.name for point in kept) == ["daily.0", "daily.1", f"kept.{pin.night}"]
+
+
+def test_pinned_night_stays_though_a_file_of_it_is_damaged() -> None:
+    few = Rules((Retain("daily", 2),), 1)
+    pin = Pin(night=new_id(START), until=date(2026, 2, 1), reason="audit")
+    points = [
+        replace(night(START + timedelta(days=1)), name="daily.0"),
+        replace(night(START), name="daily.1", pin=pin, damaged=True),
+    ]
+    kept = run_night(points, few, START + timedelta(days=2))
     assert sorted(point.name for point in kept) == ["daily.0", "daily.1", f"kept.{pin.night}"]
 
 
