@@ -194,8 +194,9 @@ def _stamp(handle: str, root: Path, manifest: NightManifest) -> None:
     try:
         flush(_handles[handle])
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
+        status = os.statvfs(root)
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT) and status.f_bavail * 100 < status.f_blocks:
+            raise  # it is full now, too: writing all of it again would not help
         raise WriteLost(str(root), exc.strerror) from exc
     verify_night(root / SYNC, manifest)
     write_model(root / SYNC / MANIFEST, manifest)
