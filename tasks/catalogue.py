@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks.drivers import definitions, inventory_file, rsnapshot
-from tasks.drivers.permanent import PermanentPlace, look
+from tasks.drivers import definitions, inventory_file, permanent, restore_points
 from tasks.drivers.store import Store, read_model
-from tasks.errors import NothingToRecover, StoreSilent, UnknownName
+from tasks.errors import NothingToRecover, StoreError, UnknownName
 from tasks.model.facts import Facts
 from tasks.model.inventory import Inventory
 from tasks.model.inventory_systems import Client
@@ -31,37 +30,37 @@ class Protection:
     last_night: datetime | None
     size_bytes: int
     points: int | None
-    """None when the permanent store does not answer."""
+    """None when the permanent store is out of reach."""
     newest_point: str
     image: datetime | None
 
 
 @dataclass(frozen=True)
 class Protections:
-    """How well everything is protected; `silent` says that the permanent store does not answer, and since when."""
+    """How well everything is protected; `out_of_reach` says what is wrong with the permanent store, and since when."""
 
     rows: tuple[Protection, ...]
-    silent: str | None = None
+    out_of_reach: str | None = None
 
 
 def protections() -> Protections:
     """One row per client and KVM host of the inventory."""
     declared = inventory_file.load()
     store, last = _store(declared), latest_results(_store(declared))
-    rows, silent = [], None
-    restore_points: dict[str, dict[str, NightManifest | None]] = {}
+    rows, out_of_reach = [], None
+    points: dict[str, dict[str, NightManifest | None]] = {}
     try:
-        restore_points = _restore_points(declared, [*declared.systems])
-    except StoreSilent as exc:
+        points = _restore_points(declared, [*declared.systems])
+    except StoreError as exc:
         answered = [
             result.ended
             for (_, stage), result in last.items()
             if stage == "permanent" and (result.produced or result.outcome is Outcome.OK)
         ]
         since = f"it last did at {max(answered):%Y-%m-%d %H:%M} UTC" if answered else "no run is known in which it did"
-        silent = f"{exc}; {since}"
+        out_of_reach = f"{exc}; {since}"
     for name, system in declared.systems.items():
-        night, kept = store.night_of(name), restore_points.get(name, {})
+        night, kept = store.night_of(name), points.get(name, {})
         stages = [result for (client, _), result in last.items() if client == name]
         vm = system.vm if isinstance(system, Client) else None
         taken = store.images_of(vm) if vm else []
@@ -74,19 +73,20 @@ def protections() -> Protections:
                 reasons=_reasons(stages, night is None),
                 last_night=night.ended if night else None,
                 size_bytes=night.size_bytes if night else 0,
-                points=None if silent else len(kept),
+                points=None if out_of_reach else len(kept),
                 newest_point=newest.id if newest else "",
                 image=taken[0][1].instant if taken else None,
             )
         )
-    return Protections(tuple(rows), silent)
+    return Protections(tuple(rows), out_of_reach)
 
 
 def _restore_points(declared: Inventory, clients: Sequence[str]) -> dict[str, dict[str, NightManifest | None]]:
-    """The restore points of clients; StoreSilent when the permanent store does not answer within seconds."""
-    there = declared.permanent
-    place = PermanentPlace(Path(there.path), there.store_id, there.kind, there.export)
-    return look(place, rsnapshot.points_of, {client: place.path / slug(client) for client in clients})
+    """The restore points of clients; StoreError when the permanent store is not there or is silent for seconds."""
+    place = permanent.place_of(declared.permanent)
+    permanent.prove(place, permanent.LOOK_DEADLINE_S)
+    roots = {client: place.path / slug(client) for client in clients}
+    return permanent.look(place, restore_points.points_of, roots)
 
 
 def _reasons(stages: list[StageResult], never: bool) -> tuple[str, ...]:
@@ -103,13 +103,12 @@ def nights(client: str | None = None) -> list[Night]:
         raise UnknownName("client", client, list(declared.systems))
     store, found = _store(declared), []
     names = [client] if client else [*declared.systems]
-    restore_points = _restore_points(declared, names)
+    kept = _restore_points(declared, names)
     for name in names:
         night, root = store.night_of(name), Path(declared.permanent.path) / slug(name)
         if night is not None:
             found.append(Night(OVERNIGHT, store.overnight(name), night))
-        points = restore_points[name].items()
-        found += [Night(point, root / point, manifest) for point, manifest in points if manifest is not None]
+        found += [Night(point, root / point, manifest) for point, manifest in kept[name].items() if manifest]
     return found
 
 

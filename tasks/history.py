@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from tasks.drivers import inventory_file, permanent, rsnapshot
+from tasks.drivers import inventory_file, permanent, restore_points
 from tasks.drivers.permanent import PermanentPlace
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.inventory import Inventory, Policy
@@ -26,8 +26,8 @@ def explain(client: str) -> list[Explained]:
     declared = inventory_file.load()
     place, root = _root(declared, client)
     rules, now = declared.policy_of(declared.systems[client]).rules, datetime.now(UTC)
-    permanent.prove(place)
-    points = permanent.look(place, rsnapshot.retained, root)
+    permanent.prove(place, permanent.LOOK_DEADLINE_S)
+    points = permanent.look(place, restore_points.retained, root)
     moves = {move.point: move for move in plan(points, rules, now, now)}
     rows = []
     for point in points:
@@ -68,7 +68,7 @@ def pin(client: str, wanted: str, until: date, reason: str) -> Night:
     permanent.prove(place)
     night = _chosen(place, root, client, wanted)
     permanent.at(
-        place, rsnapshot.pin, root, Pin(night=night.manifest.id, until=until, reason=reason), night.manifest.id
+        place, restore_points.pin, root, Pin(night=night.manifest.id, until=until, reason=reason), night.manifest.id
     )
     return night
 
@@ -78,18 +78,17 @@ def unpin(client: str, wanted: str) -> Night:
     place, root = _root(inventory_file.load(), client)
     permanent.prove(place)
     night = _chosen(place, root, client, wanted)
-    permanent.at(place, rsnapshot.pin, root, None, night.manifest.id)
+    permanent.at(place, restore_points.pin, root, None, night.manifest.id)
     return night
 
 
 def _chosen(place: PermanentPlace, root: Path, client: str, wanted: str) -> Night:
-    found = permanent.look(place, rsnapshot.points, root)
+    found = permanent.look(place, restore_points.points, root)
     return choose(client, [Night(name, root / name, manifest) for name, manifest in found.items() if manifest], wanted)
 
 
 def _root(declared: Inventory, client: str) -> tuple[PermanentPlace, Path]:
     if client not in declared.systems:
         raise UnknownName("client", client, list(declared.systems))
-    there = declared.permanent
-    place = PermanentPlace(Path(there.path), there.store_id, there.kind, there.export, there.mount_options)
+    place = permanent.place_of(declared.permanent)
     return place, place.path / slug(client)

@@ -3,7 +3,7 @@
 import logging
 
 from tasks import places
-from tasks.drivers import permanent, rsnapshot
+from tasks.drivers import permanent, restore_points
 from tasks.drivers.digest import verify_listing
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import verify_night
@@ -24,7 +24,7 @@ def nights_of(client: str) -> list[Night]:
     root = place.path / slug(client)
     try:
         permanent.prove(place)
-        points = permanent.at(place, rsnapshot.points, root).items()
+        points = permanent.at(place, restore_points.points, root).items()
     except (StoreError, IntegrityError) as exc:
         log.warning("restore points are out of reach: %s", exc)
         return found

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import permanent, rsnapshot
+from tasks.drivers import permanent, restore_points, rsnapshot
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.progress import reporting
@@ -57,7 +57,7 @@ def rotate(client: str) -> list[Move]:
     place = places.permanent()
     permanent.prove(place)
     with reporting(log, f"rotate {client}"):
-        moves = rsnapshot.rotate(place, root_of(client), policy.rules, policy.trash_days)
+        moves = restore_points.rotate(place, root_of(client), policy.rules, policy.trash_days)
     for move in moves:
         log.info("%s: %s becomes %s: %s", client, move.point, move.to or "trash", move.reason)
     return moves
@@ -76,7 +76,7 @@ def verify(client: str, percent: float) -> list[Checked]:
         found = permanent.at(place, check_points, root, good, percent, int(now.timestamp()))
     left = {row.point: [path for path in row.damaged if path not in row.healed] for row in found}
     nights = {row.night: Reading(at=now, percent=percent, damaged=tuple(left[row.point][:MOST])) for row in found}
-    permanent.at(place, rsnapshot.note, root, nights)
+    permanent.at(place, restore_points.note, root, nights)
     for row in found:
         for path in row.healed:
             log.warning("%s %s: %s was damaged and is healed by a good copy", client, row.point, one_line(path))
@@ -97,7 +97,7 @@ def tidy(clients: Sequence[str]) -> list[str]:
             try:
                 with places.locked("client", client):
                     permanent.prove(place)
-                    rsnapshot.tidy(place, root_of(client))
+                    restore_points.tidy(place, root_of(client))
             except Locked:
                 continue  # the next night does
             except (StoreSilent, StoreNotMounted) as exc:

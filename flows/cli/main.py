@@ -16,7 +16,7 @@ COMMANDS = {
     "pin": ("flows.cli.retention", "Keep a restore point until a day, whatever the policy says."),
     "unpin": ("flows.cli.retention", "Leave a pinned restore point to the policy again."),
     "find": ("flows.cli.verify", "Where a VM is in the backup data."),
-    "verify": ("flows.cli.verify", "Read images again and compare them with their manifests."),
+    "verify": ("flows.cli.verify", "Read images and restore points again and compare them with their manifests."),
     "coverage": ("flows.cli.coverage", "What is there and nobody protects: VMs, file systems, databases."),
     "image": ("flows.cli.image", "Templates: images that serve every system of their shape."),
     "device": ("flows.cli.device", "Configurations of network and SAN devices: history, changes, how to put one back."),

@@ -32,9 +32,9 @@ def status_command(as_json: bool) -> int:
     ]
     columns = ("client", "outcome", "last good night", "size", "points", "newest point", "image", "reason")
     terminal.rows("protection", columns, body, as_json)
-    if protections.silent:
-        click.echo(protections.silent, err=True)
-    good = not protections.silent and all(row.outcome in ("OK", "SKIPPED") for row in protections.rows)
+    if protections.out_of_reach:
+        click.echo(protections.out_of_reach, err=True)
+    good = not protections.out_of_reach and all(row.outcome in ("OK", "SKIPPED") for row in protections.rows)
     return 0 if good else 3
 
 

@@ -1,5 +1,6 @@
 """`gbs verify` and `gbs find`: is what there is still whole, and where is a VM."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -35,13 +36,7 @@ def images(vm: str | None, older_than_days: int, at_most: int | None, sample: fl
     """
     from flows.verify_images import verify_images
 
-    try:
-        results: Any = verify_images(vm, older_than_days, at_most, sample)
-    except ClientsFailed as exc:
-        show("verified", exc.args[3], as_json)
-        raise
-    show("verified", results, as_json)
-    return exit_code(results)
+    return _verified(lambda: verify_images(vm, older_than_days, at_most, sample), as_json)
 
 
 @verify_command.command()
@@ -52,8 +47,13 @@ def points(clients: tuple[str, ...], sample: float, as_json: bool) -> int:
     """The restore points of CLIENTS, or all, where they lie: every file's sha256. A good copy heals a damaged one."""
     from flows.verify_points import verify_points
 
+    return _verified(lambda: verify_points(list(clients) or None, sample), as_json)
+
+
+def _verified(run: Callable[[], Any], as_json: bool) -> int:
+    """Show what a run found, also when it failed."""
     try:
-        results: Any = verify_points(list(clients) or None, sample)
+        results = run()
     except ClientsFailed as exc:
         show("verified", exc.args[3], as_json)
         raise

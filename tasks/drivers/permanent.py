@@ -17,6 +17,7 @@ from typing import Literal, ParamSpec, TypeVar
 from tasks.drivers import process
 from tasks.drivers.answering import PROBE_EVERY_S, NoAnswer, ask, attend
 from tasks.errors import CommandFailed, CommandTimedOut, StoreError, StoreFull, StoreNotMounted, StoreSilent
+from tasks.model.inventory import PermanentSection
 from tasks.model.mountinfo import SOFT, Mount, mount_of, parse_mounts
 
 MARKER = ".gbs-store"
@@ -47,14 +48,21 @@ class PermanentPlace:
     mount_options: str | None = None
 
 
-def prove(place: PermanentPlace) -> None:
+def place_of(declared: PermanentSection) -> PermanentPlace:
+    """The permanent store of an inventory, for those who do without Prefect's blocks."""
+    where = Path(declared.path)
+    return PermanentPlace(where, declared.store_id, declared.kind, declared.export, declared.mount_options)
+
+
+def prove(place: PermanentPlace, deadline_s: float | None = None) -> None:
     """Raise StoreNotMounted unless `place` is mounted as declared, writable, and its marker carries the store's id.
 
-    Where nothing is mounted, it is mounted if that is ours to do. StoreSilent when it does not answer.
+    Where nothing is mounted, it is mounted if that is ours to do. StoreSilent when it does not answer within
+    `deadline_s` (ANSWER_DEADLINE_S).
     """
     _require_mounted(place)
     path, marker = str(place.path), place.path / MARKER
-    found = at(place, _read, marker)
+    found = _called(place, deadline_s or ANSWER_DEADLINE_S, partial(_read, marker))
     if found is None:
         fix = f"if it is the right place: echo {shlex.quote(place.store_id)} > {shlex.quote(str(marker))}"
         raise StoreNotMounted(path, f"the marker {MARKER} is missing", fix)

@@ -1,7 +1,6 @@
 """Restore points read again where they lie: every file against its listing, and a damaged one healed by a good copy.
 
-Points share their unchanged files (hard links): each inode is read once, and healed in all points that have it. What a
-file says is never believed, only the listing, whose own hash is in the manifest.
+Points share their unchanged files (hard links): each inode is read once, and healed in every point that lists it so.
 """
 
 import os
@@ -13,9 +12,9 @@ from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.digest import opened, parse_listing_line, sha256_file, sha256_of
-from tasks.drivers.rsnapshot import WHOLE, points
+from tasks.drivers.restore_points import WHOLE, points
 from tasks.errors import GbsError
-from tasks.model.manifest import LISTING, NightManifest
+from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 
 HEAL_DEADLINE_S = 6 * 3600
 _HEALING = ".heal"
@@ -46,9 +45,13 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     The good copy is that of another point, or of the `overnight` copy, if it has the sha256 that the listing says. A
     damaged file is replaced in every point that has its inode there and whose own listing says the same sha256.
     """
-    stamped = {name: manifest for name, manifest in points(root).items() if manifest is not None}
+    there = points(root)
+    stamped = {name: manifest for name, manifest in there.items() if manifest is not None}
     listed: dict[str, dict[bytes, str]] = {}
     found: dict[str, Checked] = {}
+    for name in there.keys() - stamped.keys():
+        if (root / name / MANIFEST).exists():
+            found[name] = Checked(name, "", 0, 0, (f"{MANIFEST}: cannot be read",), ())
     for name, manifest in stamped.items():
         try:
             listed[name] = _listed(root / name, manifest)
@@ -72,7 +75,7 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
             if _heal(root, file, inode, alike, overnight):
                 healed.append(damaged[-1])
         found[name] = Checked(name, stamped[name].id, count, read_bytes, tuple(damaged), tuple(healed))
-    return [found[name] for name in stamped]
+    return [found[name] for name in there if name in found]
 
 
 def _listed(folder: Path, manifest: NightManifest) -> dict[bytes, str]:

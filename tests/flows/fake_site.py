@@ -40,6 +40,7 @@ from tasks.drivers import (
     libvirt_host,
     live_image,
     offline_image,
+    restore_points,
     rsnapshot,
     rsync,
     ssh,
@@ -330,7 +331,7 @@ class FakeSite:
         patch.setattr(disk_sources, "find", self.sources)
         patch.setattr(vm_parts, "capture", self.capture)
         patch.setattr(rsnapshot, "sync", self._noting("sync", rsnapshot.sync))
-        patch.setattr(rsnapshot, "rotate", self._noting("rotate", rsnapshot.rotate))
+        patch.setattr(restore_points, "rotate", self._noting("rotate", restore_points.rotate))
         patch.setattr(backup_job, "why_unsupported", lambda *_: "it is a fake")
         patch.setattr(live_image, "SAMPLE_S", 0.01)
         patch.setattr(live_image, "open_window", self.open_window)

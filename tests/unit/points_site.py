@@ -8,10 +8,11 @@ import subprocess
 from datetime import timedelta
 from pathlib import Path
 
-from tasks.drivers import rsnapshot
+from tasks.drivers import restore_points, rsnapshot
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.permanent import MARKER, PermanentPlace
-from tasks.drivers.rsnapshot import points, render_config
+from tasks.drivers.restore_points import points
+from tasks.drivers.rsnapshot import render_config
 from tasks.drivers.store import discard, write_model
 from tasks.model.retention import Retain, Rules
 from tests.unit.records import NIGHT, night_manifest
@@ -67,8 +68,8 @@ class Site:
 
     def rotate(self) -> list[str]:
         """Rotate; which intervals got a new point. What is given up goes at once."""
-        moves = rsnapshot.rotate(self.far, self.root, self.rules, 0)
-        rsnapshot.tidy(self.far, self.root)
+        moves = restore_points.rotate(self.far, self.root, self.rules, 0)
+        restore_points.tidy(self.far, self.root)
         return [move.to.partition(".")[0] for move in moves if move.to and move.to.endswith(".0")]
 
     def keep(self, number: int) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.drivers import rsnapshot
+from tasks.drivers import restore_points
 from tasks.drivers.point_check import Checked, check_points
-from tasks.drivers.rsnapshot import retained
+from tasks.drivers.restore_points import points, retained
 from tasks.model.retention import Reading
 from tests.unit.points_site import Site
 from tests.unit.records import NIGHT
@@ -99,13 +99,13 @@ def test_what_nobody_has_stays_damaged_and_makes_the_point_unsound(site: Site) -
     assert not sha256sum_is_content(site, "daily.2")
     night = found["daily.2"].night
     now = NIGHT + timedelta(days=9)
-    rsnapshot.note(site.root, {night: Reading(at=now, percent=100, damaged=("/number",))})
-    rsnapshot.note(site.root, {"gone": Reading(at=now, percent=100)})
+    restore_points.note(site.root, {night: Reading(at=now, percent=100, damaged=("/number",))})
+    restore_points.note(site.root, {"gone": Reading(at=now, percent=100)})
     assert [point.sound for point in retained(site.root)] == [True, True, False]
-    rsnapshot.note(site.root, {night: Reading(at=now, percent=2)})
+    restore_points.note(site.root, {night: Reading(at=now, percent=2)})
     assert [point.sound for point in retained(site.root)] == [True, True, False], "a sample does not make it whole"
-    assert {*rsnapshot.readings(site.root).nights} == {night}
-    rsnapshot.note(site.root, {night: Reading(at=now, percent=100)})
+    assert {*restore_points.readings(site.root).nights} == {night}
+    restore_points.note(site.root, {night: Reading(at=now, percent=100)})
     assert all(point.sound for point in retained(site.root))
 
 
@@ -135,13 +135,24 @@ def test_name_that_is_no_text_is_noted_all_the_same(site: Site) -> None:
         (folder / "data" / os.fsdecode(b"na\xefve")).unlink()
     found = check(site)["daily.0"]
     assert (found.damaged, found.healed) == (("/na\\xefve",), ())
-    rsnapshot.note(site.root, {found.night: Reading(at=NIGHT, percent=100, damaged=found.damaged)})
+    restore_points.note(site.root, {found.night: Reading(at=NIGHT, percent=100, damaged=found.damaged)})
     assert not retained(site.root)[0].sound
 
 
 def test_listing_that_is_not_the_manifests_is_damage(site: Site) -> None:
     flip_a_bit(site.root / "daily.0/SHA256SUMS")
     assert check(site)["daily.0"].damaged == ("SHA256SUMS: is not the one of the manifest",)
+
+
+def test_manifest_that_cannot_be_read_is_damage_and_stops_nobody_else(site: Site) -> None:
+    (site.root / "daily.1/manifest.json").write_text("{")
+    found = check(site)
+    assert found["daily.1"].damaged == ("manifest.json: cannot be read",)
+    assert not found["daily.0"].damaged
+    site.night(4)
+    site.sync()
+    assert site.rotate() == ["daily"]
+    assert points(site.root)["daily.2"] is None
 
 
 def test_sample_reads_a_part(site: Site) -> None:

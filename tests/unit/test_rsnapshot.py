@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tasks.drivers import process, rsnapshot
-from tasks.drivers.rsnapshot import points
+from tasks.drivers import process, restore_points
+from tasks.drivers.restore_points import points
 from tasks.drivers.store import write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull
 from tasks.model.names import new_id
@@ -196,7 +196,7 @@ def test_rotation_killed_between_any_two_renames_costs_no_point(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
         with suppress(KeyboardInterrupt):
-            rsnapshot._rotate(site.root, site.rules, datetime.now(UTC), 0)
+            restore_points._rotate(site.root, site.rules, datetime.now(UTC), 0)
     site.sync()
     site.rotate()
     kept = {"daily.0": 18, "daily.1": 17, "daily.2": 16, "weekly.0": 15, "weekly.1": 8}
@@ -216,7 +216,7 @@ def test_point_is_renamed_before_it_is_removed(site: Site, monkeypatch: pytest.M
         raise CommandFailed("rm", 1, f"{folder}: Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rsnapshot, "remove", fail)
+        patch.setattr(restore_points, "remove", fail)
         with pytest.raises(CommandFailed, match=r"\.trash-20\d\d-\d\d-\d\d-daily\.2"):
             site.rotate()
     assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
@@ -256,14 +256,14 @@ def test_point_that_is_given_up_can_be_had_back_until_its_day(site: Site, monkey
     for number in range(1, 5):
         site.night(number)
         site.sync()
-        rsnapshot.rotate(site.far, site.root, site.rules, 3)
-    assert rsnapshot.tidy(site.far, site.root) == 0
+        restore_points.rotate(site.far, site.root, site.rules, 3)
+    assert restore_points.tidy(site.far, site.root) == 0
     (trash,) = site.root.glob(".trash-*")
     assert trash.name[:17] == f".trash-{datetime.now(UTC).date() + timedelta(days=3)}"
     argv = ["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"]
     subprocess.run(argv, cwd=trash / "data", check=True, capture_output=True)
     trash.rename(trash.with_name(f".trash-{datetime.now(UTC).date()}-daily.2"))
-    assert rsnapshot.tidy(site.far, site.root) == 1
+    assert restore_points.tidy(site.far, site.root) == 1
     assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
     assert not list(site.root.glob(".*"))
 
@@ -274,10 +274,10 @@ def test_pinned_night_is_kept_by_its_id(site: Site) -> None:
     first = points(site.root)["daily.0"]
     assert first is not None
     until = datetime.now(UTC).date() + timedelta(days=30)
-    rsnapshot.pin(site.root, Pin(night=first.id, until=until, reason="audit"), first.id)
+    restore_points.pin(site.root, Pin(night=first.id, until=until, reason="audit"), first.id)
     for number in range(2, 6):
         site.keep(number)
     assert site.days() == {"daily.0": 5, "daily.1": 4, "daily.2": 3, f"kept.{first.id}": 1}
-    rsnapshot.pin(site.root, None, first.id)
+    restore_points.pin(site.root, None, first.id)
     site.keep(6)
     assert site.days() == {"daily.0": 6, "daily.1": 5, "daily.2": 4}

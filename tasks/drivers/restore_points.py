@@ -1,0 +1,162 @@
+"""A client's restore points where they lie: what there is, what is pinned, what was read again, and their rotation.
+
+The names are rsnapshot's. Its own rotation says nothing of what it did not find, and deletes every point when it is
+called often enough: the renames here are a plan of `tasks.model.retention`. Functions that are given a root touch the
+permanent store and are called by `tasks.drivers.permanent.at`; those that are given a place do that themselves.
+"""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+from tasks.drivers.permanent import PermanentPlace, at, watching
+from tasks.drivers.store import read_model, remove, sync_folder, write_model
+from tasks.errors import IntegrityError
+from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Rules, plan
+
+PINS, READINGS = ".pins.json", ".readings.json"
+WHOLE = 100
+_INTERVALS = ("daily", "weekly", "monthly")
+_REMAINS, _TRASH = ".delete-", ".trash-"
+"""Before the name of what may be removed at once, and of what was given up, with the day from which it may be."""
+
+
+def points(root: Path) -> dict[str, NightManifest | None]:
+    """The restore points below a client's root by name, newest intervals first; None without a good manifest."""
+    found: dict[str, NightManifest | None] = {}
+    for folder in root.iterdir() if root.is_dir() else ():
+        interval, _, number = folder.name.partition(".")
+        if (interval in _INTERVALS and number.isdecimal()) or folder.name.startswith(KEPT):
+            found[folder.name] = _manifest_of(folder)
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def _manifest_of(folder: Path) -> NightManifest | None:
+    try:
+        return read_model(folder / MANIFEST, NightManifest)
+    except IntegrityError:
+        return None  # it is no backup, and no reason to stop the others; a reading tells (point_check)
+
+
+def pins(root: Path) -> Pins:
+    """The nights of a client that are pinned."""
+    return read_model(root / PINS, Pins) or Pins()
+
+
+def pin(root: Path, wanted: Pin | None, night: str) -> None:
+    """Pin a night anew, or no more."""
+    others = [one for one in pins(root).pins if one.night != night]
+    write_model(root / PINS, Pins(pins=(*others, *([wanted] if wanted else []))))
+
+
+def retained(root: Path) -> list[Point]:
+    """The restore points as retention looks at them."""
+    pinned = {one.night: one for one in pins(root).pins}
+    read = readings(root).nights
+    return [
+        Point(name, found.id, found.ended, pinned.get(found.id), found.id in read and bool(read[found.id].damaged))
+        if found
+        else Point(name)
+        for name, found in points(root).items()
+    ]
+
+
+def readings(root: Path) -> Readings:
+    """The last reading of each of a client's nights, as `note` has it."""
+    try:
+        return read_model(root / READINGS, Readings) or Readings()
+    except IntegrityError:
+        return Readings()  # the next reading makes it anew
+
+
+def note(root: Path, nights: Mapping[str, Reading]) -> None:
+    """Note readings; those of nights that are gone are forgotten. A sample does not make a night whole again."""
+    known = dict(readings(root).nights)
+    for night, reading in nights.items():
+        before = known.get(night)
+        still = before.damaged if before and reading.percent < WHOLE else ()
+        known[night] = reading.model_copy(update={"damaged": tuple(dict.fromkeys((*still, *reading.damaged)))})
+    there = {found.id for found in points(root).values() if found}
+    write_model(root / READINGS, Readings(nights={night: one for night, one in known.items() if night in there}))
+
+
+def points_of(roots: Mapping[str, Path]) -> dict[str, dict[str, NightManifest | None]]:
+    """The restore points below several clients' roots, by client."""
+    return {client: points(root) for client, root in roots.items()}
+
+
+def _order(name: str) -> tuple[int, int | str]:
+    interval, _, number = name.partition(".")
+    return (_INTERVALS.index(interval), int(number)) if interval in _INTERVALS else (len(_INTERVALS), number)
+
+
+def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int) -> list[Move]:
+    """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
+
+    What is given up is out of sight, and removed by `tidy` once `trash_days` have passed. Raises IntegrityError when
+    there is no stamped sync, when its stamp did not arrive in the newest point, or when the newest point is of a later
+    time: nothing would rotate until then.
+    """
+    return at(place, _rotate, root, rules, datetime.now(UTC), trash_days)
+
+
+def tidy(place: PermanentPlace, root: Path) -> int:
+    """Remove what was given up and is due, and what failed runs left; how many trees."""
+    doomed = at(place, _doomed, root, datetime.now(UTC).date())
+    for folder in doomed:
+        remove(folder, watching(place))
+    return len(doomed)
+
+
+def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int) -> list[Move]:
+    mend(root)
+    stamp = read_model(root / SYNC / MANIFEST, NightManifest)
+    if stamp is None:
+        raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
+    moves = plan(retained(root), rules, stamp.ended, now)
+    for move in moves:
+        if move.to is None:
+            hide(root / move.point, f"{_TRASH}{now + timedelta(days=trash_days):%Y-%m-%d}-")
+        else:
+            (root / move.point).rename(root / move.to)
+    newest = root / f"{rules.retain[0].interval}.0"
+    found = read_model(newest / MANIFEST, NightManifest)
+    if found != stamp:
+        expected = f"the stamp of night {stamp.id}"
+        raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
+    sync_folder(root)
+    return moves
+
+
+def mend(root: Path) -> None:
+    """Close the gap that a killed rotation left.
+
+    A rotation frees the last place first and shifts then; without this the next one would free it a second time.
+    """
+    next_free: dict[str, int] = {}
+    for name in points(root):
+        interval, _, number = name.partition(".")
+        if interval not in _INTERVALS:
+            continue
+        place = next_free.get(interval, 0)
+        next_free[interval] = place + 1
+        if int(number) != place:
+            (root / name).rename(root / f"{interval}.{place}")
+
+
+def hide(folder: Path, prefix: str = _REMAINS) -> None:
+    """Rename what is to be removed, by default at once: half removed, it must not look like a backup."""
+    folder.rename(folder.with_name(f"{prefix}{folder.name.lstrip('.')}-{os.urandom(4).hex()}"))
+
+
+def _doomed(root: Path, today: date) -> list[Path]:
+    """What is to be removed by now."""
+    due = [path for path in root.glob(f"{_TRASH}*") if path.name.removeprefix(_TRASH)[:10] <= today.isoformat()]
+    return [*remains(root), *due]
+
+
+def remains(root: Path) -> list[Path]:
+    """What failed runs left; `_delete.` is rsnapshot's own, should somebody have called that."""
+    return [*root.glob("_delete.*"), *root.glob(f"{_REMAINS}*")]
