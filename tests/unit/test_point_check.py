@@ -151,7 +151,7 @@ def test_manifest_that_cannot_be_read_is_damage_and_stops_nobody_else(site: Site
     assert not found["daily.0"].damaged
     site.night(4)
     site.sync()
-    assert site.rotate() == ["daily"]
+    assert "daily" in site.rotate()
     assert points(site.root)["daily.2"] is None
 
 
