@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 def keep_client(client: str) -> list[StageResult]:
     """Sync one client's overnight copy and rotate its restore points; nothing rotates unless it is new."""
     with stage(client, "permanent") as running, places.locked("client", client):
-        points.prove()
         night = points.sync(client)
         rotations = points.rotate(client)
         if rotations:

@@ -41,13 +41,8 @@ def excludes_of(system: System, prepared: Prepared, tree: SnapshotTree | None) -
     return tuple(dict.fromkeys((*system.profile.exclude, *system.exclude, *data, *hidden)))
 
 
-@retryable("read preparation", "read preparation of {client}", retries=0)
 def read_prepared(client: str) -> Prepared:
     """What stage 0 left; NothingToRecover when it never ran for this client."""
-    return _prepared(client)
-
-
-def _prepared(client: str) -> Prepared:
     path = places.store().prepared(client)
     prepared = read_model(path, Prepared)
     if prepared is None:
@@ -62,7 +57,7 @@ def compare_layout(client: str) -> list[str]:
     Raises SourceRefused when a file system that was pulled is not mounted though its device is there: what lies in
     its place is not what the client has.
     """
-    store, prepared = places.store(), _prepared(client)
+    store, prepared = places.store(), read_prepared(client)
     night, last = store.night_of(client), read_model(store.overnight(client) / "facts.json", Facts)
     if night is None or last is None:
         return []
@@ -92,7 +87,7 @@ def pull(client: str, tree: SnapshotTree | None = None) -> Transferred:
     and a file that it had in part goes on from there.
     """
     system, policy = places.system_of(client)
-    store, prepared = places.store(), _prepared(client)
+    store, prepared = places.store(), read_prepared(client)
     staging, aborted = store.staging(client), store.aborted(client)
     require_space(store.root, 0, places.reserve_bytes())
     if staging.exists() and not aborted.exists():
@@ -165,7 +160,7 @@ def dumps_to_prove(client: str) -> list[DumpRecord]:
     """The dumps that the inventory wants to be proven by a restore, accounts apart."""
     system, _ = places.system_of(client)
     asked = {database.called for database in system.databases if database.prove}
-    return [dump for dump in _prepared(client).dumps if dump.called in asked and dump.kind == "database"]
+    return [dump for dump in read_prepared(client).dumps if dump.called in asked and dump.kind == "database"]
 
 
 @retryable("prove dump", "prove {dump.engine} {dump.database} of {client}", retries=0)
@@ -198,7 +193,7 @@ def publish(
     `proven` are dumps as `prove` gave them back, `doubts` what was found wrong with others, `tree` is as `pull` got it.
     """
     system, policy = places.system_of(client)
-    store, prepared = places.store(), _prepared(client)
+    store, prepared = places.store(), read_prepared(client)
     staging, published = store.staging(client), store.overnight(client)
     _verify_dumps(staging / "data", prepared.dumps)
     dumps = {dump.path: dump for dump in (*prepared.dumps, *proven)}

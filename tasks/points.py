@@ -27,22 +27,15 @@ def root_of(client: str) -> Path:
     return places.permanent().path / slug(client)
 
 
-@retryable("prove permanent store", retries=1)
-def prove() -> None:
-    """StoreNotMounted unless the permanent store is the right one, mounted and writable."""
-    permanent.prove(places.permanent())
-
-
 @retryable("sync restore point", "sync {client}")
 def sync(client: str) -> str:
     """The overnight copy, verified, in the client's `.sync`; returns the night's id."""
     _, policy = places.system_of(client)
-    store = places.store()
+    store, place = places.store(), places.permanent()
+    permanent.prove(place)
     night = store.night_of(client)
     if night is None:
         raise NothingToRecover(f"client {client}", f"{store.overnight(client)} has no published night")
-    place = places.permanent()
-    permanent.prove(place)
     verify_night(store.overnight(client), night)
     with reporting(log, f"sync {client}"):
         config = _config(client, place, store, policy)

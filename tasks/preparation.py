@@ -73,13 +73,11 @@ def dump_by_command(client: str, asked: DumpCommand, last_size_bytes: int) -> tu
         return dump_command.dump(shell, asked, last_size_bytes, system.dump_folder, policy.dump_deadline_s)
 
 
-@retryable("read last preparation", "read last preparation of {client}", retries=0)
 def last_prepared(client: str) -> Prepared | None:
     """What the last stage 0 left; None when there was none."""
     return read_model(places.store().prepared(client), Prepared)
 
 
-@retryable("record preparation", "record preparation of {prepared.client}", retries=0)
 def record(prepared: Prepared) -> None:
     """Keep what stage 0 found and made for stage 1."""
     write_model(places.store().prepared(prepared.client), prepared)
