@@ -28,9 +28,9 @@ def verify_images(
         percent: Read only so much of each disk, chosen by chance. Only a reading of all of it is noted as one.
     """
     results = []
-    for folder, turn in verification.choose(vm, older_than_days, at_most):
-        with stage(turn.image.vm, "verify") as running:
-            running.produced = turn.image.id
-            running.bytes_moved = verification.verify(folder, turn.image, percent)
+    for folder, image in verification.choose(vm, older_than_days, at_most):
+        with stage(image.vm, "verify") as running:
+            running.produced = image.id
+            running.bytes_moved = verification.verify(folder, image, percent)
         results.append(running.result())
     return conclude("verify-images", results)

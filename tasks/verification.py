@@ -12,7 +12,7 @@ from tasks.drivers.store import read_model, verify_image, write_model
 from tasks.errors import UnknownName
 from tasks.model.manifest import ImageManifest
 from tasks.model.names import slug
-from tasks.model.verify_choice import Turn, Verified, choose_turns, key_of
+from tasks.model.verify_choice import Verified, choose_turns, key_of
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -21,16 +21,16 @@ WHOLE = 100
 
 
 @retryable("choose images", retries=0)
-def choose(vm: str | None, older_than_days: int, at_most: int | None) -> list[tuple[Path, Turn]]:
+def choose(vm: str | None, older_than_days: int, at_most: int | None) -> list[tuple[Path, ImageManifest]]:
     """The images to read, longest unread first; UnknownName for a VM that the store has no image of."""
     found = [(folder, image) for folder, image in places.store().all_images() if vm in (None, image.vm, image.uuid)]
     if vm is not None and not found:
         raise UnknownName("VM with images", vm, sorted({image.vm for _, image in places.store().all_images()}))
-    folders = {key_of(image): folder for folder, image in found}
-    read = {key: record.at for key in folders if (record := read_model(_record(key), Verified)) is not None}
-    images = [image for _, image in found]
-    turns = choose_turns(images, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
-    return [(folders[key_of(turn.image)], turn) for turn in turns]
+    images = {key_of(image): (folder, image) for folder, image in found}
+    made = {key: image.ended for key, (_, image) in images.items()}
+    read = {key: record.at for key in images if (record := read_model(_record(key), Verified)) is not None}
+    turns = choose_turns(made, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
+    return [images[turn.name] for turn in turns]
 
 
 @retryable("verify image", "verify image {image.id} of {image.vm}", retries=0)

@@ -51,6 +51,9 @@ def test_nightly_all_clients_stages_in_order_then_image(site: FakeSite) -> None:
             for stage in ("prepare", "overnight", "permanent")
         },
         "web1 image": "OK",
+        "web1 replicate": "OK",
+        "GBS server recovery set": "OK",
+        "GBS server replicate": "OK",
     }
     work = [verb for verb in site.of("db1") if verb != "connect"]
     assert (work[:2], set(work[2:4])) == (["facts", "list databases"], {"accounts", "dump"})
