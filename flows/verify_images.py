@@ -10,7 +10,7 @@ from flows.run_name import named
 from flows.stage import stage
 from flows.vm_name import VmName
 from tasks import verification
-from tasks.model.outcome import StageResult
+from tasks.model.outcome import Outcome, StageResult
 
 Percent = Annotated[float, Field(gt=0, le=100)]
 
@@ -31,6 +31,9 @@ def verify_images(
     for folder, image in verification.choose(vm, older_than_days, at_most):
         with stage(image.vm, "verify") as running:
             running.produced = image.id
-            running.bytes_moved = verification.verify(folder, image, percent)
+            found = verification.verify(folder, image, percent)
+            running.bytes_moved = found.read_bytes
+            if found.healed:
+                running.say(Outcome.WARNING, f"{', '.join(found.healed)}: damaged, and healed by the replica")
         results.append(running.result())
     return conclude("verify-images", results)

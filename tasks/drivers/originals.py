@@ -17,7 +17,7 @@ def vms(store: Store) -> list[str]:
 def images(store: Store, vm: str) -> list[Original]:
     """A VM's images, oldest first, so that each finds its parent's replica."""
     found = store.images_of(vm)
-    places = {image.id: _place(image) for _, image in found}
+    places = {image.id: place_of(image) for _, image in found}
     return [
         Original("image", vm, image.id, folder, places[image.id], image.files, parent=places.get(image.parent or ""))
         for folder, image in reversed(found)
@@ -35,7 +35,7 @@ def templates(store: Store, vm: str) -> list[Original]:
             f"{TEMPLATES}/{folder.parent.name}/{folder.name}",
             image.files,
             (TEMPLATE,),
-            twin=_place(image),
+            twin=place_of(image),
         )
         for folder, image in _templates(store)
         if image.vm == vm
@@ -61,7 +61,8 @@ def recovery_sets(store: Store) -> list[Original]:
     ]
 
 
-def _place(image: ImageManifest) -> str:
+def place_of(image: ImageManifest) -> str:
+    """Where an image's replica lies below the permanent store."""
     return f"{IMAGES}/{slug(image.kvm_host)}/{slug(image.vm)}/{image.id}"
 
 

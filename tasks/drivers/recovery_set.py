@@ -63,6 +63,8 @@ def make(
     What could not be had is among the manifest's warnings. Raises StoreError when the inventory, a key or the database
     cannot be read.
     """
+    if (there := read_model(sets / new_id(now) / MANIFEST, ServerManifest)) is not None:
+        return there  # two within a second
     sets.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = sets / f".partial-{new_id(now)}"
     for left in sets.glob(".partial-*"):
@@ -73,7 +75,8 @@ def make(
     _write(partial / READ_ME, _READ_ME.encode())
     keys, warnings = declared.server.recovery_keys, list[str]()
     if keys:
-        _seal(partial / f"{KEYS}{SEALED}", keys, stdin=_tar(_secret_files(declared)))
+        secret, warnings = _tar(_secret_files(declared))
+        _seal(partial / f"{KEYS}{SEALED}", keys, stdin=secret)
         warnings += _database(partial, declared.server.prefect_database, prefect, keys)
     else:
         warnings.append(NO_KEY)
@@ -115,16 +118,16 @@ def _named(section: Any) -> Iterator[Path]:
             yield from _named(value)
 
 
-def _tar(paths: Sequence[Path]) -> bytes:
-    """The files with their full paths, in memory: what is secret is written nowhere unsealed."""
-    out = io.BytesIO()
+def _tar(paths: Sequence[Path]) -> tuple[bytes, list[str]]:
+    """The files with their full paths, in memory: what is secret is written nowhere unsealed; what could not be read."""
+    out, unread = io.BytesIO(), list[str]()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for path in paths:
             try:
                 tar.add(path.absolute(), recursive=True)
             except OSError as exc:
-                raise StoreError(str(path), f"cannot be read for the recovery set: {exc.strerror}") from exc
-    return out.getvalue()
+                unread.append(f"{path} is not in the recovery set: {exc.strerror}")
+    return out.getvalue(), unread
 
 
 def _database(folder: Path, wanted: str | None, prefect: PrefectServer, keys: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ def test_change_is_kept_and_shown_without_the_secrets_that_are_kept(fleet: Fleet
 
 def test_device_that_is_down_is_its_own_failure_in_the_night(fleet: Fleet) -> None:
     fleet.says["sw2"] = Unreachable("sw2", "no route to host")
-    with pytest.raises(ClientsFailed, match="1 of 5 clients failed: sw2 device: sw2 is unreachable"):
+    with pytest.raises(ClientsFailed, match="1 of 6 systems failed: sw2 device: sw2 is unreachable"):
         nightly()
     assert fleet.stored("sw1")
     assert (fleet.site.permanent / "web1/daily.0").is_dir()

@@ -27,8 +27,8 @@ class Server:
     def __init__(self, root: Path) -> None:
         self.root, self.sets = root, root / "store" / "server"
         self.recovery_key = root / "elsewhere.txt"
-        subprocess.run(["age-keygen", "-o", self.recovery_key], check=True, capture_output=True)
-        argv = ["age-keygen", "-y", self.recovery_key]
+        subprocess.run(["age-keygen", "-o", str(self.recovery_key)], check=True, capture_output=True)
+        argv = ["age-keygen", "-y", str(self.recovery_key)]
         self.public = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
         for name in ("key", "known_hosts", "password", "more"):
             (root / name).write_text(f"{SECRET} {name}\n")
@@ -47,7 +47,8 @@ class Server:
             f"permanent: {{path: {self.root}/far, store_id: far, kind: local}}\n"
             f"identities: {{default: {{private_key_file: {self.root}/key, "
             f"known_hosts_file: {self.root}/known_hosts}}}}\n"
-            f"clients: {{w1: {{address: w1, platform: windows, paths: [/c], transport: rsync-daemon, daemon: {{module: all, user: gbs, "
+            f"clients: {{w1: {{address: w1, platform: windows, paths: [/c], transport: rsync-daemon, "
+            f"daemon: {{module: all, user: gbs, "
             f"password_file: {self.root}/password}}}}}}\n"
             f"server: {{{server}}}\n"
         )
@@ -63,7 +64,7 @@ class Server:
         return self.sets / made.id, made.warnings
 
     def opened(self, path: Path) -> bytes:
-        argv = ["age", "--decrypt", "-i", self.recovery_key, path]
+        argv = ["age", "--decrypt", "-i", str(self.recovery_key), str(path)]
         return subprocess.run(argv, check=True, capture_output=True).stdout
 
 
@@ -93,7 +94,7 @@ def test_nothing_secret_lies_there_unsealed_and_nobody_else_can_read_it(server: 
     assert sorted(path.name for path in made.iterdir()) == [
         *("RECOVER.txt", "blocks.json", "inventory.yaml", "keys.tar.age", "manifest.json", "prefect.db.age"),
     ]
-    argv = ["grep", "--recursive", "--text", "--fixed-strings", SECRET, server.root / "store"]
+    argv = ["grep", "--recursive", "--text", "--fixed-strings", SECRET, str(server.root / "store")]
     assert subprocess.run(argv, check=False, capture_output=True).returncode == 1
     assert {oct(path.stat().st_mode)[-3:] for path in made.iterdir() if path.name != "manifest.json"} == {"600"}
     assert oct(server.sets.stat().st_mode)[-3:] == "700"

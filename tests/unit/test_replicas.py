@@ -244,7 +244,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
     ("vda.raw", lambda folder: (folder / "vda.raw").unlink()),
     ("vda.raw.chunks", lambda folder: os.truncate(folder / "vda.raw.chunks", 20)),
     ("domain.xml", lambda folder: (folder / "domain.xml").unlink()),
-    ("domain.xml", lambda folder: (folder / "domain.xml").write_text("<other/>") and None),
+    ("domain.xml", lambda folder: os.truncate(folder / "domain.xml", 3)),
     (MANIFEST, lambda folder: os.truncate(folder / MANIFEST, 20)),
     (MANIFEST, lambda folder: (folder / MANIFEST).unlink()),
 ]
