@@ -60,8 +60,8 @@ def make(
 ) -> ServerManifest:
     """Gather a recovery set below `sets` and publish it; those beyond the wanted number go.
 
-    What could not be had is among the manifest's warnings. Raises StoreError when the inventory, a key or the database
-    cannot be read.
+    What could not be had is among the manifest's warnings. Raises StoreError when the inventory or the
+    database cannot be read.
     """
     if (there := read_model(sets / new_id(now) / MANIFEST, ServerManifest)) is not None:
         return there  # two within a second
@@ -119,7 +119,7 @@ def _named(section: Any) -> Iterator[Path]:
 
 
 def _tar(paths: Sequence[Path]) -> tuple[bytes, list[str]]:
-    """The files with their full paths, in memory: what is secret is written nowhere unsealed; what could not be read."""
+    """The files with their full paths, in memory (nothing secret is written unsealed); what could not be read."""
     out, unread = io.BytesIO(), list[str]()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for path in paths:
