@@ -21,4 +21,4 @@ def conclude(run: str, results: Sequence[StageResult]) -> State[list[StageResult
     require_good(results)
     overall = combined(result.outcome for result in results)
     name = "Completed" if overall in (Outcome.OK, Outcome.SKIPPED) else f"Completed: {overall.value.lower()}"
-    return Completed(name=name, message=f"{len(clients)} clients, worst outcome {overall.value}", data=results)
+    return Completed(name=name, message=f"{len(clients)} systems, worst outcome {overall.value}", data=results)

@@ -1,4 +1,4 @@
-"""The night: every client through stages 0, 1 and 2, side by side, then devices, VM images that are due, the report."""
+"""The night: every client through stages 0, 1 and 2, side by side, then devices, images that are due, replicas."""
 
 from prefect import State, flow
 
@@ -8,6 +8,7 @@ from flows.kvmimg_get import with_images_due
 from flows.overnight import pull_client
 from flows.permanent import keep_client, tidied
 from flows.prepare import prepare_client
+from flows.replicate import begin_replicas
 from flows.run_name import named
 from flows.side_by_side import begin_each, chosen, results_of, task_runner
 from flows.stage import skipped
@@ -42,4 +43,6 @@ def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     nights = begin_each(night_of, names)
     # Clients that are asked for by name are a part of the night; devices belong to the whole one.
     devices = {} if clients else begin_devices()
-    return conclude("nightly", tidied(with_images_due(nights)) + results_of(devices))
+    results = with_images_due(nights) + results_of(devices)
+    replicas = begin_replicas(names if clients else None)
+    return conclude("nightly", tidied(results) + results_of(replicas))

@@ -5,8 +5,9 @@ import logging
 from prefect import State, flow
 
 from flows.ending import conclude
+from flows.replicate import begin_replicas
 from flows.run_name import named
-from flows.side_by_side import chosen, for_each_client, task_runner
+from flows.side_by_side import begin_each, chosen, results_of, task_runner
 from flows.stage import Stage, stage
 from flows.vm_name import ClientName
 from tasks import places, points
@@ -43,9 +44,11 @@ def tidied(results: list[StageResult]) -> list[StageResult]:
 
 @flow(name="permanent", flow_run_name=named("clients", "permanent of {}", "all clients"), task_runner=task_runner)
 def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
-    """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points.
+    """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points; and replicas.
 
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
-    return conclude("permanent", tidied(for_each_client(keep_client, chosen(clients))))
+    names = chosen(clients)
+    begun, replicas = begin_each(keep_client, names), begin_replicas(names if clients else None)
+    return conclude("permanent", tidied(results_of(begun)) + results_of(replicas))

@@ -10,7 +10,7 @@ from flows.run_name import named
 from flows.stage import stage
 from flows.vm_name import VmName
 from tasks import verification
-from tasks.model.outcome import StageResult
+from tasks.model.outcome import Outcome, StageResult
 
 Percent = Annotated[float, Field(gt=0, le=100)]
 
@@ -28,9 +28,12 @@ def verify_images(
         percent: Read only so much of each disk, chosen by chance. Only a reading of all of it is noted as one.
     """
     results = []
-    for folder, turn in verification.choose(vm, older_than_days, at_most):
-        with stage(turn.image.vm, "verify") as running:
-            running.produced = turn.image.id
-            running.bytes_moved = verification.verify(folder, turn.image, percent)
+    for folder, image in verification.choose(vm, older_than_days, at_most):
+        with stage(image.vm, "verify") as running:
+            running.produced = image.id
+            found = verification.verify(folder, image, percent)
+            running.bytes_moved = found.read_bytes
+            if found.healed:
+                running.say(Outcome.WARNING, f"{', '.join(found.healed)}: damaged, and healed by the replica")
         results.append(running.result())
     return conclude("verify-images", results)

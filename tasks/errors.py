@@ -217,11 +217,14 @@ class LeftBehind(GbsError):
 
 
 class ClientsFailed(GbsError):
-    """A run ended and some of its clients failed: (failed, total, [name: reason, …], all results)."""
+    """A run ended and some of its systems failed: (failed, total, [name: reason, …], all results).
+
+    Systems are clients, KVM hosts, devices, and the GBS server itself.
+    """
 
     def __str__(self) -> str:
         failed, total, reasons, _ = self.args
-        return f"{failed} of {total} clients failed: " + "; ".join(reasons)
+        return f"{failed} of {total} systems failed: " + "; ".join(reasons)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import client_snapshot, databases, host_files, permanent, rsync, ssh
+from tasks.drivers import client_snapshot, databases, host_files, permanent, recovery_set, rsync, ssh
 from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
@@ -18,7 +18,7 @@ from tasks.model.names import human_bytes
 from tasks.model.platform import Platform, Transport
 from tasks.model.rsync_daemon import DaemonTarget
 
-LOCAL_TOOLS = ("setpriv", "rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
+LOCAL_TOOLS = ("setpriv", "age", "rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
 HOST_TOOLS = ("virsh", "qemu-img", "mv")
 MIN_FREE_THERE_BYTES = 1 << 30
 
@@ -40,6 +40,8 @@ def check() -> Iterator[Finding]:
     yield _try("this server", "libguestfs", _libguestfs)
     yield _try("store", str(declared.store.path), lambda: _free(Path(declared.store.path), places.reserve_bytes()))
     yield _try("permanent store", str(declared.permanent.path), _permanent)
+    if declared.server.recovery_set:
+        yield _recovery_key(declared.server.recovery_keys)
     for name, system in declared.systems.items():
         yield from _system(name, system, name in declared.kvm_hosts)
 
@@ -76,6 +78,11 @@ def _permanent() -> str:
     place = places.permanent()
     permanent.prove(place)
     return f"{place.kind}, marker {place.store_id}, {_free(place.path, 0)}"
+
+
+def _recovery_key(keys: tuple[str, ...]) -> Finding:
+    seen = f"{len(keys)} declared" if keys else recovery_set.NO_KEY
+    return Finding("this server", "recovery key", bool(keys), seen)
 
 
 def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:

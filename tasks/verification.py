@@ -1,18 +1,20 @@
 """Published images read again: every byte against its manifest, and the disks by qemu-img's own check."""
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import qemu_img
+from tasks.drivers import originals, permanent, qemu_img, replica_check
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
+from tasks.drivers.replica_check import Checked
 from tasks.drivers.store import read_model, verify_image, write_model
-from tasks.errors import UnknownName
+from tasks.errors import IntegrityError, StoreError, UnknownName
 from tasks.model.manifest import ImageManifest
 from tasks.model.names import slug
-from tasks.model.verify_choice import Turn, Verified, choose_turns, key_of
+from tasks.model.verify_choice import Verified, choose_turns, key_of
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -21,23 +23,33 @@ WHOLE = 100
 
 
 @retryable("choose images", retries=0)
-def choose(vm: str | None, older_than_days: int, at_most: int | None) -> list[tuple[Path, Turn]]:
+def choose(vm: str | None, older_than_days: int, at_most: int | None) -> list[tuple[Path, ImageManifest]]:
     """The images to read, longest unread first; UnknownName for a VM that the store has no image of."""
     found = [(folder, image) for folder, image in places.store().all_images() if vm in (None, image.vm, image.uuid)]
     if vm is not None and not found:
         raise UnknownName("VM with images", vm, sorted({image.vm for _, image in places.store().all_images()}))
-    folders = {key_of(image): folder for folder, image in found}
-    read = {key: record.at for key in folders if (record := read_model(_record(key), Verified)) is not None}
-    images = [image for _, image in found]
-    turns = choose_turns(images, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
-    return [(folders[key_of(turn.image)], turn) for turn in turns]
+    images = {key_of(image): (folder, image) for folder, image in found}
+    made = {key: image.ended for key, (_, image) in images.items()}
+    read = {key: record.at for key in images if (record := read_model(_record(key), Verified)) is not None}
+    turns = choose_turns(made, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
+    return [images[turn.name] for turn in turns]
 
 
 @retryable("verify image", "verify image {image.id} of {image.vm}", retries=0)
-def verify(folder: Path, image: ImageManifest, percent: float = 100) -> int:
-    """The bytes that were proven; IntegrityError for the first that is not as published. A full reading is noted."""
+def verify(folder: Path, image: ImageManifest, percent: float = 100) -> Checked:
+    """Read an image, and heal it from its replica; IntegrityError for the first that is not as published and stays so.
+
+    A full reading that found it whole, or healed it, is noted.
+    """
     with reporting(log, f"verify image {image.id} of {image.vm}"):
-        read = verify_image(folder, image, percent=percent)
+        try:
+            found = Checked(verify_image(folder, image, percent=percent))
+        except IntegrityError as exc:
+            log.error("%s", exc)
+            found = _healed(folder, image)
+            if not found.healed:
+                raise
+            found = replace(found, read_bytes=verify_image(folder, image))
         shell = LocalShell()
         for disk in image.disks:
             path = str(folder / disk.file)
@@ -45,7 +57,18 @@ def verify(folder: Path, image: ImageManifest, percent: float = 100) -> int:
             qemu_img.check(shell, path, disk.format, deadline_s=CHECK_DEADLINE_S)
     if percent >= WHOLE:
         write_model(_record(key_of(image)), Verified(image=image.id, at=datetime.now(UTC)))
-    return read
+    return found
+
+
+def _healed(folder: Path, image: ImageManifest) -> Checked:
+    """What the image's replica healed; nothing when that is out of reach."""
+    place = places.permanent()
+    try:
+        permanent.prove(place)
+        return replica_check.check(place, "image", folder, place.path / originals.place_of(image))
+    except StoreError as exc:
+        log.error("its replica is out of reach: %s", exc)
+        return Checked()
 
 
 def _record(key: str) -> Path:

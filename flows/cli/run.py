@@ -1,5 +1,6 @@
 """`gbs run`: the stages, started by hand."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -28,8 +29,18 @@ def run_command() -> None:
     """
 
 
-def show(stage: str, results: list[StageResult], as_json: bool) -> None:
-    """Print the results of a run, one row a client and stage."""
+def run_flow(title: str, run: Callable[[], Any], as_json: bool) -> int:
+    """Run a flow to its end and print its results, one row a client and stage, also when clients failed."""
+    try:
+        results: list[StageResult] = run()
+    except ClientsFailed as exc:
+        _show(title, exc.args[3], as_json)
+        raise
+    _show(title, results, as_json)
+    return exit_code(results)
+
+
+def _show(title: str, results: list[StageResult], as_json: bool) -> None:
     body = [
         (
             *(result.client, result.stage, result.outcome.value, human_age(result.duration_s)),
@@ -41,7 +52,7 @@ def show(stage: str, results: list[StageResult], as_json: bool) -> None:
         )
         for result in results
     ]
-    terminal.rows(stage, COLUMNS, body, as_json)
+    terminal.rows(title, COLUMNS, body, as_json)
 
 
 @run_command.command("devices")
@@ -51,13 +62,16 @@ def _devices(devices: tuple[str, ...], as_json: bool) -> int:
     """Stage 1 for devices: keep the configurations of network and SAN devices that were changed."""
     from flows.devices import devices as flow
 
-    try:
-        results: Any = flow(list(devices) or None)
-    except ClientsFailed as exc:
-        show("devices", exc.args[3], as_json)
-        raise
-    show("devices", results, as_json)
-    return exit_code(results)
+    return run_flow("devices", lambda: flow(list(devices) or None), as_json)
+
+
+@run_command.command("replicate")
+@terminal.json_option
+def _replicate(as_json: bool) -> int:
+    """Stage 2 for images, templates, configurations and the GBS server's own recovery set."""
+    from flows.replicate import replicate as flow
+
+    return run_flow("replicate", flow, as_json)
 
 
 def _command(stage: str, text: str) -> click.Command:
@@ -68,13 +82,7 @@ def _command(stage: str, text: str) -> click.Command:
         import importlib
 
         flow = getattr(importlib.import_module(f"flows.{stage}"), stage)
-        try:
-            results: list[StageResult] = flow(list(clients) or None)
-        except ClientsFailed as exc:
-            show(stage, exc.args[3], as_json)
-            raise
-        show(stage, results, as_json)
-        return exit_code(results)
+        return run_flow(stage, lambda: flow(list(clients) or None), as_json)
 
     return command
 

@@ -1,15 +1,10 @@
 """`gbs verify` and `gbs find`: is what there is still whole, and where is a VM."""
 
-from collections.abc import Callable
-from typing import Any
-
 import click
 
 from flows.cli import terminal
-from flows.cli.run import show
+from flows.cli.run import run_flow
 from tasks import catalogue
-from tasks.errors import ClientsFailed
-from tasks.model.outcome import exit_code
 
 _FILES = "Read only so many of the files, chosen by chance."
 _SAMPLE = "Read only so much of each disk, chosen by chance."
@@ -36,7 +31,7 @@ def images(vm: str | None, older_than_days: int, at_most: int | None, sample: fl
     """
     from flows.verify_images import verify_images
 
-    return _verified(lambda: verify_images(vm, older_than_days, at_most, sample), as_json)
+    return run_flow("verified", lambda: verify_images(vm, older_than_days, at_most, sample), as_json)
 
 
 @verify_command.command()
@@ -47,18 +42,19 @@ def points(clients: tuple[str, ...], sample: float, as_json: bool) -> int:
     """The restore points of CLIENTS, or all, where they lie: every file's sha256. A good copy heals a damaged one."""
     from flows.verify_points import verify_points
 
-    return _verified(lambda: verify_points(list(clients) or None, sample), as_json)
+    return run_flow("verified", lambda: verify_points(list(clients) or None, sample), as_json)
 
 
-def _verified(run: Callable[[], Any], as_json: bool) -> int:
-    """Show what a run found, also when it failed."""
-    try:
-        results = run()
-    except ClientsFailed as exc:
-        show("verified", exc.args[3], as_json)
-        raise
-    show("verified", results, as_json)
-    return exit_code(results)
+@verify_command.command()
+@click.option("--older-than", "older_than_days", type=click.IntRange(0), default=0, metavar="DAYS", help="Only these.")
+@click.option("--at-most", type=click.IntRange(1), metavar="N", help="No more than so many, longest unread first.")
+@click.option("--sample", type=click.FloatRange(0, 100, min_open=True), default=100, metavar="PERCENT", help=_SAMPLE)
+@terminal.json_option
+def replicas(older_than_days: int, at_most: int | None, sample: float, as_json: bool) -> int:
+    """What the permanent store has of images, templates, configurations: every sha256. The original heals damage."""
+    from flows.verify_replicas import verify_replicas
+
+    return run_flow("verified", lambda: verify_replicas(older_than_days, at_most, sample), as_json)
 
 
 @click.group("find")

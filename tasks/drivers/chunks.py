@@ -76,14 +76,14 @@ def verify_chunks(
                 on_bytes(len(content))
 
         # What is listed and lies in a hole is damaged, too.
-        numbers = sorted({*digests, *_with_data(file.fileno(), size)})
+        numbers = sorted({*digests, *with_data(file.fileno(), size)})
         if numbers and percent < 100:
             numbers = sorted(random.sample(numbers, max(1, round(len(numbers) * percent / 100))))
         for _ in pool.map(verify, numbers):
             pass
 
 
-def _with_data(handle: int, size: int) -> Iterator[int]:
+def with_data(handle: int, size: int) -> Iterator[int]:
     """The chunks of a file that are not wholly in a hole (lseek(2), SEEK_DATA)."""
     place, last = 0, -1
     while place < size:

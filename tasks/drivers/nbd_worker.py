@@ -4,8 +4,6 @@ A full copy writes what is allocated into an empty file, an incremental one what
 the parent. Both leave the sha256 of every chunk that they touched, made from the bytes that came over the wire.
 """
 
-import ctypes
-import errno
 import json
 import os
 import sys
@@ -13,16 +11,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
-from mmap import PAGESIZE, mmap
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import nbd
 
 from tasks.drivers.chunks import CHUNK_BYTES, digest_of, read_chunks, write_chunks
+from tasks.drivers.thin_file import ThinFile
 from tasks.errors import GbsError
 
 CONNECTIONS = 3
@@ -32,13 +29,6 @@ _STATE_ZERO = 2
 _DIRTY = 1
 """Of qemu:dirty-bitmap:*."""
 _STATUS_BYTES = 1 << 30
-_PIECE_BYTES = 64 << 10
-"""A run of zeros that is worth a hole."""
-_PUNCH_HOLE_KEEP_SIZE = 3
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_DIRECT_BYTES = 1 << 20
-"""From here on a write goes past the page cache: no copy, and the server keeps what else it had in memory."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +129,7 @@ class Copy:
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
         self.bitmap: str | None = request["bitmap"]
-        self.target = Target(request["target"])
+        self.target = ThinFile(request["target"])
         self.copied = 0
         self.pace = Pace(request["bytes_per_s"])
         self._lanes = threading.local()
@@ -204,50 +194,10 @@ class Copy:
                 continue
             self.pace.wait(part.length)
             lane.read(piece, part.offset)
-            self._write(piece, part.offset)
+            is_zero = nbd.Buffer.from_buffer(piece).is_zero
+            self.target.write_thin(piece, part.offset, is_zero, punch=bool(self.bitmap))
             copied += part.length
         return number, digest_of(content), copied
-
-    def _write(self, data: memoryview, offset: int) -> None:
-        """Write what is not zero, and leave or make holes for the rest."""
-        buffer = nbd.Buffer.from_buffer(data)
-        pieces = range(0, len(data), _PIECE_BYTES)
-        for is_zero, run in groupby(pieces, lambda at: buffer.is_zero(at, min(_PIECE_BYTES, len(data) - at))):
-            places = list(run)
-            begin, end = places[0], min(places[-1] + _PIECE_BYTES, len(data))
-            if not is_zero:
-                self.target.write(data[begin:end], offset + begin)
-            elif self.bitmap:
-                self.target.punch(offset + begin, end - begin)
-
-
-class Target:
-    """The file that the copy goes to. Nobody else uses it, and no two threads the same bytes of it."""
-
-    def __init__(self, path: str) -> None:
-        self.handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._direct: int | None = None
-        with suppress(OSError):  # EINVAL: a file system without
-            self._direct = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
-
-    def write(self, data: memoryview, offset: int) -> None:
-        """Write all of it; a long run of whole pages past the page cache."""
-        long = len(data) >= _DIRECT_BYTES and offset % PAGESIZE == 0 and len(data) % PAGESIZE == 0
-        direct = self._direct if long else None
-        while data:
-            try:
-                written = os.pwrite(self.handle if direct is None else direct, data, offset)
-            except OSError as exc:
-                if direct is None or exc.errno != errno.EINVAL:
-                    raise
-                direct = self._direct = None  # it wants other borders than pages
-                continue
-            data, offset = data[written:], offset + written
-
-    def punch(self, offset: int, length: int) -> None:
-        """Make a hole, or write zeros where the file system has none."""
-        if _libc.fallocate(self.handle, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
-            self.write(memoryview(bytes(length)), offset)
 
 
 class Lane:

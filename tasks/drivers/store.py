@@ -68,6 +68,11 @@ class Store:
         """Images that serve every system of a flavour: a folder a flavour, in it one for each image."""
         return self.root / "templates"
 
+    @property
+    def recovery_sets(self) -> Path:
+        """What this GBS server is rebuilt from, a folder for each time that it was gathered."""
+        return self.root / "server"
+
     def recovery(self, name: str) -> Path:
         """Where an updated image is made before it goes to a KVM host."""
         return self.root / "recovery" / slug(name)

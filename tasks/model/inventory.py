@@ -58,6 +58,23 @@ class PermanentSection(Section):
         return self
 
 
+class ServerSection(Section):
+    """The GBS server itself: what it is rebuilt from is gathered every night, and kept in both stores."""
+
+    recovery_set: bool = Field(True, description="Whether it is gathered at all.")
+    recovery_keys: tuple[Annotated[str, Field(pattern=r"^age1[0-9a-z]{58}$")], ...] = Field(
+        (),
+        description="Public keys of age-keygen(1): secrets are sealed for them. Keep their other halves elsewhere.",
+    )
+    prefect_database: str | None = Field(
+        None,
+        pattern=r"^(/\S+|service=[A-Za-z0-9_.-]+)$",
+        description="Prefect's database: its SQLite file, or service=NAME of pg_service.conf. Default: the file here.",
+    )
+    also: tuple[AbsolutePath, ...] = Field((), description="More files of this server that are sealed with its keys.")
+    keep: int = Field(14, ge=1, description="So many recovery sets are kept.")
+
+
 class Policy(Section):
     """How often, how long, how careful. The default policy suits most clients."""
 
@@ -112,6 +129,7 @@ class Inventory(Section):
     site: Name = "main"
     store: StoreSection
     permanent: PermanentSection
+    server: ServerSection = ServerSection()
     identities: dict[Name, Identity] = Field(min_length=1)
     policies: dict[Name, Policy] = Field(default_factory=dict)
     kvm_hosts: dict[Name, Annotated[KvmHost, BeforeValidator(_shorthand)]] = Field(default_factory=dict)

@@ -176,6 +176,20 @@ class DeviceManifest(_Record):
     files: tuple[FileRecord, ...]
 
 
+class ServerManifest(_Record):
+    """What a GBS server is rebuilt from besides its packages: inventory, blocks, Prefect's database, sealed keys."""
+
+    kind: Literal["server"] = "server"
+    id: str
+    site: str
+    made: AwareDatetime
+    sealed_for: tuple[str, ...] = ()
+    """The recovery keys that open the sealed files; their secret halves are kept elsewhere."""
+    warnings: tuple[str, ...] = ()
+    files: tuple[FileRecord, ...]
+    tools: dict[str, str] = {}
+
+
 class ImageManifest(_Record):
     """One dated copy of a VM's disks and definition, all disks from one instant."""
 

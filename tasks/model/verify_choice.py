@@ -1,6 +1,6 @@
-"""Which images are read again tonight: those longest unread first, so that each has its turn."""
+"""What is read again tonight: that which was longest unread first, so that each has its turn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,7 +10,7 @@ from tasks.model.manifest import ImageManifest
 
 
 class Verified(BaseModel):
-    """When all of an image was last read and found whole."""
+    """When all of an image, or of its replica, was last read and found whole."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,28 +20,27 @@ class Verified(BaseModel):
 
 @dataclass(frozen=True)
 class Turn:
-    """An image to read, and why."""
+    """What is read, by the name that it was given, and why."""
 
-    image: ImageManifest
+    name: str
     reason: str
 
 
 def choose_turns(
-    images: Sequence[ImageManifest],
+    made: Mapping[str, datetime],
     verified: Mapping[str, datetime],
     now: datetime,
     *,
     older_than_days: int = 0,
     at_most: int | None = None,
 ) -> list[Turn]:
-    """The images whose last full reading (or making, if none) is older than that, the oldest first.
+    """Those whose last full reading (or making, if none) is older than that, the oldest first.
 
-    `verified` maps `<vm uuid>/<image id>` to the time of the last reading. A time of the future counts as none.
+    A time of reading that lies in the future counts as none.
     """
-    known = [(_last(image, verified, now), image) for image in images]
-    due = [(at, image) for at, image in known if now - at >= timedelta(days=older_than_days)]
-    due.sort(key=lambda row: (row[0], row[1].uuid, row[1].id))
-    return [Turn(image, f"last read {at:%Y-%m-%d %H:%M}") for at, image in due[:at_most]]
+    known = [(_last(made[name], verified.get(name), now), name) for name in made]
+    due = sorted((at, name) for at, name in known if now - at >= timedelta(days=older_than_days))
+    return [Turn(name, f"last read {at:%Y-%m-%d %H:%M}") for at, name in due[:at_most]]
 
 
 def key_of(image: ImageManifest) -> str:
@@ -49,6 +48,5 @@ def key_of(image: ImageManifest) -> str:
     return f"{image.uuid}/{image.id}"
 
 
-def _last(image: ImageManifest, verified: Mapping[str, datetime], now: datetime) -> datetime:
-    at = verified.get(key_of(image), image.ended)
-    return at if at <= now else image.ended
+def _last(made: datetime, read: datetime | None, now: datetime) -> datetime:
+    return read if read is not None and read <= now else made

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 START_DEADLINE_S = 120
 
 
+def _connection(database: Path) -> str:
+    return f"sqlite+aiosqlite:///{database}"
+
+
 def _server_settings(home: Path, database: Path) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": _connection(database),
         "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_ENABLED": "false",
@@ -37,8 +41,9 @@ def _server_settings(home: Path, database: Path) -> dict[str, str]:
     }
 
 
-def _client_settings(home: Path, api_url: str) -> dict[str, str]:
+def _client_settings(home: Path, api_url: str, database: Path) -> dict[str, str]:
     return {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": _connection(database),  # as where server and worker share a machine
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": api_url,
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
@@ -98,7 +103,7 @@ def prefect_api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(_clean_environment()):
                 patch.delenv(name)
-            for name, value in _client_settings(scratch / "client", api_url).items():
+            for name, value in _client_settings(scratch / "client", api_url, database).items():
                 patch.setenv(name, value)
             refresh_global_settings_context()
             _wait_until_healthy(api_url, server, log)

@@ -25,6 +25,7 @@ from tasks import (
     points,
     preparation,
     recovery,
+    replication,
     reports,
     snapshots,
     updating,
@@ -67,11 +68,13 @@ from tasks.model.window import Layer, PlannedDisk, Step, WindowPlan, overlay_pat
 from tasks.model.window_decision import Action, Power
 
 TASK_MODULES = (
-    *(devices, files, hooks, images, nights, points, preparation, recovery, reports, snapshots, updating, windows),
+    *(devices, files, hooks, images, nights, points, preparation, recovery, replication, reports, snapshots),
+    *(updating, windows),
 )
 UUID = "6d0fa9b4-6d5c-4f0e-9d59-0c5d7ad2c001"
 DISK_BYTES = 1 << 20
 STORE_ID = "flow-tests"
+RECOVERY_KEY = "age17nv32tnpdhnu0xszx4fyzq3glfr8y4wg0p2hdw2tyj8u968cgfysdxfnt3"
 DOMAIN_XML = f"""<domain type='kvm'>
   <name>web1</name>
   <uuid>{UUID}</uuid>
@@ -109,6 +112,8 @@ class FakeSite:
         for folder in (self.store, self.permanent):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+        for name in ("key", "known_hosts"):
+            (self.root / name).touch()
         if marker is not None:
             (self.permanent / ".gbs-store").write_text(f"{marker}\n")
         self.files = {
@@ -133,6 +138,7 @@ class FakeSite:
             "site": "test",
             "store": {"path": str(self.store), "reserve_bytes": 0},
             "permanent": {"path": str(self.permanent), "store_id": STORE_ID, "kind": "local"},
+            "server": {"recovery_keys": [RECOVERY_KEY]},
             "identities": {"default": keys},
             "kvm_hosts": kvm_hosts,
             "clients": clients,

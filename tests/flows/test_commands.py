@@ -152,7 +152,7 @@ def test_run_client_down_exit_1_table_and_one_line(site: FakeSite, run) -> None:
     ended = run("run", "nightly", "--client", "db1", "--json")
     assert ended.code == 1
     assert json.loads(ended.out)[0]["outcome"] == "FAILED"
-    assert ended.errors == ["error: 1 of 1 clients failed: db1 prepare: db1 is unreachable: no answer"]
+    assert ended.errors == ["error: 1 of 1 systems failed: db1 prepare: db1 is unreachable: no answer"]
 
 
 @pytest.mark.parametrize(

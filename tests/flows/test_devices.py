@@ -15,6 +15,7 @@ from flows.cli.coverage import coverage_command
 from flows.cli.device import device_command
 from flows.devices import devices as devices_flow
 from flows.nightly import nightly as nightly_flow
+from flows.replicate import replicate as replicate_flow
 from tasks import declaration
 from tasks.drivers import device as driver
 from tasks.drivers.device import Configuration
@@ -24,6 +25,7 @@ from tests.flows.fake_site import FakeSite
 
 devices: Any = devices_flow
 nightly: Any = nightly_flow
+replicate: Any = replicate_flow
 CONFIG = "hostname sw1\nenable secret 5 $1$oops\nend\n"
 
 
@@ -109,10 +111,26 @@ def test_change_is_kept_and_shown_without_the_secrets_that_are_kept(fleet: Fleet
 
 def test_device_that_is_down_is_its_own_failure_in_the_night(fleet: Fleet) -> None:
     fleet.says["sw2"] = Unreachable("sw2", "no route to host")
-    with pytest.raises(ClientsFailed, match="1 of 5 clients failed: sw2 device: sw2 is unreachable"):
+    with pytest.raises(ClientsFailed, match="1 of 7 systems failed: sw2 device: sw2 is unreachable"):
         nightly()
     assert fleet.stored("sw1")
     assert (fleet.site.permanent / "web1/daily.0").is_dir()
+    (kept,) = fleet.stored("sw1")
+    replica = fleet.site.permanent / "_devices/sw1" / kept
+    assert (replica / "running.txt").read_text() == (
+        fleet.site.store / "devices/sw1" / kept / "running.txt"
+    ).read_text()
+
+
+def test_a_configuration_that_is_seen_again_is_replicated_once_and_told_when(fleet: Fleet) -> None:
+    for _ in range(2):
+        devices(["sw1"])
+        replicate()
+    (replica,) = (fleet.site.permanent / "_devices/sw1").glob("[!.]*")
+    (kept,) = fleet.stored("sw1")
+    assert (replica / "manifest.json").read_text() == (
+        fleet.site.store / "devices/sw1" / kept / "manifest.json"
+    ).read_text()
 
 
 def test_night_of_one_client_leaves_devices_alone(fleet: Fleet) -> None:

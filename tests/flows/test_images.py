@@ -112,7 +112,7 @@ def test_image_if_due_client_is_no_vm_nothing(site: FakeSite) -> None:
 
 def test_nightly_image_fails_files_are_kept_and_client_failed(site: FakeSite) -> None:
     site.fail("open window", "web1", HypervisorError("web1", "a live snapshot", "QEMU said no"))
-    with pytest.raises(ClientsFailed, match="1 of 2 clients failed: web1 image: VM web1: a live snapshot failed"):
+    with pytest.raises(ClientsFailed, match="1 of 2 systems failed: web1 image: VM web1: a live snapshot failed"):
         nightly(["kvm1", "web1"])
     assert (site.permanent / "web1/daily.0").is_dir()
 
@@ -174,7 +174,7 @@ def test_verify_images_whole_ok_noted_and_damage_fails_the_run(site: FakeSite) -
         file.write(b"x")
     with pytest.raises(
         ClientsFailed,
-        match=r"1 of 1 clients failed: web1 verify: .*vda\.raw, chunk 0 of 4194304 bytes is damaged: expected",
+        match=r"1 of 1 systems failed: web1 verify: .*vda\.raw, chunk 0 of 4194304 bytes is damaged: expected",
     ):
         verify_images("web1")
 

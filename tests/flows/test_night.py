@@ -51,6 +51,9 @@ def test_nightly_all_clients_stages_in_order_then_image(site: FakeSite) -> None:
             for stage in ("prepare", "overnight", "permanent")
         },
         "web1 image": "OK",
+        "web1 replicate": "OK",
+        "GBS server recovery set": "OK",
+        "GBS server replicate": "OK",
     }
     work = [verb for verb in site.of("db1") if verb != "connect"]
     assert (work[:2], set(work[2:4])) == (["facts", "list databases"], {"accounts", "dump"})
@@ -77,10 +80,10 @@ def test_nightly_one_client_down_others_done_run_failed_with_table(site: FakeSit
     state = nightly(return_state=True)
     assert state.is_failed()
     with pytest.raises(
-        ClientsFailed, match=r"1 of 3 clients failed: web1 prepare: web1 is unreachable: no route"
+        ClientsFailed, match=r"1 of 4 systems failed: web1 prepare: web1 is unreachable: no route"
     ) as it:
         state.result()
-    assert "1 of 3 clients failed: web1 prepare" in str(state.message)
+    assert "1 of 4 systems failed: web1 prepare" in str(state.message)
     found = outcomes(it.value.args[3])
     assert found["web1 prepare"] == "FAILED"
     assert found["web1 overnight"] == found["web1 permanent"] == "SKIPPED"
@@ -95,7 +98,7 @@ def test_nightly_one_client_down_others_done_run_failed_with_table(site: FakeSit
 def test_nightly_unexpected_error_of_one_client_stays_its_own(site: FakeSite) -> None:
     site.fail("pull", "db1", ZeroDivisionError("a bug"))
     with pytest.raises(
-        ClientsFailed, match="1 of 3 clients failed: db1 overnight: unexpected ZeroDivisionError: a bug"
+        ClientsFailed, match="1 of 4 systems failed: db1 overnight: unexpected ZeroDivisionError: a bug"
     ):
         nightly()
     assert site.count("rotate", "web1") == site.count("rotate", "kvm1") == 1

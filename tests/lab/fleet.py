@@ -25,6 +25,7 @@ from tests.lab.database_client import DatabaseClient
 from tests.lab.leftovers import LABS, sweep
 from tests.lab.link import SlowLink
 from tests.lab.prefect_server import PrefectServer
+from tests.lab.recovery_key import recovery_key
 from tests.lab.sshd import make_key
 
 BIN = Path(sys.executable).parent
@@ -98,6 +99,7 @@ class Fleet:
             "site": "fleet",
             "store": {"path": str(self.store.root)},
             "permanent": {"path": str(self.permanent), "store_id": STORE_ID, "kind": "local"},
+            "server": {"recovery_keys": [recovery_key(self.directory / "recovery-key")]},
             "identities": {"default": keys},
             "clients": {
                 name: {"address": "127.0.0.1", "port": port, "paths": [self.folder(name)]}

@@ -3,6 +3,7 @@
 import yaml
 
 from tests.lab.lab import Lab
+from tests.lab.recovery_key import recovery_key
 
 STORE_ID = "lab-permanent"
 
@@ -16,6 +17,7 @@ class Site:
         self.store = self.root / "store"
         self.permanent = self.root / "permanent"
         self.inventory = self.root / "inventory.yaml"
+        self.recovery_key = self.root / "recovery-key"
 
     def create(self) -> None:
         """Make the folders, the marker and the inventory; what is there stays."""
@@ -30,6 +32,7 @@ class Site:
             "site": "lab",
             "store": {"path": str(self.store)},
             "permanent": {"path": str(self.permanent), "store_id": STORE_ID, "kind": "local"},
+            "server": {"recovery_keys": [recovery_key(self.recovery_key)]},
             "identities": {
                 "default": {
                     "user": "root",

@@ -26,6 +26,7 @@ from tests.lab.leftovers import LABS
 from tests.lab.namespaced import Namespaced
 from tests.lab.prefect_server import PrefectServer
 from tests.lab.published import outcomes
+from tests.lab.recovery_key import recovery_key
 from tests.lab.scripted_device import IOS, ScriptedDevice
 from tests.lab.sshd import free_port, make_key
 from tests.lab.stand_in import StandIn
@@ -153,6 +154,7 @@ class MixedSite:
         declared = {
             "store": {"path": str(self.store)},
             "permanent": {"path": str(self.permanent), "store_id": "mixed", "kind": "local"},
+            "server": {"recovery_keys": [recovery_key(self.folder / "recovery-key")]},
             "identities": {"default": identity},
             "clients": clients,
             "logins": {"default": login},

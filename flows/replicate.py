@@ -1,0 +1,63 @@
+"""Stage 2 for all but restore points: images, templates, configurations and the GBS server's own recovery set."""
+
+from collections.abc import Callable, Sequence
+
+from prefect import State, flow
+
+from flows.ending import conclude
+from flows.side_by_side import Begun, begin_each, results_of, task_runner
+from flows.stage import stage
+from tasks import places, replication
+from tasks.model.outcome import Outcome, StageResult
+from tasks.replication import Made
+
+DEVICES, SERVER = "devices", "GBS server"
+
+
+def replicate_vm(vm: str) -> list[StageResult]:
+    """What there is of one VM; told of the client that it is, if one says so."""
+    return _replicated(places.inventory().vms.get(vm, vm), lambda: replication.replicate_images(vm))
+
+
+def replicate_configurations(called: str) -> list[StageResult]:
+    """The configurations of all devices."""
+    return _replicated(called, replication.replicate_configurations)
+
+
+def keep_server(called: str) -> list[StageResult]:
+    """Gather what the GBS server is rebuilt from, and replicate it; what could not be gathered is a warning."""
+    with stage(called, "recovery set") as running, places.locked("replica", called):
+        gathered = replication.gather()
+        running.produced = gathered.id
+        for warning in gathered.warnings:
+            running.say(Outcome.WARNING, warning)
+    return [running.result(), *_replicated(called, replication.replicate_recovery_sets)]
+
+
+def _replicated(called: str, replicate: Callable[[], Made]) -> list[StageResult]:
+    with stage(called, "replicate") as running, places.locked("replica", called):
+        made = replicate()
+        running.bytes_moved = made.written_bytes
+        running.produced = made.ids[-1] if made.ids else ""
+        if not made.ids:
+            running.say(Outcome.SKIPPED, "all of it is in the permanent store already")
+    return [running.result()]
+
+
+def begin_replicas(clients: Sequence[str] | None = None) -> Begun:
+    """Begin what there is of all VMs, of devices and of the server; of the named clients, only their VMs."""
+    declared = places.inventory()
+    vms = [vm for vm in replication.vms() if clients is None or declared.vms.get(vm) in clients]
+    begun = begin_each(replicate_vm, vms, "replicate images of {client}")
+    if clients is None:
+        if declared.devices:
+            begun |= begin_each(replicate_configurations, [DEVICES], "replicate {client}")
+        if declared.server.recovery_set:
+            begun |= begin_each(keep_server, [SERVER], "recovery set of {client}")
+    return begun
+
+
+@flow(name="replicate", flow_run_name="replicate all", task_runner=task_runner)
+def replicate() -> State[list[StageResult]]:
+    """Bring to the permanent store what it does not have of images, templates, configurations, the server's own set."""
+    return conclude("replicate", results_of(begin_replicas()))

@@ -1,0 +1,75 @@
+"""What the store has published that the permanent store is to have, too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.drivers.store import Store, read_model
+from tasks.model.manifest import MANIFEST, TEMPLATE, ImageManifest, ServerManifest, TemplateManifest
+from tasks.model.names import slug
+from tasks.model.replica import DEVICES, IMAGES, SERVER, TEMPLATES, Original
+
+
+def vms(store: Store) -> list[str]:
+    """The VMs that there are images or templates of."""
+    return list(dict.fromkeys(image.vm for _, image in (*store.all_images(), *_templates(store))))
+
+
+def images(store: Store, vm: str) -> list[Original]:
+    """A VM's images, oldest first, so that each finds its parent's replica."""
+    found = store.images_of(vm)
+    places = {image.id: place_of(image) for _, image in found}
+    return [
+        Original("image", vm, image.id, folder, places[image.id], image.files, parent=places.get(image.parent or ""))
+        for folder, image in reversed(found)
+    ]
+
+
+def templates(store: Store, vm: str) -> list[Original]:
+    """The templates that were images of a VM."""
+    return [
+        Original(
+            "template",
+            vm,
+            image.id,
+            folder,
+            f"{TEMPLATES}/{folder.parent.name}/{folder.name}",
+            image.files,
+            (TEMPLATE,),
+            twin=place_of(image),
+        )
+        for folder, image in _templates(store)
+        if image.vm == vm
+    ]
+
+
+def configurations(store: Store, devices: Sequence[str]) -> list[Original]:
+    """The kept configurations of devices, oldest first."""
+    return [
+        Original("device", device, kept.id, folder, f"{DEVICES}/{slug(device)}/{kept.id}", kept.files)
+        for device in devices
+        for folder, kept in reversed(store.configurations_of(device))
+    ]
+
+
+def recovery_sets(store: Store) -> list[Original]:
+    """The GBS server's own recovery sets, oldest first."""
+    return [
+        Original("server", kept.site, kept.id, folder, f"{SERVER}/{slug(kept.site)}/{kept.id}", kept.files)
+        for path in sorted(store.recovery_sets.glob(f"[!.]*/{MANIFEST}"))
+        if (kept := read_model(path, ServerManifest)) is not None
+        for folder in [path.parent]
+    ]
+
+
+def place_of(image: ImageManifest) -> str:
+    """Where an image's replica lies below the permanent store."""
+    return f"{IMAGES}/{slug(image.kvm_host)}/{slug(image.vm)}/{image.id}"
+
+
+def _templates(store: Store) -> list[tuple[Path, ImageManifest]]:
+    found = []
+    for path in sorted(store.templates.glob(f"*/[!.]*/{TEMPLATE}")):
+        image = read_model(path.with_name(MANIFEST), ImageManifest)
+        if image is not None and read_model(path, TemplateManifest) is not None:
+            found.append((path.parent, image))
+    return found

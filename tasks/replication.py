@@ -1,0 +1,190 @@
+"""Replicas in the permanent store of what the store has besides overnight copies, and the GBS server's recovery set."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+from sqlalchemy.engine import make_url
+
+from tasks import places
+from tasks.drivers import inventory_file, originals, permanent, recovery_set, replica_check, replicas
+from tasks.drivers.progress import reporting
+from tasks.drivers.recovery_set import PrefectServer
+from tasks.drivers.replica_check import Checked
+from tasks.drivers.store import read_model, write_model
+from tasks.errors import IntegrityError
+from tasks.model.manifest import ServerManifest
+from tasks.model.names import slug, time_of_id
+from tasks.model.replica import Kind, Original
+from tasks.model.verify_choice import Verified, choose_turns
+from tasks.retryable import retryable
+
+log = logging.getLogger(__name__)
+BLOCK_TYPES = ("gbs-store", "gbs-permanent-store", "gbs-ssh-identity", "gbs-kvm-host", "gbs-device-login")
+
+
+@dataclass(frozen=True)
+class Made:
+    """The replicas that were made, by the ids of their originals, and the bytes that were written for them."""
+
+    ids: tuple[str, ...]
+    written_bytes: int
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A replica to be read, by its place below the permanent store; its original, if that is there."""
+
+    kind: Kind
+    name: str
+    place: str
+    original: Path | None
+    reason: str
+
+
+def vms() -> list[str]:
+    """The VMs of which there is something to replicate."""
+    return originals.vms(places.store())
+
+
+@retryable("replicate images", "replicate images of {vm}")
+def replicate_images(vm: str) -> Made:
+    """The VM's images and templates that the permanent store does not have yet; see `replicas.replicate`."""
+    store = places.store()
+    wanted = [*originals.images(store, vm), *originals.templates(store, vm)]
+    return _replicate(f"replicate images of {vm}", wanted, places.policy_of_vm(vm).bytes_per_s)
+
+
+@retryable("replicate configurations")
+def replicate_configurations() -> Made:
+    """The configurations of devices that the permanent store does not have yet."""
+    wanted = originals.configurations(places.store(), list(places.inventory().devices))
+    return _replicate("replicate configurations", wanted)
+
+
+@retryable("recovery set", retries=1)
+def gather() -> ServerManifest:
+    """What this GBS server is rebuilt from, published in the store; see `recovery_set.make`."""
+    store = places.store()
+    return recovery_set.make(
+        store.recovery_sets,
+        store.trash,
+        places.inventory(),
+        inventory_file.inventory_path(),
+        PrefectServer(_blocks(), _prefect_file(), str(flow_run.id)),
+        datetime.now(UTC),
+    )
+
+
+@retryable("replicate recovery sets")
+def replicate_recovery_sets() -> Made:
+    """The recovery sets that the permanent store does not have yet; of all, the newest are kept."""
+    place, declared = places.permanent(), places.inventory()
+    wanted = originals.recovery_sets(places.store())
+    made = _replicate("replicate recovery sets", wanted)
+    if made.ids:
+        replicas.keep_newest(place, Path(wanted[-1].place).parent.as_posix(), declared.server.keep)
+    return made
+
+
+def _replicate(called: str, wanted: Sequence[Original], bytes_per_s: int | None = None) -> Made:
+    """Make the replicas that are missing; a damaged original hinders none of the others, and is raised in the end."""
+    place, ids, written_bytes = places.permanent(), list[str](), 0
+    damaged: list[IntegrityError] = []
+    with reporting(log, called) as progress:
+        for original in wanted:
+            try:
+                written = replicas.replicate(place, original, bytes_per_s, progress.update)
+            except IntegrityError as exc:
+                log.error("%s: %s", called, exc)
+                damaged.append(exc)
+                continue
+            if written is not None:
+                log.info("%s: %s %s is in the permanent store", called, original.kind, original.id)
+                ids, written_bytes = [*ids, original.id], written_bytes + written
+        folders = {Path(original.place).parent.as_posix() for original in wanted}
+        for folder in sorted(folders):
+            replicas.forget_partial(place, folder, {Path(original.place).name for original in wanted})
+    if damaged:
+        raise damaged[0]
+    return Made(tuple(ids), written_bytes)
+
+
+@retryable("choose replicas", retries=0)
+def choose(older_than_days: int, at_most: int | None) -> list[Replica]:
+    """The replicas to read, longest unread first; also those whose originals are gone."""
+    store, place = places.store(), places.permanent()
+    permanent.prove(place)
+    devices = list(places.inventory().devices)
+    known = [original for vm in originals.vms(store) for original in originals.images(store, vm)]
+    known += [original for vm in originals.vms(store) for original in originals.templates(store, vm)]
+    known += [*originals.configurations(store, devices), *originals.recovery_sets(store)]
+    by_place = {original.place: original for original in known}
+    found = permanent.at(place, replicas.published, place.path)
+    made = {path: _made(path) for path in found}
+    read = {path: record.at for path in found if (record := read_model(_record(path), Verified)) is not None}
+    turns = choose_turns(made, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
+    return [
+        Replica(
+            found[turn.name],
+            by_place[turn.name].name if turn.name in by_place else Path(turn.name).parent.name,
+            turn.name,
+            by_place[turn.name].folder if turn.name in by_place else None,
+            turn.reason,
+        )
+        for turn in turns
+    ]
+
+
+@retryable("verify replica", "verify replica {replica.place}", retries=0)
+def verify(replica: Replica, percent: float) -> Checked:
+    """Read a replica where it lies and heal it from its original; IntegrityError when something stays damaged.
+
+    A full reading that found it whole, or healed it, is noted.
+    """
+    place = places.permanent()
+    permanent.prove(place)
+    folder = place.path / replica.place
+    with reporting(log, f"verify replica {replica.place}") as progress:
+        found = replica_check.check(place, replica.kind, folder, replica.original, percent, progress.update)
+    for path in found.healed:
+        log.warning("%s/%s was damaged and is healed by its original", replica.place, path)
+    if found.left:
+        raise IntegrityError(str(folder / found.left[0]), "what its manifest says", "another")
+    if percent >= replica_check.WHOLE:
+        write_model(_record(replica.place), Verified(image=replica.place, at=datetime.now(UTC)))
+    return found
+
+
+def _made(place: str) -> datetime:
+    try:
+        return time_of_id(Path(place).name)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)  # not one of ours: read first
+
+
+def _record(place: str) -> Path:
+    return places.store().root / "verified" / "replicas" / f"{slug(place)}.json"
+
+
+def _blocks() -> dict[str, Any]:
+    """The blocks of GBS as Prefect has them, by document name."""
+    with get_client(sync_client=True) as client:
+        return {
+            str(document.name): {"type": kind, "data": document.data}
+            for kind in BLOCK_TYPES
+            for document in client.read_block_documents_by_type(kind, include_secrets=False)
+        }
+
+
+def _prefect_file() -> Path | None:
+    """The SQLite file that the settings of this process name as Prefect's database."""
+    url = get_current_settings().server.database.connection_url
+    named = make_url(url.get_secret_value()) if url else None
+    return Path(named.database) if named and named.database and named.get_backend_name() == "sqlite" else None

@@ -1,0 +1,114 @@
+"""What the permanent store has besides restore points: replicas, each once, read again, healed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flows.nightly import nightly as nightly_flow
+from flows.replicate import replicate as replicate_flow
+from flows.verify_images import verify_images as verify_images_flow
+from flows.verify_replicas import verify_replicas as verify_flow
+from tasks.errors import ClientsFailed
+from tests.flows.test_night import outcomes
+
+if TYPE_CHECKING:
+    from tests.flows.fake_site import FakeSite
+
+nightly: Any = nightly_flow
+replicate: Any = replicate_flow
+verify_images: Any = verify_images_flow
+verify_replicas: Any = verify_flow
+
+
+def same(one: Path, other: Path) -> bool:
+    return subprocess.run(["diff", "-r", one, other], check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def kept(site: FakeSite) -> tuple[Path, Path]:
+    """After a night: the image of web1, and its replica."""
+    nightly()
+    (replica,) = site.permanent.glob("_images/kvm1/web1/[!.]*")
+    return site.store / "images/kvm1/web1" / replica.name, replica
+
+
+def test_a_night_brings_images_and_the_recovery_set_to_the_permanent_store(
+    site: FakeSite, kept: tuple[Path, Path]
+) -> None:
+    assert same(*kept)
+    (gathered,) = (site.store / "server").glob("[!.]*")
+    assert same(gathered, site.permanent / "_server/test" / gathered.name)
+    assert (gathered / "inventory.yaml").read_text() == site.inventory.read_text()
+    assert json.loads((gathered / "blocks.json").read_text())["permanent"]["data"]["path"] == str(site.permanent)
+    assert (gathered / "prefect.db.age").stat().st_size > 10_000
+
+
+def test_what_is_there_is_not_brought_again_and_a_vanished_image_stays(site: FakeSite, kept: tuple[Path, Path]) -> None:
+    original, replica = kept
+    assert outcomes(replicate())["web1 replicate"] == "SKIPPED"
+    shutil.rmtree(original)
+    assert "web1 replicate" not in outcomes(replicate())
+    assert (replica / "manifest.json").exists()
+
+
+def test_a_clients_own_night_brings_its_image_and_nothing_else(site: FakeSite) -> None:
+    nightly(["kvm1"])
+    assert not list(site.permanent.glob("_*"))
+    assert outcomes(nightly(["web1"]))["web1 replicate"] == "OK"
+    assert [path.name for path in site.permanent.glob("_*")] == ["_images"]
+
+
+def test_a_damaged_replica_is_healed_and_one_that_cannot_be_fails_alone(
+    site: FakeSite, kept: tuple[Path, Path]
+) -> None:
+    original, replica = kept
+    with (replica / "vda.raw").open("r+b") as disk:
+        disk.write(b"damage")
+    healed = {result.produced: result for result in verify_replicas()}
+    assert same(original, replica)
+    row = healed[f"_images/kvm1/web1/{replica.name}"]
+    assert (row.client, row.outcome.value) == ("web1", "WARNING")
+    assert "vda.raw" in row.reasons[0]
+    with (replica / "vda.raw").open("r+b") as disk:
+        disk.write(b"damage")
+    shutil.rmtree(original)
+    with pytest.raises(ClientsFailed, match=r"web1 verify: .*_images/kvm1/web1/.*/vda\.raw is damaged"):
+        verify_replicas()
+
+
+def test_a_damaged_image_is_healed_by_its_replica(kept: tuple[Path, Path]) -> None:
+    original, replica = kept
+    with (original / "vda.raw").open("r+b") as disk:
+        disk.write(b"damage")
+    (row,) = verify_images()
+    assert (row.client, row.outcome.value) == ("web1", "WARNING")
+    assert "vda.raw" in row.reasons[0]
+    assert same(original, replica)
+
+
+def test_a_damaged_original_fails_its_own_and_keeps_the_good_replica(site: FakeSite) -> None:
+    nightly(["kvm1", "web1"])
+    (replica,) = site.permanent.glob("_images/kvm1/web1/[!.]*")
+    original = site.store / "images/kvm1/web1" / replica.name
+    shutil.rmtree(replica)
+    (original / "domain.xml").write_text("<other/>")
+    with pytest.raises(ClientsFailed, match=r"web1 replicate: .*images/kvm1/web1/.*domain\.xml is damaged"):
+        replicate()
+    assert not replica.exists()
+    assert list(site.permanent.glob("_server/test/[!.]*"))
+
+
+def test_without_the_permanent_store_the_night_still_takes_images(site: FakeSite) -> None:
+    (site.permanent / ".gbs-store").unlink()
+    with pytest.raises(ClientsFailed) as failed:
+        nightly()
+    found = outcomes(failed.value.args[3])
+    assert (found["web1 image"], found["web1 replicate"]) == ("OK", "FAILED")
+    assert found["GBS server recovery set"] == "OK"
+    assert not list(site.permanent.glob("_*"))
