@@ -100,6 +100,7 @@ class FakeSite:
         self.pulled: list[str] = []
         self.running_engines: set[EngineName] = {"postgresql"}
         self.files: dict[str, dict[str, bytes]] = {}
+        self.policies: dict[str, Any] = {}
         self.snapshot_warnings: tuple[str, ...] = ()
         self.snapshots_left: list[str] = []
         self._failures: dict[tuple[str, str], list[Exception]] = {}
@@ -134,6 +135,7 @@ class FakeSite:
             "store": {"path": str(self.store), "reserve_bytes": 0},
             "permanent": {"path": str(self.permanent), "store_id": STORE_ID, "kind": "local"},
             "identities": {"default": keys},
+            "policies": self.policies,
             "kvm_hosts": kvm_hosts,
             "clients": clients,
         }
