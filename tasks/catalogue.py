@@ -1,9 +1,10 @@
 """What there is, read from the stores alone: protection per client, nights, images. Needs no Prefect run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from tasks.drivers import definitions, inventory_file, permanent, restore_points
 from tasks.drivers.store import Store, read_model
@@ -18,6 +19,8 @@ from tasks.model.night_choice import OVERNIGHT, Night
 from tasks.model.outcome import Outcome, StageResult, combined
 from tasks.model.report import Report
 from tasks.model.shape import Point, compare, shape_of_facts
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def protections() -> Protections:
     points: dict[str, dict[str, NightManifest | None]] = {}
     waiting: dict[str, list[HeldNight]] = {}
     try:
-        points = _restore_points(declared, [*declared.systems])
-        waiting = held()
+        points = _look(declared, [*declared.systems], restore_points.points_of)
+        waiting = _look(declared, [*declared.systems], restore_points.held_of)
     except StoreError as exc:
         answered = [
             result.ended
@@ -87,23 +90,17 @@ def protections() -> Protections:
     return Protections(tuple(rows), out_of_reach)
 
 
-def _restore_points(declared: Inventory, clients: Sequence[str]) -> dict[str, dict[str, NightManifest | None]]:
-    """The restore points of clients; StoreError when the permanent store is not there or is silent for seconds."""
+def _look(declared: Inventory, clients: Sequence[str], at: Callable[[dict[str, Path]], T]) -> T:
+    """What there is at clients' roots; StoreError when the permanent store is not there or is silent for seconds."""
     place = permanent.place_of(declared.permanent)
     permanent.prove(place, permanent.LOOK_DEADLINE_S)
-    roots = {client: place.path / slug(client) for client in clients}
-    return permanent.look(place, restore_points.points_of, roots)
+    return permanent.look(place, at, {client: place.path / slug(client) for client in clients})
 
 
-def held(client: str | None = None) -> dict[str, list[HeldNight]]:
-    """The nights that are held of a client or of all, oldest first; errors as of `nights`."""
-    declared = inventory_file.load()
+def _chosen(declared: Inventory, client: str | None) -> list[str]:
     if client is not None and client not in declared.systems:
         raise UnknownName("client", client, list(declared.systems))
-    place = permanent.place_of(declared.permanent)
-    permanent.prove(place, permanent.LOOK_DEADLINE_S)
-    roots = {name: place.path / slug(name) for name in ([client] if client else declared.systems)}
-    return permanent.look(place, restore_points.held_of, roots)
+    return [client] if client else [*declared.systems]
 
 
 def _reasons(stages: list[StageResult], never: bool) -> tuple[str, ...]:
@@ -116,17 +113,20 @@ def _reasons(stages: list[StageResult], never: bool) -> tuple[str, ...]:
 def nights(client: str | None = None) -> list[Night]:
     """The overnight copies and restore points with a manifest, of one client or all."""
     declared = inventory_file.load()
-    if client is not None and client not in declared.systems:
-        raise UnknownName("client", client, list(declared.systems))
-    store, found = _store(declared), []
-    names = [client] if client else [*declared.systems]
-    kept = _restore_points(declared, names)
+    store, found, names = _store(declared), [], _chosen(declared, client)
+    kept = _look(declared, names, restore_points.points_of)
     for name in names:
         night, root = store.night_of(name), Path(declared.permanent.path) / slug(name)
         if night is not None:
             found.append(Night(OVERNIGHT, store.overnight(name), night))
         found += [Night(point, root / point, manifest) for point, manifest in kept[name].items() if manifest]
     return found
+
+
+def held(client: str | None = None) -> dict[str, list[HeldNight]]:
+    """The nights that are held, of one client or all, oldest first."""
+    declared = inventory_file.load()
+    return _look(declared, _chosen(declared, client), restore_points.held_of)
 
 
 def images() -> list[ImageManifest]:

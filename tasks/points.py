@@ -68,9 +68,9 @@ def brake(client: str) -> list[str]:
     if found.held and found.change is not None:
         gone = "".join(f"; of those held before, {one} went to the trash" for one in found.given_up)
         raise NightHeld(found.change.night, f"{reasons}{gone}", found.change.against, shlex.quote(client))
-    lines = [f"it is not like the nights before: {reasons}"] if reasons else []
     return [
-        *lines,
+        *([f"it is not like the nights before: {reasons}"] if reasons else []),
+        *(f"it was not compared with {one}, whose listing is damaged: gbs verify points" for one in found.damaged),
         *(f"night {one} is still held: gbs accept or gbs reject {shlex.quote(client)} {one}" for one in found.waiting),
     ]
 

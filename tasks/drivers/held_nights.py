@@ -7,7 +7,6 @@ a root touch the permanent store and are called by `tasks.drivers.permanent.at`.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -46,6 +45,8 @@ class Braked:
     waiting: tuple[str, ...] = ()
     given_up: tuple[str, ...] = ()
     """Nights that were held and are not any more: there were too many."""
+    damaged: tuple[str, ...] = ()
+    """Newer points that it was not compared with, as their listings are not what they were."""
 
 
 def brake(root: Path, overnight: Path, braking: Braking) -> Braked:
@@ -55,25 +56,28 @@ def brake(root: Path, overnight: Path, braking: Braking) -> Braked:
     """
     waiting = tuple(one.night for one in held(root))
     stamp = read_model(root / SYNC / MANIFEST, NightManifest)
-    change = _change(root, stamp, overnight) if stamp else None
+    change, damaged = _change(root, stamp, overnight) if stamp else (None, ())
     if stamp is None or change is None or change.against == stamp.id:
-        return Braked(change, waiting=waiting)
+        return Braked(change, waiting=waiting, damaged=damaged)
     past = _past(root)
     reasons = tuple(judge(change, past, braking.ceilings))
     if reasons and braking.hold:
-        return Braked(change, reasons, True, waiting, _hold(root, change, reasons, braking))
+        return Braked(change, reasons, True, waiting, _hold(root, change, reasons, braking), damaged)
     write_model(root / PAST, past.with_night(PastNight(change=change)))
-    return Braked(change, reasons, waiting=waiting)
+    return Braked(change, reasons, waiting=waiting, damaged=damaged)
 
 
-def _change(root: Path, stamp: NightManifest, overnight: Path) -> Change | None:
-    """The sync against the newest point whose listing is whole; None when there is none."""
+def _change(root: Path, stamp: NightManifest, overnight: Path) -> tuple[Change | None, tuple[str, ...]]:
+    """The sync against the newest point whose listing is whole, None when there is none; and newer points."""
     near = overnight if read_model(overnight / MANIFEST, NightManifest) == stamp else root / SYNC
     stamped = [(name, found) for name, found in points(root).items() if found]
+    damaged: list[str] = []
     for name, found in sorted(stamped, key=lambda item: item[1].ended, reverse=True):
-        with suppress(IntegrityError):
-            return compare(root / name, found, near, stamp)
-    return None
+        try:
+            return compare(root / name, found, near, stamp), tuple(damaged)
+        except IntegrityError:
+            damaged.append(name)
+    return None, tuple(damaged)
 
 
 def _past(root: Path) -> Past:

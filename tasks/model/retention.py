@@ -78,8 +78,7 @@ class Pin(BaseModel):
     @property
     def text(self) -> str:
         """Until when, and why."""
-        until = "until that is decided" if self.until == date.max else f"until {self.until}"
-        return f"pinned {until}: {self.reason}"
+        return f"pinned {'for now' if self.until == date.max else f'until {self.until}'}: {self.reason}"
 
 
 class Pins(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def far(lab_folder: Path) -> Iterator[SnapshotClient]:
 
 
 def freeze(far: SnapshotClient, keep: int = 2, days: int = 30, store: str = STORE, frozen: str = FROZEN) -> str:
-    """What the recipe complained of."""
+    """What the recipe complained of; a snapshot's name is of its second."""
+    time.sleep(1)
     return far.run([RECIPE, store, frozen, str(keep), str(days)], check=False).stderr
 
 
