@@ -12,7 +12,20 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from tasks.drivers.night_changes import compare
-from tasks.drivers.restore_points import HELD, RECORD, give_up, held, hide, make, mend, pin, pins, points, retained
+from tasks.drivers.restore_points import (
+    HELD,
+    RECORD,
+    give_up,
+    held,
+    hide,
+    in_trash,
+    make,
+    mend,
+    pin,
+    pins,
+    points,
+    retained,
+)
 from tasks.drivers.store import read_model, sync_folder, write_model
 from tasks.errors import ConfigError, IntegrityError, UnknownName
 from tasks.model.anomaly import Change, Decision, Figure, HeldNight, Past, PastNight, judge
@@ -172,7 +185,7 @@ def reject(root: Path, night: str | None, reason: str, trash_days: int, dry_run:
     """
     waiting = {one.night: one for one in held(root)}
     if night is not None and night not in waiting:
-        if any(root.glob(f".trash-*-{HELD.lstrip('.')}{night}-*")):
+        if in_trash(root, f"{HELD}{night}"):
             return Decision()
         raise UnknownName("held night", night, list(waiting))
     chosen = [waiting[night]] if night else [*waiting.values()]

@@ -14,7 +14,7 @@ from typing import TypeVar
 from tasks.drivers.digest import opened, parse_listing_line, sha256_file
 from tasks.errors import IntegrityError
 from tasks.model.anomaly import FEW_FILES, Change
-from tasks.model.entropy import PIECE, compressed, plain, random_looking, scrambled
+from tasks.model.entropy import LEAST, PIECE, compressed, plain, random_looking, scrambled
 from tasks.model.manifest import LISTING, NightManifest
 
 MOST_PAIRS, MOST_OTHERS = 200, 100
@@ -109,8 +109,8 @@ def _scrambled(
     if len(pairs) + min(len(lost), len(found)) < FEW_FILES:
         return 0
     turned = _estimate(choice, pairs, MOST_PAIRS, lambda pair: _turned(before, after, *pair))
-    was_plain = _estimate(choice, lost, MOST_OTHERS, lambda path: any(map(plain, _pieces(before, path)[:1])))
-    is_random = _estimate(choice, found, MOST_OTHERS, lambda path: _random_looking(path, _pieces(after, path)))
+    was_plain = _estimate(choice, lost, MOST_OTHERS, lambda path: _was_plain(before, path))
+    is_random = _estimate(choice, found, MOST_OTHERS, lambda path: _is_random(after, path))
     return turned + min(was_plain, is_random)
 
 
@@ -125,12 +125,20 @@ def _turned(before: int, after: int, old: bytes, new: bytes) -> bool:
     return scrambled(_pieces(before, old), now) and not compressed(new, now[0])
 
 
-def _random_looking(path: bytes, pieces: Sequence[bytes]) -> bool:
-    return any(map(random_looking, pieces[:1])) and not compressed(path, pieces[0])
+def _was_plain(folder: int, path: bytes) -> bool:
+    return any(map(plain, _pieces(folder, path)[:2]))
+
+
+def _is_random(folder: int, path: bytes) -> bool:
+    head = _pieces(folder, path)[:2]
+    return bool(head) and all(map(random_looking, head)) and not compressed(path, head[0])
 
 
 def _pieces(folder: int, path: bytes) -> list[bytes]:
-    """The beginning of a file, its middle and its end, as far as they do not overlap; [] when it cannot be read."""
+    """The first bytes of a file, its beginning, middle and end, as far as they do not overlap; [] if it cannot be read.
+
+    The first bytes are looked at by themselves: a picture's are plain when all that follows looks like chance.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
@@ -138,7 +146,8 @@ def _pieces(folder: int, path: bytes) -> list[bytes]:
     try:
         size_bytes = os.fstat(handle).st_size
         places = [0, *([size_bytes // 2] if size_bytes >= 4 * PIECE else []), max(0, size_bytes - PIECE)]
-        return [os.pread(handle, PIECE, place) for place in (places if size_bytes >= 2 * PIECE else places[:1])]
+        pieces = [os.pread(handle, PIECE, place) for place in (places if size_bytes >= 2 * PIECE else places[:1])]
+        return [pieces[0][:LEAST], *pieces]
     except OSError:
         return []
     finally:

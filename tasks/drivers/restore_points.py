@@ -195,6 +195,13 @@ def hide(folder: Path, prefix: str = _REMAINS) -> None:
     folder.rename(folder.with_name(f"{prefix}{folder.name.lstrip('.')}-{os.urandom(4).hex()}"))
 
 
+def in_trash(root: Path, name: str) -> bool:
+    """Whether a folder of this name was given up and can still be had back."""
+    return any(
+        path.name[len(f"{_TRASH}2026-11-26-") :].startswith(f"{name.lstrip('.')}-") for path in root.glob(f"{_TRASH}*")
+    )
+
+
 def _doomed(root: Path, today: date) -> list[Path]:
     """What is to be removed by now."""
     due = [path for path in root.glob(f"{_TRASH}*") if path.name.removeprefix(_TRASH)[:10] <= today.isoformat()]

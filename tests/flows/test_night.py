@@ -15,6 +15,7 @@ from flows.nightly import nightly as nightly_flow
 from flows.overnight import overnight as overnight_flow
 from flows.permanent import permanent as permanent_flow
 from flows.prepare import prepare as prepare_flow
+from tasks import nights
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.errors import ClientsFailed, CommandFailed, DumpFailed, GbsError, TransferInterrupted, Unreachable
@@ -203,7 +204,9 @@ def test_night_without_a_file_system_that_was_there_is_refused(site: FakeSite) -
     assert site.count("pull", "db1") == 1
 
 
-def test_night_that_rewrote_nearly_all_is_published_with_a_warning_and_held(site: FakeSite) -> None:
+def test_night_that_rewrote_nearly_all_is_published_with_a_warning_and_held(
+    site: FakeSite, caplog: pytest.LogCaptureFixture
+) -> None:
     site.files["db1"] |= {f"/srv/{number}": b"as it was" for number in range(40)}
     nightly(["db1"])
     site.files["db1"] |= {f"/srv/{number}": b"ENCRYPTED" for number in range(40)}
@@ -217,6 +220,8 @@ def test_night_that_rewrote_nearly_all_is_published_with_a_warning_and_held(site
     assert (site.permanent / "db1/daily.0/data/srv/7").read_text() == "as it was"
     assert not (site.permanent / "db1/daily.1").exists()
     assert site.count("rotate", "db1") == 1
+    assert nights.choose_night.fn("db1", "latest").folder == site.store / "overnight/db1"
+    assert "is the overnight copy what you want?" in caplog.text
 
 
 @pytest.mark.parametrize(("brake", "outcome"), [("warn", Outcome.WARNING), ("off", Outcome.OK)])

@@ -143,10 +143,18 @@ def test_files_of_other_names_count_when_plain_ones_are_gone(site: Held) -> None
     assert braked.held
 
 
-def test_beginning_of_a_file_is_enough(site: Held) -> None:
-    big = {f"big-{number}": b"plain text and more of it " * 4000 for number in range(40)}
-    site.tree(3, plain_tree() | big)
-    braked = site.tree(4, plain_tree() | {name: os.urandom(4096) + content[4096:] for name, content in big.items()})
+@pytest.mark.parametrize(
+    ("before", "turn"),
+    [
+        (b"plain text and more of it " * 4000, lambda old: os.urandom(4096) + old[4096:]),
+        (b"plain text and more of it " * 4000, lambda old: old[:50_000] + os.urandom(8000) + old[58_000:]),
+        (b"\x89PNG\r\n\x1a\n" + bytes(64) + os.urandom(9000), lambda old: os.urandom(len(old))),
+    ],
+    ids=["only the beginning", "a stretch", "a picture"],
+)
+def test_one_piece_of_a_file_is_enough(site: Held, before: bytes, turn: Callable[[bytes], bytes]) -> None:
+    site.tree(3, plain_tree() | {f"big-{number}": before + bytes([number]) for number in range(40)})
+    braked = site.tree(4, plain_tree() | {f"big-{number}": turn(before) for number in range(40)})
     assert braked.change is not None
     assert braked.change.scrambled == 40
     assert braked.held
@@ -263,6 +271,11 @@ def test_rejected_night_is_in_the_trash_and_the_next_one_is_held_again(site: Hel
     assert trash.name.startswith(f".trash-{decision.due}-held-{id_of(3)}-")
     assert proven(trash)
     assert site.reject() == site.reject(id_of(3)) == Decision()
+    with pytest.raises(UnknownName):
+        site.reject("*")
+    trash.rename(site.root / f".held-{id_of(3)}")
+    assert site.waiting() == [3], "it can be had back"
+    site.reject()
     assert site.tree(4, encrypted(plain_tree())).held
     assert site.days() == {"daily.0": 2, "daily.1": 1}
 
