@@ -202,7 +202,7 @@ class NightHeld(GbsError):
 
     template = (
         "night {0} is held and nothing rotated: {1}; compared with night {2}, which is pinned; "
-        "the overnight copy has the changes already. Look at it, then: gbs accept {3} {0}, or gbs reject {3} {0}"
+        "the overnight copy has the changes already. See gbs list held {3}, then: gbs accept|reject {3} {0} --reason …"
     )
 
 

@@ -71,7 +71,7 @@ def brake(client: str) -> list[str]:
     return [
         *([f"it is not like the nights before: {reasons}"] if reasons else []),
         *(f"it was not compared with {one}, whose listing is damaged: gbs verify points" for one in found.damaged),
-        *(f"night {one} is still held: gbs accept or gbs reject {shlex.quote(client)} {one}" for one in found.waiting),
+        *(f"night {one} is held: gbs accept|reject {shlex.quote(client)} {one} --reason …" for one in found.waiting),
     ]
 
 

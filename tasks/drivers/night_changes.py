@@ -109,8 +109,8 @@ def _scrambled(
     if len(pairs) + min(len(lost), len(found)) < FEW_FILES:
         return 0
     turned = _estimate(choice, pairs, MOST_PAIRS, lambda pair: _turned(before, after, *pair))
-    was_plain = _estimate(choice, lost, MOST_OTHERS, lambda path: _was_plain(before, path))
     is_random = _estimate(choice, found, MOST_OTHERS, lambda path: _is_random(after, path))
+    was_plain = _estimate(choice, lost, MOST_OTHERS, lambda path: _was_plain(before, path)) if is_random else 0
     return turned + min(was_plain, is_random)
 
 
@@ -122,7 +122,9 @@ def _estimate(choice: random.Random, files: Sequence[T], most: int, counts: Call
 
 def _turned(before: int, after: int, old: bytes, new: bytes) -> bool:
     now = _pieces(after, new)
-    return scrambled(_pieces(before, old), now) and not compressed(new, now[0])
+    if not any(map(random_looking, now)) or compressed(new, now[0]):
+        return False  # as mostly: the old one lies far away and need not be opened
+    return scrambled(_pieces(before, old), now)
 
 
 def _was_plain(folder: int, path: bytes) -> bool:

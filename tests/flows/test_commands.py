@@ -121,10 +121,10 @@ def test_held_night_is_shown_then_accepted_or_rejected(site: FakeSite, run) -> N
         assert re.search(
             r"40 of \d+ files were plain and look encrypted now \(.* %, 5 % is the policy's limit\)", error
         )
-        found = re.search(r"night (\w+) is held .* with night (\w+), which is pinned; .*(gbs accept .*)$", error)
+        found = re.search(r"night (\w+) is held .* with night (\w+), which is pinned; .*then: (.*)$", error)
         assert found
         night, against, command = found.groups()
-        assert command == f"gbs accept db1 {night}, or gbs reject db1 {night}"
+        assert command == f"gbs accept|reject db1 {night} --reason …"
         held.append(night)
     assert against == json.loads((root / "daily.0/manifest.json").read_text())["id"]
     assert outside(root / "daily.0") == good

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.drivers import held_nights, restore_points
+from tasks.drivers import held_nights, night_changes, restore_points
 from tasks.drivers.digest import write_listing
 from tasks.drivers.held_nights import PAST, Braked, Braking
 from tasks.drivers.restore_points import held, pins, points, retained
@@ -205,6 +205,25 @@ def test_nothing_changed_opens_no_file(site: Held, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("tasks.drivers.night_changes.sha256_file", opened)
     assert site.tree(3, plain_tree() | {"log": b"night 2"}).reasons == ()
     assert site.days()["daily.0"] == 3
+
+
+def test_older_versions_are_opened_only_where_the_new_ones_look_like_chance(
+    site: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in the permanent store, far away."""
+    opened: list[bytes] = []
+    real = night_changes._pieces
+
+    def noted(folder: int, path: bytes) -> list[bytes]:
+        opened.append(path)
+        return real(folder, path)
+
+    monkeypatch.setattr(night_changes, "_pieces", noted)
+    tree = plain_tree(version=1)
+    tree |= encrypted({"file-7.txt": tree["file-7.txt"]})
+    assert site.tree(3, tree).change.scrambled == 1  # type: ignore[union-attr]
+    assert len(opened) == FILES + 1
+    assert opened.count(b"file-7.txt") == 2
 
 
 def test_newest_point_with_a_damaged_listing_is_passed_over(site: Held) -> None:
