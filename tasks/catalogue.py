@@ -1,10 +1,9 @@
 """What there is, read from the stores alone: protection per client, nights, images. Needs no Prefect run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from tasks.drivers import definitions, inventory_file, permanent, restore_points
 from tasks.drivers.store import Store, read_model
@@ -19,8 +18,6 @@ from tasks.model.night_choice import OVERNIGHT, Night
 from tasks.model.outcome import Outcome, StageResult, combined
 from tasks.model.report import Report
 from tasks.model.shape import Point, compare, shape_of_facts
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,11 @@ def protections() -> Protections:
     declared = inventory_file.load()
     store, last = _store(declared), latest_results(_store(declared))
     rows, out_of_reach = [], None
-    points: dict[str, dict[str, NightManifest | None]] = {}
     waiting: dict[str, list[HeldNight]] = {}
+    points: dict[str, dict[str, NightManifest | None]] = {}
     try:
-        points = _look(declared, [*declared.systems], restore_points.points_of)
-        waiting = _look(declared, [*declared.systems], restore_points.held_of)
+        waiting = held()
+        points = _restore_points(declared, [*declared.systems])
     except StoreError as exc:
         answered = [
             result.ended
@@ -90,17 +87,12 @@ def protections() -> Protections:
     return Protections(tuple(rows), out_of_reach)
 
 
-def _look(declared: Inventory, clients: Sequence[str], at: Callable[[dict[str, Path]], T]) -> T:
-    """What there is at clients' roots; StoreError when the permanent store is not there or is silent for seconds."""
+def _restore_points(declared: Inventory, clients: Sequence[str]) -> dict[str, dict[str, NightManifest | None]]:
+    """The restore points of clients; StoreError when the permanent store is not there or is silent for seconds."""
     place = permanent.place_of(declared.permanent)
     permanent.prove(place, permanent.LOOK_DEADLINE_S)
-    return permanent.look(place, at, {client: place.path / slug(client) for client in clients})
-
-
-def _chosen(declared: Inventory, client: str | None) -> list[str]:
-    if client is not None and client not in declared.systems:
-        raise UnknownName("client", client, list(declared.systems))
-    return [client] if client else [*declared.systems]
+    roots = {client: place.path / slug(client) for client in clients}
+    return permanent.look(place, restore_points.points_of, roots)
 
 
 def _reasons(stages: list[StageResult], never: bool) -> tuple[str, ...]:
@@ -113,8 +105,11 @@ def _reasons(stages: list[StageResult], never: bool) -> tuple[str, ...]:
 def nights(client: str | None = None) -> list[Night]:
     """The overnight copies and restore points with a manifest, of one client or all."""
     declared = inventory_file.load()
-    store, found, names = _store(declared), [], _chosen(declared, client)
-    kept = _look(declared, names, restore_points.points_of)
+    if client is not None and client not in declared.systems:
+        raise UnknownName("client", client, list(declared.systems))
+    store, found = _store(declared), []
+    names = [client] if client else [*declared.systems]
+    kept = _restore_points(declared, names)
     for name in names:
         night, root = store.night_of(name), Path(declared.permanent.path) / slug(name)
         if night is not None:
@@ -124,9 +119,14 @@ def nights(client: str | None = None) -> list[Night]:
 
 
 def held(client: str | None = None) -> dict[str, list[HeldNight]]:
-    """The nights that are held, of one client or all, oldest first."""
+    """The nights that are held, of one client or all, oldest first; errors as `nights`."""
     declared = inventory_file.load()
-    return _look(declared, _chosen(declared, client), restore_points.held_of)
+    if client is not None and client not in declared.systems:
+        raise UnknownName("client", client, list(declared.systems))
+    place = permanent.place_of(declared.permanent)
+    permanent.prove(place, permanent.LOOK_DEADLINE_S)
+    roots = {name: place.path / slug(name) for name in ([client] if client else declared.systems)}
+    return permanent.look(place, restore_points.held_of, roots)
 
 
 def images() -> list[ImageManifest]:
