@@ -17,9 +17,11 @@ log = logging.getLogger(__name__)
 
 
 def keep_client(client: str) -> list[StageResult]:
-    """Sync one client's overnight copy and rotate its restore points; nothing rotates unless it is new."""
+    """Sync one client's overnight copy and rotate its restore points, unless it is not new or is held."""
     with stage(client, "permanent") as running, places.locked("client", client):
         night = points.sync(client)
+        for line in points.brake(client):
+            running.say(Outcome.WARNING, line)
         rotations = points.rotate(client)
         if rotations:
             running.produced = night

@@ -8,6 +8,7 @@ from pathlib import Path
 from tasks.drivers import definitions, inventory_file, permanent, restore_points
 from tasks.drivers.store import Store, read_model
 from tasks.errors import NothingToRecover, StoreError, UnknownName
+from tasks.model.anomaly import HeldNight
 from tasks.model.facts import Facts
 from tasks.model.inventory import Inventory
 from tasks.model.inventory_systems import Client
@@ -33,6 +34,8 @@ class Protection:
     """None when the permanent store is out of reach."""
     newest_point: str
     image: datetime | None
+    held: tuple[str, ...] = ()
+    """Nights that wait for an operator's word."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,10 @@ def protections() -> Protections:
     declared = inventory_file.load()
     store, last = _store(declared), latest_results(_store(declared))
     rows, out_of_reach = [], None
+    waiting: dict[str, list[HeldNight]] = {}
     points: dict[str, dict[str, NightManifest | None]] = {}
     try:
+        waiting = held()
         points = _restore_points(declared, [*declared.systems])
     except StoreError as exc:
         answered = [
@@ -76,6 +81,7 @@ def protections() -> Protections:
                 points=None if out_of_reach else len(kept),
                 newest_point=newest.id if newest else "",
                 image=taken[0][1].instant if taken else None,
+                held=tuple(one.night for one in waiting.get(name, ())),
             )
         )
     return Protections(tuple(rows), out_of_reach)
@@ -110,6 +116,17 @@ def nights(client: str | None = None) -> list[Night]:
             found.append(Night(OVERNIGHT, store.overnight(name), night))
         found += [Night(point, root / point, manifest) for point, manifest in kept[name].items() if manifest]
     return found
+
+
+def held(client: str | None = None) -> dict[str, list[HeldNight]]:
+    """The nights that are held, of one client or all, oldest first; errors as `nights`."""
+    declared = inventory_file.load()
+    if client is not None and client not in declared.systems:
+        raise UnknownName("client", client, list(declared.systems))
+    place = permanent.place_of(declared.permanent)
+    permanent.prove(place, permanent.LOOK_DEADLINE_S)
+    roots = {name: place.path / slug(name) for name in ([client] if client else declared.systems)}
+    return permanent.look(place, restore_points.held_of, roots)
 
 
 def images() -> list[ImageManifest]:

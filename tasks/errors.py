@@ -197,6 +197,15 @@ class StoreFull(StoreError):
     template = "store {0} has no room: {1} bytes needed, {2} free; nothing was replaced"
 
 
+class NightHeld(GbsError):
+    """A night is not like the client's others and was kept aside: (night, reasons, night it is not like, client)."""
+
+    template = (
+        "night {0} is held and nothing rotated: {1}; compared with night {2}, which is pinned; "
+        "the overnight copy has the changes already. See gbs list held {3}, then: gbs accept|reject {3} {0} --reason …"
+    )
+
+
 class Locked(GbsError):
     """Another run holds the lock: (what, holder)."""
 

@@ -33,7 +33,7 @@ def explain(client: str) -> list[Explained]:
     for point in points:
         move = moves.get(point.name)
         if move is None:
-            held = f", pinned until {point.pin.until}: {point.pin.reason}" if point.pin else ""
+            held = f", {point.pin.text}" if point.pin else ""
             rows.append(Explained(point, f"stays{held}"))
         else:
             rows.append(Explained(point, f"becomes {move.to}: {move.reason}" if move.to else f"goes: {move.reason}"))

@@ -34,7 +34,20 @@ def nights_of(client: str) -> list[Night]:
 @retryable("choose night", "choose night {wanted} of {client}", retries=0)
 def choose_night(client: str, wanted: str) -> Night:
     """The night that `wanted` names; NothingToRecover with what there is when none fits."""
-    return choose(client, nights_of(client), wanted)
+    night = choose(client, nights_of(client), wanted)
+    if night.name == OVERNIGHT and (since := _held_since(client)) and night.manifest.id >= since:
+        log.warning("nights of %s are held since %s: is the overnight copy what you want? gbs list held", client, since)
+    return night
+
+
+def _held_since(client: str) -> str | None:
+    """The first night that is held, if the permanent store is there."""
+    place = places.permanent()
+    try:
+        waiting = permanent.at(place, restore_points.held, place.path / slug(client))
+    except StoreError:
+        return None
+    return waiting[0].night if waiting else None
 
 
 @retryable("verify night", "verify night {night.manifest.id} of {night.manifest.client}", retries=0)

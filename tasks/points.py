@@ -1,17 +1,27 @@
 """Stage 2: a client's overnight copy becomes a restore point in the permanent store."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import permanent, restore_points, rsnapshot
+from tasks.drivers import held_nights, permanent, restore_points, rsnapshot
+from tasks.drivers.held_nights import Braking
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import Store, keeps_nanoseconds, verify_night
-from tasks.errors import GbsError, IntegrityError, Locked, NothingToRecover, StoreNotMounted, StoreSilent
+from tasks.errors import (
+    GbsError,
+    IntegrityError,
+    Locked,
+    NightHeld,
+    NothingToRecover,
+    StoreNotMounted,
+    StoreSilent,
+)
 from tasks.model.inventory import Policy
 from tasks.model.names import one_line, slug
 from tasks.model.retention import Move, Reading
@@ -41,6 +51,28 @@ def sync(client: str) -> str:
         config = _config(client, place, store, policy)
         rsnapshot.sync(place, config, store.overnight(client), root_of(client), policy.transfer_deadline_s)
     return night.id
+
+
+def brake(client: str) -> list[str]:
+    """What somebody should know of the fresh sync before it rotates, a line each; NightHeld when it must not."""
+    _, policy = places.system_of(client)
+    if policy.brake == "off":
+        return []
+    place, night = places.permanent(), places.store().overnight(client)
+    permanent.prove(place)
+    braking = Braking(policy.ceilings, policy.brake == "hold", policy.held_nights, policy.trash_days)
+    found = permanent.at(place, held_nights.brake, root_of(client), night, braking)
+    reasons = ", ".join(found.reasons)
+    if found.change is not None:
+        log.info("%s: %s", client, found.change.text)
+    if found.held and found.change is not None:
+        gone = "".join(f"; of those held before, {one} went to the trash" for one in found.given_up)
+        raise NightHeld(found.change.night, f"{reasons}{gone}", found.change.against, shlex.quote(client))
+    return [
+        *([f"it is not like the nights before: {reasons}"] if reasons else []),
+        *(f"it was not compared with {one}, whose listing is damaged: gbs verify points" for one in found.damaged),
+        *(f"night {one} is held: gbs accept|reject {shlex.quote(client)} {one} --reason …" for one in found.waiting),
+    ]
 
 
 @retryable("rotate restore points", "rotate {client}", retries=0)

@@ -15,6 +15,8 @@ COMMANDS = {
     "retention": ("flows.cli.retention", "Which restore points are kept, why, and what a policy would keep."),
     "pin": ("flows.cli.retention", "Keep a restore point until a day, whatever the policy says."),
     "unpin": ("flows.cli.retention", "Leave a pinned restore point to the policy again."),
+    "accept": ("flows.cli.held", "Make a night that is held a restore point."),
+    "reject": ("flows.cli.held", "Put a night that is held into the trash."),
     "find": ("flows.cli.verify", "Where a VM is in the backup data."),
     "verify": ("flows.cli.verify", "Read images and restore points again and compare them with their manifests."),
     "coverage": ("flows.cli.coverage", "What is there and nobody protects: VMs, file systems, databases."),

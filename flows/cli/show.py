@@ -26,16 +26,16 @@ def status_command(as_json: bool) -> int:
                 row.last_night.isoformat(timespec="seconds") if as_json and row.last_night else _age(row.last_night),
             ),
             *(human_bytes(row.size_bytes), "?" if row.points is None else row.points, row.newest_point),
-            *(_age(row.image) if row.vm else "", "; ".join(row.reasons)),
+            *(_age(row.image) if row.vm else "", " ".join(row.held), "; ".join(row.reasons)),
         )
         for row in protections.rows
     ]
-    columns = ("client", "outcome", "last good night", "size", "points", "newest point", "image", "reason")
+    columns = ("client", "outcome", "last good night", "size", "points", "newest point", "image", "held", "reason")
     terminal.rows("protection", columns, body, as_json)
     if protections.out_of_reach:
         click.echo(protections.out_of_reach, err=True)
-    good = not protections.out_of_reach and all(row.outcome in ("OK", "SKIPPED") for row in protections.rows)
-    return 0 if good else 3
+    good = all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
+    return 0 if good and not protections.out_of_reach else 3
 
 
 @click.group("list")
@@ -74,3 +74,19 @@ def points(client: str | None, as_json: bool) -> None:
     ]
     columns = ("client", "point", "night", "outcome", "files", "size", "dumps")
     terminal.rows("nights", columns, body, as_json)
+
+
+@list_command.command()
+@click.argument("client", required=False)
+@terminal.json_option
+def held(client: str | None, as_json: bool) -> None:
+    """The nights of CLIENT, or of all, that are kept aside until they are accepted or rejected."""
+    body = [
+        (
+            *(name, one.night, one.change.against if one.change else "?", one.since.isoformat(timespec="seconds")),
+            *("; ".join(one.reasons), one.change.text if one.change else "?"),
+        )
+        for name, nights in catalogue.held(client).items()
+        for one in nights
+    ]
+    terminal.rows("held nights", ("client", "night", "against", "since", "reason", "changes"), body, as_json)

@@ -6,17 +6,20 @@ permanent store and are called by `tasks.drivers.permanent.at`; those that are g
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from tasks.drivers.permanent import PermanentPlace, at, watching
 from tasks.drivers.store import read_model, remove, sync_folder, write_model
 from tasks.errors import IntegrityError
+from tasks.model.anomaly import HeldNight
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Rules, plan
 
 PINS, READINGS = ".pins.json", ".readings.json"
+HELD, RECORD = ".held-", "held.json"
+"""Before the name of a night that is kept aside (`tasks.drivers.held_nights`), and what says so in its folder."""
 WHOLE = 100
 _INTERVALS = ("daily", "weekly", "monthly")
 _REMAINS, _TRASH = ".delete-", ".trash-"
@@ -51,9 +54,37 @@ def pin(root: Path, wanted: Pin | None, night: str) -> None:
     write_model(root / PINS, Pins(pins=(*others, *([wanted] if wanted else []))))
 
 
+def held(root: Path) -> list[HeldNight]:
+    """The nights that are kept aside, oldest first."""
+    found = []
+    for folder in sorted(root.glob(f"{HELD}*")):
+        try:
+            record = read_model(folder / RECORD, HeldNight)
+        except IntegrityError:
+            record = None
+        night, since = folder.name.removeprefix(HELD), datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        found.append(record or HeldNight(night=night, since=since, reasons=(f"{RECORD} cannot be read",)))
+    return found
+
+
+def held_of(roots: Mapping[str, Path]) -> dict[str, list[HeldNight]]:
+    """The nights that are kept aside below several clients' roots, by client."""
+    return {client: held(root) for client, root in roots.items()}
+
+
+def _pinned(root: Path) -> dict[str, Pin]:
+    """The pins by their nights; what a night that is held was compared with is pinned as long as that is."""
+    against = {one.change.against: one.night for one in held(root) if one.change}
+    pinned = {one.night: one for one in pins(root).pins}
+    return pinned | {
+        good: Pin(night=good, until=date.max, reason=f"held: night {night} is not like it")
+        for good, night in against.items()
+    }
+
+
 def retained(root: Path) -> list[Point]:
     """The restore points as retention looks at them."""
-    pinned = {one.night: one for one in pins(root).pins}
+    pinned = _pinned(root)
     read = readings(root).nights
     return [
         Point(name, found.id, found.ended, pinned.get(found.id), found.id in read and bool(read[found.id].damaged))
@@ -116,9 +147,18 @@ def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int) -> list[Mo
     if stamp is None:
         raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
     moves = plan(retained(root), rules, stamp.ended, now)
+    make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
+    return moves
+
+
+def make(root: Path, moves: Sequence[Move], rules: Rules, stamp: NightManifest, due: date) -> None:
+    """Make planned moves; what is given up may be removed from the day `due`.
+
+    IntegrityError when the newest point then has another stamp.
+    """
     for move in moves:
         if move.to is None:
-            hide(root / move.point, f"{_TRASH}{now + timedelta(days=trash_days):%Y-%m-%d}-")
+            give_up(root / move.point, due)
         else:
             (root / move.point).rename(root / move.to)
     newest = root / f"{rules.retain[0].interval}.0"
@@ -127,7 +167,11 @@ def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int) -> list[Mo
         expected = f"the stamp of night {stamp.id}"
         raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
     sync_folder(root)
-    return moves
+
+
+def give_up(folder: Path, due: date) -> None:
+    """Put a night out of sight; it can be had back until it is removed, from the day `due` on."""
+    hide(folder, f"{_TRASH}{due}-")
 
 
 def mend(root: Path) -> None:
@@ -149,6 +193,13 @@ def mend(root: Path) -> None:
 def hide(folder: Path, prefix: str = _REMAINS) -> None:
     """Rename what is to be removed, by default at once: half removed, it must not look like a backup."""
     folder.rename(folder.with_name(f"{prefix}{folder.name.lstrip('.')}-{os.urandom(4).hex()}"))
+
+
+def in_trash(root: Path, name: str) -> bool:
+    """Whether a folder of this name was given up and can still be had back."""
+    return any(
+        path.name[len(f"{_TRASH}2026-11-26-") :].startswith(f"{name.lstrip('.')}-") for path in root.glob(f"{_TRASH}*")
+    )
 
 
 def _doomed(root: Path, today: date) -> list[Path]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tasks.model.anomaly import Figure
 from tasks.model.image_method import WantedMethod
 from tasks.model.inventory_devices import Device, Login
 from tasks.model.inventory_fields import AbsolutePath, Name, Section, User
@@ -88,7 +89,17 @@ class Policy(Section):
     least: int = Field(2, ge=1, description="Never fewer restore points that can be recovered from, whatever happens.")
     trash_days: int = Field(3, ge=0, description="How long a restore point that was given up can still be had back.")
     max_shrink_percent: int = Field(50, ge=1, le=100, description="Refuse a night that lost more files or bytes.")
-    max_change_percent: int = Field(80, ge=1, le=100, description="Warn of a night that rewrote more of its files.")
+    max_change_percent: int = Field(
+        80, ge=1, le=100, description="Warn of a night that rewrote more of its files, hold one whose files differ."
+    )
+    max_deleted_percent: int = Field(30, ge=1, le=100, description="Hold a night that lost more of its files.")
+    max_scrambled_percent: int = Field(
+        5, ge=1, le=100, description="Hold a night in which more of its files, plain before, look encrypted."
+    )
+    brake: Literal["hold", "warn", "off"] = Field(
+        "hold", description="What is done with a night that is not like the client's others."
+    )
+    held_nights: int = Field(2, ge=2, description="So many are kept of a client: the first one, and the newest.")
     transfer_deadline_s: int = Field(6 * 3600, ge=60)
     dump_deadline_s: int = Field(3600, ge=10)
     shutdown_deadline_s: int = Field(300, ge=1, description="How long a guest may take to shut down (method offline).")
@@ -109,6 +120,16 @@ class Policy(Section):
         """Which restore points are kept, in rsnapshot's intervals, from the most to the least frequent."""
         counts = {"daily": self.daily, "weekly": self.weekly, "monthly": self.monthly}
         return Rules(tuple(Retain(interval, count) for interval, count in counts.items() if count), self.least)
+
+    @property
+    def ceilings(self) -> dict[Figure, float]:
+        """How much of a client a night may change, in percent, whatever is usual for it."""
+        return {
+            Figure.SCRAMBLED: self.max_scrambled_percent,
+            Figure.CHANGED: self.max_change_percent,
+            Figure.DELETED: self.max_deleted_percent,
+            Figure.SHRUNK: self.max_shrink_percent,
+        }
 
     @model_validator(mode="after")
     def _cascade(self) -> Self:

@@ -75,6 +75,11 @@ class Pin(BaseModel):
         """Whether it still does."""
         return now.date() <= self.until
 
+    @property
+    def text(self) -> str:
+        """Until when, and why."""
+        return f"pinned {'for now' if self.until == date.max else f'until {self.until}'}: {self.reason}"
+
 
 class Pins(BaseModel):
     """The pinned nights of a client."""
@@ -158,7 +163,7 @@ def plan(points: Sequence[Point], rules: Rules, synced: datetime, now: datetime)
         if point.name not in leaving or point.night is None or point.night in held:
             continue
         if point.pin is not None and point.pin.holds(now):
-            stays[point.name] = f"pinned until {point.pin.until}: {point.pin.reason}"
+            stays[point.name] = point.pin.text
         elif point.sound and left < rules.least:
             stays[point.name] = f"only {left} others are sound, and {rules.least} are the least"
         if point.name in stays:

@@ -103,6 +103,7 @@ class FakeSite:
         self.pulled: list[str] = []
         self.running_engines: set[EngineName] = {"postgresql"}
         self.files: dict[str, dict[str, bytes]] = {}
+        self.policies: dict[str, Any] = {}
         self.snapshot_warnings: tuple[str, ...] = ()
         self.snapshots_left: list[str] = []
         self._failures: dict[tuple[str, str], list[Exception]] = {}
@@ -140,6 +141,7 @@ class FakeSite:
             "permanent": {"path": str(self.permanent), "store_id": STORE_ID, "kind": "local"},
             "server": {"recovery_keys": [RECOVERY_KEY]},
             "identities": {"default": keys},
+            "policies": self.policies,
             "kvm_hosts": kvm_hosts,
             "clients": clients,
         }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -100,6 +101,67 @@ def test_restore_points_are_explained_simulated_and_pinned(site: FakeSite, run) 
     ]
     assert run("pin", "db1", "daily.7", "--until", "2999-12-31", "--reason", "x").code == 10
     assert run("retention", "explain", "none").code == 2
+
+
+def test_held_night_is_shown_then_accepted_or_rejected(site: FakeSite, run) -> None:
+    root = site.permanent / "db1"
+    site.files["db1"] |= {f"/srv/{number}": b"plain text, and some more of it " * 30 for number in range(40)}
+    assert run("run", "nightly", "--client", "db1").code == 0
+    assert run("reject", "db1", "--reason", "x").out == "db1, done: nothing, no such night is held\n"
+    good = outside(root / "daily.0")
+    for number in range(40):
+        content = site.files["db1"].pop(f"/srv/{number}")
+        site.files["db1"][f"/srv/{number}.locked"] = random.Random(number).randbytes(len(content))
+    held = []
+    for _ in range(2):
+        time.sleep(1)  # a night's id is of the second
+        ended = run("run", "nightly", "--client", "db1")
+        assert ended.code == 1
+        (error,) = ended.errors
+        assert re.search(
+            r"40 of \d+ files were plain and look encrypted now \(.* %, 5 % is the policy's limit\)", error
+        )
+        found = re.search(r"night (\w+) is held .* with night (\w+), which is pinned; .*then: (.*)$", error)
+        assert found
+        night, against, command = found.groups()
+        assert command == f"gbs accept|reject db1 {night} --reason …"
+        held.append(night)
+    assert against == json.loads((root / "daily.0/manifest.json").read_text())["id"]
+    assert outside(root / "daily.0") == good
+    rows = json.loads(run("list", "held", "db1", "--json").out)
+    assert [(row["client"], row["night"], row["against"]) for row in rows] == [("db1", one, against) for one in held]
+    assert "40 scrambled" in rows[0]["changes"]
+    (status,) = [row for row in json.loads(run("status", "--json").out) if row["client"] == "db1"]
+    assert (status["held"], status["points"], status["outcome"]) == (" ".join(held), 1, "FAILED")
+    (explained,) = json.loads(run("retention", "explain", "db1", "--json").out)
+    assert (explained["point"], explained["night"]) == ("daily.0", against)
+    assert run("accept", "db1").code == 2, "a reason must be given"
+    with places.locked("client", "db1"):
+        assert run("accept", "db1", "--reason", "x").code == 11
+    assert run("reject", "db1", "20200101T000000Z", "--reason", "x").code == 2
+
+    rejected = json.loads(run("reject", "db1", held[0], "--reason", "an attack", "--json").out)
+    assert [(row["what"], row["becomes"][:5]) for row in rejected] == [
+        (f"night {held[0]}", "trash"), (f"night {against}", "pinne"),
+    ]  # fmt: skip
+    assert "daily.0" in run("accept", "db1", "--reason", "a new release", "--dry-run").out
+    assert outside(root / "daily.0") == good
+    accepted = json.loads(run("accept", "db1", "--reason", "a new release", "--json").out)
+    assert [row["becomes"] for row in accepted] == ["daily.1", "daily.0"]
+    assert outside(root / "daily.1") == good
+    assert run("list", "held", "--json").out == "[]\n"
+    time.sleep(1)
+    results = {
+        row["stage"]: row["outcome"] for row in json.loads(run("run", "nightly", "--client", "db1", "--json").out)
+    }
+    assert results["permanent"] == "OK"
+
+
+def outside(point: Path) -> str:
+    """The sha256 of all of a point's files, by sha256sum, once it has proven them."""
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"], cwd=point / "data", check=True)
+    listed = "find . -type f | sort | xargs sha256sum"
+    return subprocess.run(["sh", "-c", listed], cwd=point, check=True, capture_output=True, text=True).stdout
 
 
 def test_restore_points_are_verified_and_healed(site: FakeSite, run) -> None:

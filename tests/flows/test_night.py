@@ -15,6 +15,7 @@ from flows.nightly import nightly as nightly_flow
 from flows.overnight import overnight as overnight_flow
 from flows.permanent import permanent as permanent_flow
 from flows.prepare import prepare as prepare_flow
+from tasks import nights
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive_settle import DiskOutcome
 from tasks.errors import ClientsFailed, CommandFailed, DumpFailed, GbsError, TransferInterrupted, Unreachable
@@ -206,15 +207,37 @@ def test_night_without_a_file_system_that_was_there_is_refused(site: FakeSite) -
     assert site.count("pull", "db1") == 1
 
 
-def test_night_that_rewrote_nearly_all_is_published_with_a_warning(site: FakeSite) -> None:
+def test_night_that_rewrote_nearly_all_is_published_with_a_warning_and_held(
+    site: FakeSite, caplog: pytest.LogCaptureFixture
+) -> None:
     site.files["db1"] |= {f"/srv/{number}": b"as it was" for number in range(40)}
     nightly(["db1"])
     site.files["db1"] |= {f"/srv/{number}": b"ENCRYPTED" for number in range(40)}
-    results = nightly(["db1"])
-    (night,) = [row for row in results if row.stage == "overnight"]
+    with pytest.raises(ClientsFailed, match=r"db1 permanent: night .* is held and nothing rotated: 40 of 4\d ") as it:
+        nightly(["db1"])
+    (night,) = [row for row in it.value.args[3] if row.stage == "overnight"]
     assert night.outcome is Outcome.WARNING
     assert re.match(r"\d+ files were written anew since last night, which had \d+: ", night.reasons[0])
-    assert (site.permanent / "db1/daily.1/data/srv/7").read_text() == "as it was"
+    (held,) = (site.permanent / "db1").glob(".held-*")
+    assert (held / "data/srv/7").read_text() == "ENCRYPTED"
+    assert (site.permanent / "db1/daily.0/data/srv/7").read_text() == "as it was"
+    assert not (site.permanent / "db1/daily.1").exists()
+    assert site.count("rotate", "db1") == 1
+    assert nights.choose_night.fn("db1", "latest").folder == site.store / "overnight/db1"
+    assert "is the overnight copy what you want?" in caplog.text
+
+
+@pytest.mark.parametrize(("brake", "outcome"), [("warn", Outcome.WARNING), ("off", Outcome.OK)])
+def test_night_that_is_not_like_the_others_is_kept_where_the_policy_says_so(
+    site: FakeSite, brake: str, outcome: Outcome
+) -> None:
+    site.policies = {"default": {"brake": brake}}
+    declare_db1(site)
+    for content in (b"as it was", b"ENCRYPTED"):
+        site.files["db1"] |= {f"/srv/{number}": content for number in range(40)}
+        (*_, night) = nightly(["db1"])
+    assert (night.stage, night.outcome) == ("permanent", outcome)
+    assert [reason[:14] for reason in night.reasons] == (["it is not like"] if brake == "warn" else [])
     assert (site.permanent / "db1/daily.0/data/srv/7").read_text() == "ENCRYPTED"
 
 

@@ -1,0 +1,163 @@
+"""What a night changed since a restore point: from their two listings, and from a sample of what differs.
+
+The listings hold the sha256 of every file, so only files that differ are opened, and few of those: a night without
+changes costs nothing. Of their content nothing but the number of each byte is looked at.
+"""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tasks.drivers.digest import opened, parse_listing_line, sha256_file
+from tasks.errors import IntegrityError
+from tasks.model.anomaly import FEW_FILES, Change
+from tasks.model.entropy import LEAST, PIECE, compressed, plain, random_looking, scrambled
+from tasks.model.manifest import LISTING, NightManifest
+
+MOST_PAIRS, MOST_OTHERS = 200, 100
+"""So many files are opened at most: of those that changed, and of those that are new or gone."""
+T = TypeVar("T")
+
+
+def compare(old_folder: Path, old: NightManifest, new_folder: Path, new: NightManifest) -> Change:
+    """The figures of a night against a point; IntegrityError when a listing is not the one of its manifest."""
+    change = Change(
+        night=new.id,
+        against=old.id,
+        files=new.files,
+        files_before=old.files,
+        size_bytes=new.size_bytes,
+        size_before=old.size_bytes,
+    )
+    if old.listing_sha256 == new.listing_sha256:
+        return change
+    gone, came = _differences(_proven(old_folder, old), _proven(new_folder, new))
+    changed = sorted(gone.keys() & came.keys())
+    deleted = {path: sha256 for path, sha256 in gone.items() if path not in came}
+    fresh = {path: sha256 for path, sha256 in came.items() if path not in gone}
+    moved = Counter(deleted.values()) & Counter(fresh.values())
+    deleted, fresh = _without(deleted, moved), _without(fresh, moved)
+    with opened(old_folder / "data") as before, opened(new_folder / "data") as after:
+        written_bytes = sum(_size(after, path) for path in (*changed, *fresh))
+        estimate = _scrambled(before, after, changed, deleted, fresh, random.Random(new.id))  # noqa: S311 - a sample
+    return change.model_copy(
+        update={
+            "new": len(fresh),
+            "changed": len(changed),
+            "deleted": len(deleted),
+            "moved": moved.total(),
+            "scrambled": estimate,
+            "written_bytes": written_bytes,
+        }
+    )
+
+
+def _proven(folder: Path, manifest: NightManifest) -> Path:
+    listing = folder / LISTING
+    found = sha256_file(listing) if listing.is_file() else "nothing"
+    if found != manifest.listing_sha256:
+        raise IntegrityError(str(listing), manifest.listing_sha256, found)
+    return listing
+
+
+def _differences(old: Path, new: Path) -> tuple[dict[bytes, str], dict[bytes, str]]:
+    """The paths, with their sha256, of the lines that only one of the listings has."""
+    with old.open("rb") as lines:
+        gone = set(lines)
+    came = []
+    with new.open("rb") as lines:
+        for line in lines:
+            if line in gone:
+                gone.remove(line)
+            else:
+                came.append(line)
+    before, after = ({path: sha256 for sha256, path in map(parse_listing_line, side)} for side in (gone, came))
+    return before, after
+
+
+def _without(files: dict[bytes, str], moved: Counter[str]) -> dict[bytes, str]:
+    """The files but for so many of each content."""
+    left, kept = Counter(moved), {}
+    for path, sha256 in files.items():
+        if left[sha256]:
+            left[sha256] -= 1
+        else:
+            kept[path] = sha256
+    return kept
+
+
+def _scrambled(
+    before: int,
+    after: int,
+    changed: Sequence[bytes],
+    deleted: dict[bytes, str],
+    fresh: dict[bytes, str],
+    choice: random.Random,
+) -> int:
+    """How many files, plain before, look encrypted now, as far as a sample tells.
+
+    A file is looked at beside itself, or beside the one whose name it has with an ending added. Of those that bear
+    quite other names, as many count as both plain ones are gone and scrambled ones are new.
+    """
+    renamed = [(path.rpartition(b".")[0], path) for path in sorted(fresh) if path.rpartition(b".")[0] in deleted]
+    pairs = [*((path, path) for path in changed), *renamed]
+    lost = sorted(deleted.keys() - {old for old, _ in renamed})
+    found = sorted(fresh.keys() - {new for _, new in renamed})
+    if len(pairs) + min(len(lost), len(found)) < FEW_FILES:
+        return 0
+    turned = _estimate(choice, pairs, MOST_PAIRS, lambda pair: _turned(before, after, *pair))
+    is_random = _estimate(choice, found, MOST_OTHERS, lambda path: _is_random(after, path))
+    was_plain = _estimate(choice, lost, MOST_OTHERS, lambda path: _was_plain(before, path)) if is_random else 0
+    return turned + min(was_plain, is_random)
+
+
+def _estimate(choice: random.Random, files: Sequence[T], most: int, counts: Callable[[T], bool]) -> int:
+    """How many of the files count, if as many of all do as of a sample."""
+    sample = files if len(files) <= most else choice.sample(files, most)
+    return round(len(files) * sum(map(counts, sample)) / max(1, len(sample)))
+
+
+def _turned(before: int, after: int, old: bytes, new: bytes) -> bool:
+    now = _pieces(after, new)
+    if not any(map(random_looking, now)) or compressed(new, now[0]):
+        return False  # as mostly: the old one lies far away and need not be opened
+    return scrambled(_pieces(before, old), now)
+
+
+def _was_plain(folder: int, path: bytes) -> bool:
+    return any(map(plain, _pieces(folder, path)[:2]))
+
+
+def _is_random(folder: int, path: bytes) -> bool:
+    head = _pieces(folder, path)[:2]
+    return bool(head) and all(map(random_looking, head)) and not compressed(path, head[0])
+
+
+def _pieces(folder: int, path: bytes) -> list[bytes]:
+    """The first bytes of a file, its beginning, middle and end, as far as they do not overlap; [] if it cannot be read.
+
+    The first bytes are looked at by themselves: a picture's are plain when all that follows looks like chance.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return []
+    try:
+        size_bytes = os.fstat(handle).st_size
+        places = [0, *([size_bytes // 2] if size_bytes >= 4 * PIECE else []), max(0, size_bytes - PIECE)]
+        pieces = [os.pread(handle, PIECE, place) for place in (places if size_bytes >= 2 * PIECE else places[:1])]
+        return [pieces[0][:LEAST], *pieces]
+    except OSError:
+        return []
+    finally:
+        os.close(handle)
+
+
+def _size(folder: int, path: bytes) -> int:
+    try:
+        return os.stat(path, dir_fd=folder, follow_symlinks=False).st_size
+    except OSError:
+        return 0
