@@ -24,7 +24,7 @@ from tasks.model.retention import SYNC
 ONE_IN = 4
 """When more of the files changed than one in so many, rsync does it as well."""
 FULL_EVERY = 7
-"""Each so manyth sync compares all files again: whatever went past us is put right by then."""
+"""Each so manyth renewal is compared with the overnight copy, file by file: whatever went past us is found by then."""
 LINK_DEADLINE_S = 6 * 3600
 
 
@@ -37,13 +37,13 @@ class Renewal:
     listed: Path
     """What rsync is to copy; gone when that is done."""
     counted: Path
-    """How many syncs there were since the last that compared all files."""
+    """How many renewals there were since all files were compared."""
 
     @property
     def count(self) -> int:
-        """That; as if it were time when it is not known."""
+        """That, with this one; as if it were time when it is not known."""
         with suppress(OSError, ValueError):
-            return int(self.counted.read_text())
+            return int(self.counted.read_text()) + 1
         return FULL_EVERY
 
 
@@ -55,10 +55,10 @@ def begin(root: Path, source: Path, renewal: Renewal, newest: str, today: date) 
     """Make `.sync` of the point `newest` but for what changed, and the list of what rsync has to copy from `source`.
 
     False when it is not to be had so, and what is there as `.sync` is no good then: the point is not of the night that
-    was compared with, or not sound, too much changed, or it is time that all is compared. Called by `permanent.at`.
+    was compared with, or not sound, or too much changed. Called by `permanent.at`.
     """
     point = next((point for point in retained(root) if point.name == newest), None)
-    if point is None or not point.sound or point.night != renewal.changed.since or renewal.count + 1 >= FULL_EVERY:
+    if point is None or not point.sound or point.night != renewal.changed.since:
         return False
     manifest = NightManifest.model_validate_json((root / newest / MANIFEST).read_bytes())
     if len(renewal.changed.paths) * ONE_IN > manifest.files:

@@ -6,6 +6,7 @@ change owners and modes of those in place.
 """
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.permanent import PermanentPlace, at, watching
-from tasks.drivers.renewal import Renewal, begin
+from tasks.drivers.renewal import FULL_EVERY, Renewal, begin
 from tasks.drivers.restore_points import hide, mend, remains
 from tasks.drivers.rsync import EXACT_TIMES
 from tasks.drivers.store import flush, read_model, remove, verify_night, write_model
@@ -23,6 +24,7 @@ from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreSilent, 
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.retention import SYNC, Retain
 
+log = logging.getLogger(__name__)
 EVERYTHING = "-aHAXS"
 NEWEST = "daily.0"
 _handles: dict[str, int] = {}
@@ -86,7 +88,7 @@ def sync(
             argv = ["rsnapshot", "-c", str(config), "sync"]
             _run(argv, f"rsnapshot sync of {root.name}", root, deadline_s, watching(place))
             if renewal is not None:
-                renewal.counted.write_text("0\n")
+                renewal.counted.write_text("0\n")  # rsync has compared all
         manifest = read_model(source / MANIFEST, NightManifest)
         if manifest is None:
             raise IntegrityError(str(source), "a night with a manifest", "none")
@@ -101,11 +103,22 @@ def _renewed(place: PermanentPlace, source: Path, root: Path, deadline_s: float,
     if not at(place, begin, root, source, renewal, NEWEST, datetime.now(UTC).date()):
         at(place, _put_away, root)
         return False
-    argv = ["rsync", EVERYTHING, *renewal.options, "--from0", f"--files-from={renewal.listed}"]
-    argv += [f"--link-dest={root / NEWEST}", f"{source}/", f"{root / SYNC}/"]
-    _run(argv, f"rsync of {root.name}", root, deadline_s, watching(place))
+    argv = ["rsync", EVERYTHING, *renewal.options]
+    places = [f"{source}/", f"{root / SYNC}/"]
+    listed = ["--from0", f"--files-from={renewal.listed}", f"--link-dest={root / NEWEST}"]
+    _run([*argv, *listed, *places], f"rsync of {root.name}", root, deadline_s, watching(place))
     renewal.listed.unlink()
-    renewal.counted.write_text(f"{renewal.count + 1}\n")
+    if (number := renewal.count) >= FULL_EVERY:
+        compare = ["--dry-run", "--itemize-changes", "--delete", f"--exclude=/{MANIFEST}"]
+        left = _run([*argv, *compare, *places], f"compare {root.name}", root, deadline_s, watching(place))
+        if left:
+            log.warning(
+                "%s is not what the overnight copy is: %s; all is synced anew", root / SYNC, left.splitlines()[0]
+            )
+            at(place, _put_away, root)
+            return False
+        number = 0
+    renewal.counted.write_text(f"{number}\n")
     return True
 
 
@@ -149,10 +162,11 @@ def _stamp(handle: str, root: Path, manifest: NightManifest) -> None:
     write_model(root / SYNC / MANIFEST, manifest)
 
 
-def _run(argv: Sequence[str], name: str, root: Path, deadline_s: float, watch: Callable[[], None]) -> None:
+def _run(argv: Sequence[str], name: str, root: Path, deadline_s: float, watch: Callable[[], None]) -> str:
+    """What the program said."""
     finished = process.run(argv, deadline_s=deadline_s, accept=lambda status: True, watch=watch, name=name)
     if finished.status == 0:
-        return
+        return finished.text
     said = f"{finished.stderr}\n{finished.text[-process.TAIL_BYTES :]}"
     if "No space left on device" in said or "Disk quota exceeded" in said:
         raise StoreFull(str(root), "more", "too few")

@@ -203,13 +203,14 @@ def test_a_tree_that_is_due_is_used_again_and_one_that_is_not_stays(tmp_path: Pa
     assert client.keep()
     assert kept.exists()
     assert (client.site.root / "daily.0/data").stat().st_ino != inode
+    restore_points.tidy(client.site.far, client.site.root)
     kept.rename(due)
     client.night()
     assert client.keep()
     assert (client.site.root / "daily.0/data").stat().st_ino == inode
 
 
-@pytest.mark.parametrize("why", ["another night", "damaged", "half", "turn", "list", "missing"])
+@pytest.mark.parametrize("why", ["another night", "damaged", "half", "list", "missing"])
 def test_when_it_will_not_do_rsync_compares_all(tmp_path: Path, why: str) -> None:
     client = Client(tmp_path)
     client.night()
@@ -227,14 +228,44 @@ def test_when_it_will_not_do_rsync_compares_all(tmp_path: Path, why: str) -> Non
         night = restore_points.points(site.root)["daily.0"]
         assert night is not None
         restore_points.note(site.root, {night.id: Reading(at=NIGHT, percent=100, damaged=("/a",))})
-    elif why == "turn":
-        client.counted.write_text(f"{renewal.FULL_EVERY - 1}\n")
     elif why == "list":
         path = site.source.with_name("changed")
         path.write_bytes(path.read_bytes().replace(b"a/one", b"a/two"))
     elif why == "missing":
         (site.root / "daily.0/data/many/7").unlink()
     assert not client.keep()
+    assert client.differs() == ""
+
+
+def test_what_went_past_us_is_found_and_put_right_by_the_seventh(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    for _ in range(3):
+        client.night()
+        client.keep()
+    stray = client.site.root / "daily.0/data/many/9"
+    stray.unlink()
+    stray.write_text("not what the client has")
+    client.night()
+    assert client.keep()
+    assert client.differs() != ""
+    client.counted.write_text(f"{renewal.FULL_EVERY - 1}\n")
+    client.night()
+    assert not client.keep()
+    assert client.differs() == ""
+
+
+def test_the_seventh_is_a_renewal_too_when_nothing_went_past_us(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    for _ in range(3):
+        client.night()
+        client.keep()
+    client.counted.write_text(f"{renewal.FULL_EVERY - 1}\n")
+    client.write("a/one")
+    client.night()
+    inode = (client.site.root / "daily.0/data/many/9").stat().st_ino
+    client.keep()
+    assert client.counted.read_text() == "0\n"
+    assert (client.site.root / "daily.0/data/many/9").stat().st_ino == inode
     assert client.differs() == ""
 
 
