@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import rsync, saveset, ssh, tar_stream
+from tasks.drivers import changed, rsync, saveset, ssh, tar_stream
+from tasks.drivers.changed import Changed
 from tasks.drivers.databases import data_patterns, proving
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.progress import reporting
@@ -227,6 +228,9 @@ def publish(
         tools=tool_versions("rsync"),
     )
     write_model(staging / MANIFEST, manifest)
+    if last is not None:
+        found = frozenset(changed.find(staging / "data", published / "data"))
+        changed.write(store.changed(client), Changed(last.id, manifest.id, found))
     replace(staging, published)
     discard(staging, store.trash, staging.name)
     sync_folder(published.parent)

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import held_nights, permanent, restore_points, rsnapshot
+from tasks.drivers import changed, held_nights, permanent, restore_points, rsnapshot
 from tasks.drivers.held_nights import Braking
-from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.progress import reporting
+from tasks.drivers.renewal import Renewal
 from tasks.drivers.store import Store, keeps_nanoseconds, verify_night
 from tasks.errors import (
     GbsError,
@@ -48,8 +48,15 @@ def sync(client: str) -> str:
         raise NothingToRecover(f"client {client}", f"{store.overnight(client)} has no published night")
     verify_night(store.overnight(client), night)
     with reporting(log, f"sync {client}"):
-        config = _config(client, place, store, policy)
-        rsnapshot.sync(place, config, store.overnight(client), root_of(client), policy.transfer_deadline_s)
+        options = rsnapshot.rsync_options(
+            fake_super=night.fake_super, whole_seconds=not permanent.at(place, keeps_nanoseconds, place.path)
+        )
+        config = _config(client, store, policy, options)
+        found = changed.read(store.changed(client))
+        renewal = None
+        if found is not None and found.night == night.id:
+            renewal = Renewal(found, options, config.with_suffix(".list"), config.with_suffix(".renewals"))
+        rsnapshot.sync(place, config, store.overnight(client), root_of(client), policy.transfer_deadline_s, renewal)
     return night.id
 
 
@@ -132,22 +139,13 @@ def tidy(clients: Sequence[str]) -> list[str]:
     return problems
 
 
-def _config(client: str, place: PermanentPlace, store: Store, policy: Policy) -> Path:
+def _config(client: str, store: Store, policy: Policy, options: Sequence[str]) -> Path:
     folder = store.root / "rsnapshot"
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / f"{slug(client)}.conf"
     # GBS's own lock keeps two runs apart; a pid file of rsnapshot's that a killed run left would make it skip.
     lock = folder / f"{slug(client)}.pid"
     lock.unlink(missing_ok=True)
-    night = store.night_of(client)
-    config.write_text(
-        rsnapshot.render_config(
-            store.overnight(client),
-            root_of(client),
-            lock,
-            policy.rules.retain,
-            fake_super=night is not None and night.fake_super,
-            whole_seconds=not permanent.at(place, keeps_nanoseconds, place.path),
-        )
-    )
+    retain = policy.rules.retain
+    config.write_text(rsnapshot.render_config(store.overnight(client), root_of(client), lock, retain, options))
     return config

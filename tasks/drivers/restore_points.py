@@ -204,8 +204,13 @@ def in_trash(root: Path, name: str) -> bool:
 
 def _doomed(root: Path, today: date) -> list[Path]:
     """What is to be removed by now."""
-    due = [path for path in root.glob(f"{_TRASH}*") if path.name.removeprefix(_TRASH)[:10] <= today.isoformat()]
-    return [*remains(root), *due]
+    return [*remains(root), *due(root, today)]
+
+
+def due(root: Path, today: date) -> list[Path]:
+    """What was given up and may be removed by now, the oldest first."""
+    trash = sorted(root.glob(f"{_TRASH}*"))
+    return [path for path in trash if path.name.removeprefix(_TRASH)[:10] <= today.isoformat()]
 
 
 def remains(root: Path) -> list[Path]:

@@ -6,14 +6,17 @@ change owners and modes of those in place.
 """
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.permanent import PermanentPlace, at, watching
+from tasks.drivers.renewal import FULL_EVERY, Renewal, begin
 from tasks.drivers.restore_points import hide, mend, remains
 from tasks.drivers.rsync import EXACT_TIMES
 from tasks.drivers.store import flush, read_model, remove, verify_night, write_model
@@ -21,26 +24,19 @@ from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreSilent, 
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.retention import SYNC, Retain
 
+log = logging.getLogger(__name__)
+EVERYTHING = "-aHAXS"
+NEWEST = "daily.0"
 _handles: dict[str, int] = {}
 """Of the child that makes the calls."""
 
 
-def render_config(
-    source: Path,
-    root: Path,
-    lock: Path,
-    retain: Sequence[Retain],
-    *,
-    fake_super: bool = False,
-    whole_seconds: bool = False,
-) -> str:
+def render_config(source: Path, root: Path, lock: Path, retain: Sequence[Retain], options: Sequence[str]) -> str:
     """The configuration for one client; fields are separated by tabs, as rsnapshot requires.
 
-    The last two are as in `tasks.drivers.rsync.Wanted`.
+    `options` are those of `rsync_options`.
     """
-    options = ["--numeric-ids", "--delete", "--delete-excluded"]
-    options += [] if whole_seconds else [EXACT_TIMES]
-    options += ["--fake-super"] if fake_super else []
+    long_options = ["--delete", "--delete-excluded", *options]
     rows = [
         ("config_version", "1.2"),
         ("snapshot_root", f"{root}/"),
@@ -56,25 +52,43 @@ def render_config(
         ("link_dest", "1"),
         # Should somebody call rsnapshot's own rotation: as here, a point is renamed before it is removed.
         ("use_lazy_deletes", "1"),
-        ("rsync_short_args", "-aHAXS"),
-        ("rsync_long_args", " ".join(options)),
+        ("rsync_short_args", EVERYTHING),
+        ("rsync_long_args", " ".join(long_options)),
         ("exclude", f"/{MANIFEST}"),
         ("backup", f"{source}/", "./"),
     ]
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
-def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline_s: float) -> None:
+def rsync_options(*, fake_super: bool = False, whole_seconds: bool = False) -> tuple[str, ...]:
+    """How rsync copies a night to the permanent store; as in `tasks.drivers.rsync.Wanted`."""
+    exact = () if whole_seconds else (EXACT_TIMES,)
+    return ("--numeric-ids", *exact, *(("--fake-super",) if fake_super else ()))
+
+
+def sync(
+    place: PermanentPlace,
+    config: Path,
+    source: Path,
+    root: Path,
+    deadline_s: float,
+    renewal: Renewal | None = None,
+) -> None:
     """Copy `source` to `<root>/.sync` and stamp it with the source's manifest once everything else is there.
 
-    `root` lies in the permanent store `place` and is made when it is not there. Raises StoreSilent when that does not
-    answer, StoreFull, CommandFailed of rsnapshot, IntegrityError when what arrived is not what was to be copied.
+    By `renewal` if that will do, else by rsnapshot, which looks at every file. `root` lies in the permanent store
+    `place` and is made when it is not there. Raises StoreSilent when that does not answer, StoreFull, CommandFailed of
+    rsnapshot or rsync, IntegrityError when what arrived is not what was to be copied.
     """
     handle = at(place, _make_ready, root)
     try:
         for folder in at(place, remains, root):
             remove(folder, watching(place))  # first: what is to be copied may need the room
-        _run(config, "sync", root, deadline_s, watching(place))
+        if renewal is None or not _renewed(place, source, root, deadline_s, renewal):
+            argv = ["rsnapshot", "-c", str(config), "sync"]
+            _run(argv, f"rsnapshot sync of {root.name}", root, deadline_s, watching(place))
+            if renewal is not None:
+                renewal.counted.write_text("0\n")  # rsync has compared all
         manifest = read_model(source / MANIFEST, NightManifest)
         if manifest is None:
             raise IntegrityError(str(source), "a night with a manifest", "none")
@@ -84,15 +98,43 @@ def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline
             at(place, _let_go, handle)
 
 
+def _renewed(place: PermanentPlace, source: Path, root: Path, deadline_s: float, renewal: Renewal) -> bool:
+    """Whether `.sync` could be made of the newest point and what changed."""
+    if not at(place, begin, root, source, renewal, NEWEST, datetime.now(UTC).date()):
+        at(place, _put_away, root)
+        return False
+    argv = ["rsync", EVERYTHING, *renewal.options]
+    places = [f"{source}/", f"{root / SYNC}/"]
+    listed = ["--from0", f"--files-from={renewal.listed}", f"--link-dest={root / NEWEST}"]
+    _run([*argv, *listed, *places], f"rsync of {root.name}", root, deadline_s, watching(place))
+    renewal.listed.unlink()
+    if (number := renewal.count) >= FULL_EVERY:
+        compare = ["--dry-run", "--itemize-changes", "--delete", f"--exclude=/{MANIFEST}"]
+        left = _run([*argv, *compare, *places], f"compare {root.name}", root, deadline_s, watching(place))
+        if left:
+            log.warning(
+                "%s is not what the overnight copy is: %s; all is synced anew", root / SYNC, left.splitlines()[0]
+            )
+            at(place, _put_away, root)
+            return False
+        number = 0
+    renewal.counted.write_text(f"{number}\n")
+    return True
+
+
 def _make_ready(root: Path) -> str:
     """Make the root, close gaps, put an old `.sync` out of sight; the root is opened, and called as is returned."""
     root.mkdir(exist_ok=True, mode=0o700)
     mend(root)
-    if (root / SYNC).exists():
-        hide(root / SYNC)
+    _put_away(root)
     handle = os.urandom(8).hex()
     _handles[handle] = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     return handle
+
+
+def _put_away(root: Path) -> None:
+    if (root / SYNC).exists():
+        hide(root / SYNC)
 
 
 def _let_go(handle: str) -> None:
@@ -120,12 +162,11 @@ def _stamp(handle: str, root: Path, manifest: NightManifest) -> None:
     write_model(root / SYNC / MANIFEST, manifest)
 
 
-def _run(config: Path, command: str, root: Path, deadline_s: float, watch: Callable[[], None]) -> None:
-    name = f"rsnapshot {command} of {root.name}"
-    argv = ["rsnapshot", "-c", str(config), command]
+def _run(argv: Sequence[str], name: str, root: Path, deadline_s: float, watch: Callable[[], None]) -> str:
+    """What the program said."""
     finished = process.run(argv, deadline_s=deadline_s, accept=lambda status: True, watch=watch, name=name)
     if finished.status == 0:
-        return
+        return finished.text
     said = f"{finished.stderr}\n{finished.text[-process.TAIL_BYTES :]}"
     if "No space left on device" in said or "Disk quota exceeded" in said:
         raise StoreFull(str(root), "more", "too few")

@@ -42,6 +42,10 @@ class Store:
         """What an interrupted pull brought; no slug starts with a dot, so no client's staging bears this name."""
         return self.staging(client).with_name(f".{slug(client)}.aborted")
 
+    def changed(self, client: str) -> Path:
+        """What changed in the client's overnight copy since the one before."""
+        return self.root / "changed" / slug(client)
+
     def prepared(self, client: str) -> Path:
         """What stage 0 found and made on the client."""
         return self.root / "prepared" / f"{slug(client)}.json"

@@ -12,7 +12,7 @@ from tasks.drivers import restore_points, rsnapshot
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.permanent import MARKER, PermanentPlace
 from tasks.drivers.restore_points import points
-from tasks.drivers.rsnapshot import render_config
+from tasks.drivers.rsnapshot import render_config, rsync_options
 from tasks.drivers.store import discard, write_model
 from tasks.model.retention import Retain, Rules
 from tests.unit.records import NIGHT, night_manifest
@@ -28,7 +28,7 @@ class Site:
         self.far = far or PermanentPlace(folder / "far", STORE_ID, "local")
         self.source, self.root, self.rules = folder / "over night's #1", self.far.path / "web1", rules
         self.config, self.lock = folder / "web1.conf", folder / "web1.pid"
-        self.config.write_text(render_config(self.source, self.root, self.lock, rules.retain))
+        self.config.write_text(render_config(self.source, self.root, self.lock, rules.retain, rsync_options()))
         if far is None:
             self.root.mkdir(parents=True)
             (self.far.path / MARKER).write_text(STORE_ID)
