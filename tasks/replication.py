@@ -18,7 +18,7 @@ from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
 from tasks.drivers.store import read_model, write_model
-from tasks.errors import IntegrityError
+from tasks.errors import IntegrityError, NothingToRecover
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import slug, time_of_id
 from tasks.model.replica import Kind, Original
@@ -114,6 +114,24 @@ def _replicate(called: str, wanted: Sequence[Original], bytes_per_s: int | None 
     if damaged:
         raise damaged[0]
     return Made(tuple(ids), written_bytes)
+
+
+@retryable("fetch image", "fetch image {wanted} of {vm}")
+def fetch_image(vm: str, wanted: str) -> str:
+    """Bring an image (an id, or `newest`) back from the permanent store into the store; its id.
+
+    NothingToRecover when there is no such replica; harmless when the store has it.
+    """
+    place, store = places.permanent(), places.store()
+    permanent.prove(place)
+    there = permanent.at(place, originals.images_there, place.path, vm)
+    chosen = next((original for original in there if wanted in ("newest", original.id)), None)
+    if chosen is None:
+        known = ", ".join(original.id for original in there) or "none"
+        raise NothingToRecover(f"image {wanted} of VM {vm}", f"the permanent store {place.path}; it has {known}")
+    with reporting(log, f"fetch image {chosen.id} of {vm}") as progress:
+        replicas.replicate(place, chosen, places.policy_of_vm(vm).bytes_per_s, progress.update, into=store.root)
+    return chosen.id
 
 
 @retryable("choose replicas", retries=0)

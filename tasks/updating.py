@@ -35,7 +35,9 @@ def choose_sources(vm: str, client: str, definition: Definition, night: Night) -
     images = places.store().images_of(definition.domain.name)
     fitting = [(folder, image) for folder, image in images if image.flavour in ("", night.manifest.flavour)]
     if not images:
-        raise NothingToRecover(f"VM {vm}", f"the store has no image of it; run: gbs-kvmimg-get {vm}")
+        raise NothingToRecover(
+            f"VM {vm}", f"the store has no image of it; run: gbs-kvmimg-get {vm}, or gbs image fetch {vm}"
+        )
     if not fitting:
         layouts = ", ".join(f"{image.id} ({image.flavour})" for _, image in images)
         why = f"night {night.manifest.id} has disk layout {night.manifest.flavour}, the images have others: {layouts}"

@@ -13,6 +13,17 @@ def image_command() -> None:
     """What is done with images besides taking them."""
 
 
+@image_command.command()
+@click.argument("vm")
+@click.argument("image", default="newest")
+def fetch(vm: str, image: str) -> None:
+    """Bring an IMAGE of VM back from its replica in the permanent store: the newest, or the one of that id."""
+    from flows.image_fetch import image_fetch
+
+    fetched: Any = image_fetch(vm, image)
+    terminal.out.print(f"image {fetched} of {vm} is in the store", markup=False)
+
+
 @image_command.group()
 def template() -> None:
     """Images that serve every system with the same shape of disks: sizes, partitions, LVM, file systems, boot mode."""

@@ -20,7 +20,7 @@ COMMANDS = {
     "find": ("flows.cli.verify", "Where a VM is in the backup data."),
     "verify": ("flows.cli.verify", "Read images and restore points again and compare them with their manifests."),
     "coverage": ("flows.cli.coverage", "What is there and nobody protects: VMs, file systems, databases."),
-    "image": ("flows.cli.image", "Templates: images that serve every system of their shape."),
+    "image": ("flows.cli.image", "Templates, and images that come back from the permanent store."),
     "device": ("flows.cli.device", "Configurations of network and SAN devices: history, changes, how to put one back."),
     "recover": ("flows.cli.recover", "Bring back what was lost."),
     "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),

@@ -61,6 +61,18 @@ def recovery_sets(store: Store) -> list[Original]:
     ]
 
 
+def images_there(permanent: Path, vm: str) -> list[Original]:
+    """The replicas of a VM's images in the permanent store, newest first, as originals of what the store is to have."""
+    found = []
+    for path in permanent.glob(f"{IMAGES}/*/{slug(vm)}/[!.]*/{MANIFEST}"):
+        image = read_model(path, ImageManifest)
+        if image is not None and image.vm == vm:
+            here = f"images/{slug(image.kvm_host)}/{slug(vm)}"
+            parent = f"{here}/{image.parent}" if image.parent else None
+            found.append(Original("image", vm, image.id, path.parent, f"{here}/{image.id}", image.files, parent=parent))
+    return sorted(found, key=lambda original: original.id, reverse=True)
+
+
 def place_of(image: ImageManifest) -> str:
     """Where an image's replica lies below the permanent store."""
     return f"{IMAGES}/{slug(image.kvm_host)}/{slug(image.vm)}/{image.id}"

@@ -60,18 +60,22 @@ def replicate(
     original: Original,
     bytes_per_s: int | None = None,
     on_progress: OnProgress | None = None,
+    *,
+    into: Path | None = None,
 ) -> int | None:
     """Make the replica of `original` unless it is there (None); the bytes that were written, at most so many a second.
 
-    Raises IntegrityError when the original or what was read back is not what the manifest says, or when another
-    replica is in its place, which stays; StoreFull, StoreSilent, StoreNotMounted.
+    It goes into the permanent store `place`, or `into` a folder when the original lies in there. Raises IntegrityError
+    when the original or what was read back is not what the manifest says, or when another replica is in its place,
+    which stays; StoreFull, StoreSilent, StoreNotMounted.
     """
+    root = into or place.path
     prove(place)
-    if at(place, _is_there, place.path, original):
+    if at(place, _is_there, root, original):
         return None
-    parts = at(place, _begin, place.path, original)
+    parts = at(place, _begin, root, original)
     total, done, written, began = sum(part.size_bytes for part in parts), 0, 0, time.monotonic()
-    partial = _partial(place.path, original)
+    partial = _partial(root, original)
     for part in parts:
         for some in _batches(part):
             written += at(place, _write, original.folder, partial, some)
@@ -81,7 +85,7 @@ def replicate(
             if bytes_per_s is not None:
                 time.sleep(max(0.0, written / bytes_per_s - (time.monotonic() - began)))
     prove(place)
-    at(place, _publish, place.path, original)
+    at(place, _publish, root, original)
     return written
 
 

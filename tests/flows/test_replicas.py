@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flows.image_fetch import image_fetch as image_fetch_flow
 from flows.nightly import nightly as nightly_flow
 from flows.replicate import replicate as replicate_flow
 from flows.verify_images import verify_images as verify_images_flow
 from flows.verify_replicas import verify_replicas as verify_flow
-from tasks.errors import ClientsFailed
+from tasks.errors import ClientsFailed, IntegrityError, NothingToRecover
 from tests.flows.test_night import outcomes
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 nightly: Any = nightly_flow
 replicate: Any = replicate_flow
+image_fetch: Any = image_fetch_flow
 verify_images: Any = verify_images_flow
 verify_replicas: Any = verify_flow
 
@@ -90,6 +92,26 @@ def test_a_damaged_image_is_healed_by_its_replica(kept: tuple[Path, Path]) -> No
     assert (row.client, row.outcome.value) == ("web1", "WARNING")
     assert "vda.raw" in row.reasons[0]
     assert same(original, replica)
+
+
+def test_an_image_that_the_store_has_lost_is_fetched_and_serves_again(site: FakeSite, kept: tuple[Path, Path]) -> None:
+    original, replica = kept
+    shutil.rmtree(original)
+    with pytest.raises(NothingToRecover, match=f"it has {replica.name}"):
+        image_fetch("web1", "20200101T000000Z")
+    assert image_fetch("web1") == replica.name
+    assert same(original, replica)
+    assert image_fetch("web1", replica.name) == replica.name
+
+
+def test_a_damaged_replica_is_not_fetched(site: FakeSite, kept: tuple[Path, Path]) -> None:
+    original, replica = kept
+    shutil.rmtree(original)
+    with (replica / "vda.raw.chunks").open("a") as listing:
+        listing.write("damage")
+    with pytest.raises(IntegrityError, match=r"_images/kvm1/web1/.*vda\.raw\.chunks"):
+        image_fetch("web1")
+    assert not original.exists()
 
 
 def test_a_damaged_original_fails_its_own_and_keeps_the_good_replica(site: FakeSite) -> None:
