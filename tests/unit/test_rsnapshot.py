@@ -15,7 +15,7 @@ import pytest
 from tasks.drivers import process, restore_points
 from tasks.drivers.restore_points import points
 from tasks.drivers.store import write_model
-from tasks.errors import CommandFailed, IntegrityError, StoreFull
+from tasks.errors import CommandFailed, IntegrityError, StoreError, StoreFull
 from tasks.model.names import new_id
 from tasks.model.retention import Pin, Rules
 from tests.unit.points_site import RULES, Site
@@ -125,6 +125,46 @@ def test_sync_that_fails_leaves_points_and_refuses_rotation(site: Site, monkeypa
     site.config.write_text(text)
     site.sync()
     assert site.rotate() == ["daily"]
+
+
+def break_rsync(site: Site, script: str) -> None:
+    """Let rsnapshot call a script in place of rsync; `$real` is that."""
+    wrapper, real = site.config.with_name("rsync"), shutil.which("rsync") or ""
+    wrapper.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
+    wrapper.chmod(0o755)
+    site.config.write_text(site.config.read_text().replace(real, str(wrapper)))
+
+
+def test_failed_sync_is_told_in_one_line_by_what_rsync_said(site: Site) -> None:
+    """The report had all of rsnapshot's output, some twenty lines, in the place of a reason."""
+    site.night(1)
+    break_rsync(site, "echo 'rsync: [receiver] close failed: Input/output error (5)'; exit 11")
+    with pytest.raises(CommandFailed) as told:
+        site.sync()
+    said = "rsnapshot sync of web1 failed with status 1: rsync: [receiver] close failed: Input/output error (5)"
+    assert str(told.value) == said
+
+
+def test_quota_is_called_a_quota(site: Site) -> None:
+    """It was told as too few bytes, and df said that there were enough."""
+    site.night(1)
+    break_rsync(site, "echo 'rsync: [receiver] write failed: Disk quota exceeded (122)' >&2; exit 11")
+    with pytest.raises(StoreFull, match="has no room: Disk quota exceeded; look at df, df -i and its quotas"):
+        site.sync()
+
+
+def test_store_that_is_swapped_while_it_is_written_to_gets_no_stamp(site: Site) -> None:
+    """What an earlier run had begun in the other store was stamped there, and its data were not."""
+    site.night(1)
+    other = site.far.path.with_name("other")
+    (other / "web1/.sync/data").mkdir(parents=True)
+    for name in ("SHA256SUMS", "facts.json"):
+        shutil.copy(site.source / name, other / "web1/.sync")
+    break_rsync(site, f'"$real" "$@" && mv {site.far.path} {site.far.path}.aside && mv {other} {site.far.path}')
+    with pytest.raises(StoreError, match="another was mounted, while it was written to"):
+        site.sync()
+    with pytest.raises(IntegrityError, match="a stamped sync"):
+        site.rotate()
 
 
 def test_leftover_sync_with_shared_inodes_is_not_written_into(site: Site) -> None:
