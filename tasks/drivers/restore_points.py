@@ -116,18 +116,26 @@ def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int) -> list[Mo
     if stamp is None:
         raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
     moves = plan(retained(root), rules, stamp.ended, now)
+    leaving = [_aside(root / move.point) for move in moves if move.to is None]
     for move in moves:
-        if move.to is None:
-            hide(root / move.point, f"{_TRASH}{now + timedelta(days=trash_days):%Y-%m-%d}-")
-        else:
+        if move.to is not None:
             (root / move.point).rename(root / move.to)
     newest = root / f"{rules.retain[0].interval}.0"
     found = read_model(newest / MANIFEST, NightManifest)
     if found != stamp:
         expected = f"the stamp of night {stamp.id}"
         raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
+    for folder in leaving:
+        hide(folder, f"{_TRASH}{now + timedelta(days=trash_days):%Y-%m-%d}-")
     sync_folder(root)
     return moves
+
+
+def _aside(folder: Path) -> Path:
+    """Free the name of a point that goes. Should we be killed before the new one is there, it is a point still."""
+    found = _manifest_of(folder)
+    aside = folder.with_name(f"{KEPT}{found.id if found else folder.name}-{os.urandom(4).hex()}")
+    return folder.rename(aside)
 
 
 def mend(root: Path) -> None:
