@@ -7,7 +7,7 @@ from prefect import State, flow
 from flows.ending import conclude
 from flows.replicate import begin_replicas
 from flows.run_name import named
-from flows.side_by_side import begin_each, chosen, results_of, task_runner
+from flows.side_by_side import ALL, begin_each, chosen, results_of, task_runner
 from flows.stage import Stage, stage
 from flows.vm_name import ClientName
 from tasks import places, points
@@ -32,7 +32,7 @@ def keep_client(client: str) -> list[StageResult]:
 
 def tidied(results: list[StageResult]) -> list[StageResult]:
     """The results of stage 2, after what it gave up is removed, for which no client has to wait."""
-    running = Stage("all clients", "permanent")
+    running = Stage(ALL, "permanent")
     clients = [row.client for row in results if row.stage == "permanent"]
     try:
         problems = points.tidy(clients) if clients else []

@@ -21,6 +21,8 @@ from tasks.errors import ClientsFailed, UnknownName
 from tasks.model.outcome import Outcome, StageResult
 
 AT_ONCE = 8
+ALL = "all clients"
+"""Who has a result that is of no client's own."""
 NOT_GOOD = (Outcome.FAILED, Outcome.MISSED)
 task_runner: Any = ThreadPoolTaskRunner(max_workers=AT_ONCE)
 """The task runner of every flow over clients."""
@@ -85,7 +87,7 @@ def require_good(results: Sequence[StageResult]) -> None:
     """Raise ClientsFailed, which carries all results, when a client failed."""
     failed = {result.client: result for result in results if result.outcome in NOT_GOOD}
     if failed:
-        clients = {result.client for result in results}
+        clients = {result.client for result in results} - {ALL}
         reasons = [f"{name} {result.stage}: {'; '.join(result.reasons)}" for name, result in failed.items()]
         raise ClientsFailed(len(failed), len(clients), reasons, list(results))
 

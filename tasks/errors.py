@@ -197,6 +197,12 @@ class StoreFull(StoreError):
     template = "store {0} has no room: {1} bytes needed, {2} free; nothing was replaced"
 
 
+class StoreFilled(StoreFull):
+    """It became full while it was written to: (path, what the system said). A quota counts, and so do inodes."""
+
+    template = "store {0} has no room: {1}; look at df, df -i and its quotas; nothing was replaced"
+
+
 class NightHeld(GbsError):
     """A night is not like the client's others and was kept aside: (night, reasons, night it is not like, client)."""
 

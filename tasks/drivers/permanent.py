@@ -16,7 +16,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 from tasks.drivers import process
 from tasks.drivers.answering import PROBE_EVERY_S, NoAnswer, ask, attend
-from tasks.errors import CommandFailed, CommandTimedOut, StoreError, StoreFull, StoreNotMounted, StoreSilent
+from tasks.errors import CommandFailed, CommandTimedOut, StoreError, StoreFilled, StoreNotMounted, StoreSilent
 from tasks.model.inventory import PermanentSection
 from tasks.model.mountinfo import SOFT, Mount, mount_of, parse_mounts
 
@@ -24,9 +24,12 @@ MARKER = ".gbs-store"
 ANSWER_DEADLINE_S = 60
 """An NFS server that restarts is back before."""
 LOOK_DEADLINE_S = 10
+_REFUSED = (
+    ": is root squashed by the export, or is it not exported to this machine? It needs no_root_squash (exports(5))"
+)
 _HINTS = {
-    errno.EACCES: ": is root squashed by the export? It needs no_root_squash (exports(5))",
-    errno.EPERM: ": is root squashed by the export? It needs no_root_squash (exports(5))",
+    errno.EACCES: _REFUSED,
+    errno.EPERM: _REFUSED,
     errno.EROFS: ": mount or export it read-write",
     errno.ESTALE: ": the export was made anew, mount it again",
 }
@@ -116,7 +119,7 @@ def _read(marker: Path) -> str | None:
 def at(place: PermanentPlace, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What a module's function that touches the store returns or raises, however long it takes.
 
-    StoreSilent when the store does not answer meanwhile; its OSError becomes StoreFull or StoreError.
+    StoreSilent when the store does not answer meanwhile; its OSError becomes StoreFilled or StoreError.
     """
     return _called(place, ANSWER_DEADLINE_S, partial(function, *args, **kwargs))
 
@@ -133,7 +136,7 @@ def _called(place: PermanentPlace, deadline_s: float, call: Callable[[], T]) -> 
         raise StoreSilent(str(place.path), str(exc)) from exc
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(str(place.path), "more", "too few") from exc
+            raise StoreFilled(str(place.path), str(exc.strerror)) from exc
         raise StoreError(str(exc.filename or place.path), f"{exc.strerror}{_HINTS.get(exc.errno or 0, '')}") from exc
 
 

@@ -64,6 +64,12 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def no_room(said: str) -> str | None:
+    """What a program said of a file system that is full, in bytes, inodes or by a quota; None when it did not."""
+    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+    return next((text for text in words if text in said), None)
+
+
 def run(
     argv: Sequence[str],
     *,

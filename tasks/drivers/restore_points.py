@@ -156,22 +156,30 @@ def make(root: Path, moves: Sequence[Move], rules: Rules, stamp: NightManifest, 
 
     IntegrityError when the newest point then has another stamp.
     """
+    leaving = [_aside(root / move.point) for move in moves if move.to is None]
     for move in moves:
-        if move.to is None:
-            give_up(root / move.point, due)
-        else:
+        if move.to is not None:
             (root / move.point).rename(root / move.to)
     newest = root / f"{rules.retain[0].interval}.0"
     found = read_model(newest / MANIFEST, NightManifest)
     if found != stamp:
         expected = f"the stamp of night {stamp.id}"
         raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
+    for folder in leaving:
+        give_up(folder, due)
     sync_folder(root)
 
 
 def give_up(folder: Path, due: date) -> None:
     """Put a night out of sight; it can be had back until it is removed, from the day `due` on."""
     hide(folder, f"{_TRASH}{due}-")
+
+
+def _aside(folder: Path) -> Path:
+    """Free the name of a point that goes. Should we be killed before the new one is there, it is a point still."""
+    found = _manifest_of(folder)
+    aside = folder.with_name(f"{KEPT}{found.id if found else folder.name}-{os.urandom(4).hex()}")
+    return folder.rename(aside)
 
 
 def mend(root: Path) -> None:

@@ -20,13 +20,15 @@ from tasks.drivers.renewal import FULL_EVERY, Renewal, begin
 from tasks.drivers.restore_points import hide, mend, remains
 from tasks.drivers.rsync import EXACT_TIMES
 from tasks.drivers.store import flush, read_model, remove, verify_night, write_model
-from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreSilent, WriteLost
+from tasks.errors import CommandFailed, IntegrityError, StoreError, StoreFilled, StoreSilent, WriteLost
 from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.names import one_line
 from tasks.model.retention import SYNC, Retain
 
 log = logging.getLogger(__name__)
 EVERYTHING = "-aHAXS"
 NEWEST = "daily.0"
+_TOLD = 3
 _handles: dict[str, int] = {}
 """Of the child that makes the calls."""
 
@@ -77,14 +79,15 @@ def sync(
     """Copy `source` to `<root>/.sync` and stamp it with the source's manifest once everything else is there.
 
     By `renewal` if that will do, else by rsnapshot, which looks at every file. `root` lies in the permanent store
-    `place` and is made when it is not there. Raises StoreSilent when that does not answer, StoreFull, CommandFailed of
-    rsnapshot or rsync, IntegrityError when what arrived is not what was to be copied.
+    `place` and is made when it is not there. Raises StoreSilent when that does not answer, StoreFilled, CommandFailed
+    of rsnapshot or rsync, IntegrityError when what arrived is not what was to be copied.
     """
     handle = at(place, _make_ready, root)
     try:
         for folder in at(place, remains, root):
             remove(folder, watching(place))  # first: what is to be copied may need the room
         if renewal is None or not _renewed(place, source, root, deadline_s, renewal):
+            at(place, Path.mkdir, root / SYNC, 0o700)  # rsnapshot would not say why it cannot
             argv = ["rsnapshot", "-c", str(config), "sync"]
             _run(argv, f"rsnapshot sync of {root.name}", root, deadline_s, watching(place))
             if renewal is not None:
@@ -158,8 +161,17 @@ def _stamp(handle: str, root: Path, manifest: NightManifest) -> None:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT) and status.f_bavail * 100 < status.f_blocks:
             raise  # it is full now, too: writing all of it again would not help
         raise WriteLost(str(root), exc.strerror) from exc
+    _require_still_there(_handles[handle], root)
     verify_night(root / SYNC, manifest)
     write_model(root / SYNC / MANIFEST, manifest)
+
+
+def _require_still_there(handle: int, root: Path) -> None:
+    """Raise StoreError unless the folder that was opened is what lies there still, and not in another store."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(handle), os.stat(root)):
+            return
+    raise StoreError(str(root), "it was unmounted, or another was mounted, while it was written to; no point was made")
 
 
 def _run(argv: Sequence[str], name: str, root: Path, deadline_s: float, watch: Callable[[], None]) -> str:
@@ -168,6 +180,14 @@ def _run(argv: Sequence[str], name: str, root: Path, deadline_s: float, watch: C
     if finished.status == 0:
         return finished.text
     said = f"{finished.stderr}\n{finished.text[-process.TAIL_BYTES :]}"
-    if "No space left on device" in said or "Disk quota exceeded" in said:
-        raise StoreFull(str(root), "more", "too few")
-    raise CommandFailed(name, finished.status, said.strip())
+    if full := process.no_room(said):
+        raise StoreFilled(str(root), full)
+    raise CommandFailed(name, finished.status, _gist(said))
+
+
+def _gist(said: str) -> str:
+    """The first lines that say what is wrong, rsync's own if there are any; rsnapshot tells all that it did."""
+    lines = said.strip().splitlines()
+    words = ("rsync: ", "ERROR: ", "WARNING: ")
+    telling = (*([line for line in lines if line.startswith(word)] for word in words), lines)
+    return one_line("; ".join(next(filter(None, telling), [])[:_TOLD]))

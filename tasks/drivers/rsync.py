@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.drivers import process
-from tasks.errors import AccessDenied, CommandFailed, ConfigError, SourceRefused, StoreFull, TransferInterrupted
+from tasks.errors import AccessDenied, CommandFailed, ConfigError, SourceRefused, StoreFilled, TransferInterrupted
 from tasks.model.platform import PROFILES, Platform
 from tasks.model.rsync_daemon import DaemonTarget
 from tasks.model.rsync_status import Verdict, verdict
@@ -221,8 +221,8 @@ def _raise_for(finished: process.Finished, source: str, local: Path) -> None:
             return
         case Verdict.TOO_MANY_DELETIONS:
             raise SourceRefused(source, "more files are gone than may be deleted in one night")
-        case _ if "No space left on device" in stderr or "Disk quota exceeded" in stderr:
-            raise StoreFull(str(local), "more", "too few")
+        case _ if full := process.no_room(stderr):
+            raise StoreFilled(str(local), full)
         case _ if "Host key verification failed" in stderr or "REMOTE HOST IDENTIFICATION" in stderr:
             raise AccessDenied(source, "its host key is unknown or has changed", "compare it and correct known_hosts")
         case _ if "Permission denied (publickey" in stderr:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.drivers import process, rsync
 from tasks.drivers.rsync import OnProgress, Transferred, Wanted
-from tasks.errors import AccessDenied, CommandFailed, StoreFull, TransferInterrupted
+from tasks.errors import AccessDenied, CommandFailed, StoreFilled, TransferInterrupted
 from tasks.model.ssh_target import SshTarget, ssh_argv
 
 _SSH_FAILED = 255
@@ -65,8 +65,8 @@ def _unpack(target: SshTarget, tar: Sequence[str], paths: Sequence[str], scratch
         raise AccessDenied(target.name, said[-200:], "authorise the key of its SSH identity, check known_hosts")
     if status == _SSH_FAILED:
         raise TransferInterrupted(f"tar of {target.name}", status, said)
-    if "No space left on device" in said or "Disk quota exceeded" in said:
-        raise StoreFull(str(scratch), "more", "too few")
+    if full := process.no_room(said):
+        raise StoreFilled(str(scratch), full)
     if status or unpacked:
         raise CommandFailed(f"tar of {target.name}", status or unpacked, said)
     records = _READ.findall(done.stderr)

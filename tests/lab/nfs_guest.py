@@ -1,7 +1,7 @@
 """A guest with two sites, each of which exports a file system by NFSv4.2 to the other; tests run inside it.
 
 The machine's kernel has no NFS. Debian's User-mode Linux has: it boots on the machine's own root, read-only, so the
-checkout and its virtual environment are there; nfs_cases.py says what runs in it. Both sites are network namespaces of
+checkout and its virtual environment are there; nfs_*cases.py say what runs in it. Both sites are network namespaces of
 the guest, and a cable between them, which a test may pull out.
 """
 
@@ -40,11 +40,12 @@ def run_tests(arguments: Sequence[str], report: Path) -> int:
     if not KERNEL.exists():
         raise LabError(f"{KERNEL} is missing: make system")
     sweep()
-    folder = LABS / f"test-nfs-{os.getpid()}"
+    folder = LABS / f"test-nfs-{report.stem}-{os.getpid()}"
     (folder / "modules/lib").mkdir(parents=True)
     try:
         (folder / "modules/lib/modules").symlink_to(MODULES)  # where modprobe --dirname looks
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        pytest += ["-p", "tests.lab.nfs_sites"]  # its fixtures
         pytest += ["--junitxml=/mnt/shared/report.xml", "--color=no", *arguments]
         command = _COMMAND.format(
             checkout=shlex.quote(str(_CHECKOUT)), scripts=shlex.quote(str(_SCRIPTS)), pytest=shlex.join(pytest)

@@ -15,7 +15,7 @@ import pytest
 from tasks.drivers import process, restore_points
 from tasks.drivers.restore_points import points
 from tasks.drivers.store import write_model
-from tasks.errors import CommandFailed, IntegrityError, StoreFull
+from tasks.errors import CommandFailed, IntegrityError, StoreError, StoreFull
 from tasks.model.names import new_id
 from tasks.model.retention import Pin, Rules
 from tests.unit.points_site import RULES, Site
@@ -127,6 +127,46 @@ def test_sync_that_fails_leaves_points_and_refuses_rotation(site: Site, monkeypa
     assert site.rotate() == ["daily"]
 
 
+def break_rsync(site: Site, script: str) -> None:
+    """Let rsnapshot call a script in place of rsync; `$real` is that."""
+    wrapper, real = site.config.with_name("rsync"), shutil.which("rsync") or ""
+    wrapper.write_text(f"#!/bin/sh\nreal={real}\n{script}\n")
+    wrapper.chmod(0o755)
+    site.config.write_text(site.config.read_text().replace(real, str(wrapper)))
+
+
+def test_failed_sync_is_told_in_one_line_by_what_rsync_said(site: Site) -> None:
+    """The report had all of rsnapshot's output, some twenty lines, in the place of a reason."""
+    site.night(1)
+    break_rsync(site, "echo 'rsync: [receiver] close failed: Input/output error (5)'; exit 11")
+    with pytest.raises(CommandFailed) as told:
+        site.sync()
+    said = "rsnapshot sync of web1 failed with status 1: rsync: [receiver] close failed: Input/output error (5)"
+    assert str(told.value) == said
+
+
+def test_quota_is_called_a_quota(site: Site) -> None:
+    """It was told as too few bytes, and df said that there were enough."""
+    site.night(1)
+    break_rsync(site, "echo 'rsync: [receiver] write failed: Disk quota exceeded (122)' >&2; exit 11")
+    with pytest.raises(StoreFull, match="has no room: Disk quota exceeded; look at df, df -i and its quotas"):
+        site.sync()
+
+
+def test_store_that_is_swapped_while_it_is_written_to_gets_no_stamp(site: Site) -> None:
+    """What an earlier run had begun in the other store was stamped there, and its data were not."""
+    site.night(1)
+    other = site.far.path.with_name("other")
+    (other / "web1/.sync/data").mkdir(parents=True)
+    for name in ("SHA256SUMS", "facts.json"):
+        shutil.copy(site.source / name, other / "web1/.sync")
+    break_rsync(site, f'"$real" "$@" && mv {site.far.path} {site.far.path}.aside && mv {other} {site.far.path}')
+    with pytest.raises(StoreError, match="another was mounted, while it was written to"):
+        site.sync()
+    with pytest.raises(IntegrityError, match="a stamped sync"):
+        site.rotate()
+
+
 def test_leftover_sync_with_shared_inodes_is_not_written_into(site: Site) -> None:
     """rsync would change owners and modes in place, and with them those of the older point."""
     site.keep(1)
@@ -177,7 +217,7 @@ def test_newest_point_of_the_future_is_told_and_not_called_done(site: Site) -> N
     assert site.days() == {"daily.0": 365}
 
 
-@pytest.mark.parametrize("done", range(7))
+@pytest.mark.parametrize("done", range(9))
 def test_rotation_killed_between_any_two_renames_costs_no_point(
     site: Site, monkeypatch: pytest.MonkeyPatch, done: int
 ) -> None:
@@ -197,11 +237,16 @@ def test_rotation_killed_between_any_two_renames_costs_no_point(
         patch.setattr(Path, "rename", killed)
         with suppress(KeyboardInterrupt):
             restore_points._rotate(site.root, site.rules, datetime.now(UTC), 0)
+    there = {*site.days().values()}
+    assert there >= ({8, 15, 16, 17, 18} if 18 in there else {1, 8, 15, 16, 17}), "one goes when the new one is there"
     site.sync()
     site.rotate()
     kept = {"daily.0": 18, "daily.1": 17, "daily.2": 16, "weekly.0": 15, "weekly.1": 8}
+    assert {name: day for name, day in site.days().items() if "kept." not in name} == kept
+    site.keep(19)
+    kept = {"daily.0": 19, "daily.1": 18, "daily.2": 17, "weekly.0": 15, "weekly.1": 8}
     assert site.days() == kept
-    assert sorted(path.name for path in site.root.iterdir() if path.name != ".sync") == [*kept]
+    assert sorted(path.name for path in site.root.iterdir()) == [*kept]
 
 
 def test_point_is_renamed_before_it_is_removed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +262,7 @@ def test_point_is_renamed_before_it_is_removed(site: Site, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(restore_points, "remove", fail)
-        with pytest.raises(CommandFailed, match=r"\.trash-20\d\d-\d\d-\d\d-daily\.2"):
+        with pytest.raises(CommandFailed, match=r"\.trash-20\d\d-\d\d-\d\d-kept\.20261103T"):
             site.rotate()
     assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
     assert site.keep(5) == ["daily"]

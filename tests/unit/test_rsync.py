@@ -12,7 +12,7 @@ import pytest
 
 from tasks.drivers import rsync
 from tasks.drivers.rsync import Wanted, pull_argv
-from tasks.errors import AccessDenied, CommandFailed, GbsError, SourceRefused, StoreFull, TransferInterrupted
+from tasks.errors import AccessDenied, CommandFailed, GbsError, SourceRefused, StoreFilled, TransferInterrupted
 from tests.unit.test_ssh_target import target
 
 HOSTILE = ["/a b", "/$(id)", "/a;b", "/`id`", "/-rf", "/--delete", "/'\"", "/a\nb", "/*", "/é\udcff", "/\\"]
@@ -94,8 +94,8 @@ def test_rsync_starts_ssh_with_the_words_that_were_meant(bin_folder: Path, tmp_p
         (255, "root@x: Permission denied (publickey,password).", AccessDenied, "login failed"),
         (12, "connection unexpectedly closed", TransferInterrupted, "interrupted"),
         (30, "", TransferInterrupted, "interrupted"),
-        (11, "rsync: write failed: No space left on device (28)", StoreFull, "no room"),
-        (11, "rsync: mkstemp failed: Disk quota exceeded (122)", StoreFull, "no room"),
+        (11, "rsync: write failed: No space left on device (28)", StoreFilled, "no room: No space left"),
+        (11, "rsync: mkstemp failed: Disk quota exceeded (122)", StoreFilled, "no room: Disk quota exceeded"),
         (23, "rsync: opendir /x failed: Permission denied (13)", CommandFailed, "23"),
         (25, "Deletions stopped due to --max-delete limit", SourceRefused, "web 1"),
         (1, "syntax", CommandFailed, "status 1"),
