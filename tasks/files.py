@@ -229,12 +229,24 @@ def publish(
     )
     write_model(staging / MANIFEST, manifest)
     if last is not None:
-        found = frozenset(changed.find(staging / "data", published / "data"))
-        changed.write(store.changed(client), Changed(last.id, manifest.id, found))
+        _note_changed(client, last, manifest)
     replace(staging, published)
     discard(staging, store.trash, staging.name)
     sync_folder(published.parent)
     return manifest
+
+
+def _note_changed(client: str, last: NightManifest, night: NightManifest) -> None:
+    """Tell stage 2 what changed; without that it looks for itself."""
+    store = places.store()
+    path = store.changed(client)
+    try:
+        path.unlink(missing_ok=True)
+        data, before = store.staging(client) / "data", store.overnight(client) / "data"
+        if (found := changed.find(data, before, night.files // changed.ONE_IN)) is not None:
+            changed.write(path, Changed(last.id, night.id, found))
+    except OSError as exc:
+        log.warning("what changed is not noted: %s", exc)
 
 
 def _verify_dumps(data: Path, dumps: tuple[DumpRecord, ...]) -> None:

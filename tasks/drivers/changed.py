@@ -14,6 +14,9 @@ from pathlib import Path
 
 from tasks.drivers.digest import opened
 
+ONE_IN = 4
+"""When more of the files changed than one in so many, a list of them serves nobody."""
+
 
 @dataclass(frozen=True)
 class Changed:
@@ -24,8 +27,11 @@ class Changed:
     paths: frozenset[bytes]
 
 
-def find(new: Path, last: Path) -> set[bytes]:
-    """All but folders below `new` that is not the inode of its namesake below `last`; of such an inode, all names."""
+def find(new: Path, last: Path, most: int) -> frozenset[bytes] | None:
+    """All but folders below `new` that is not the inode of its namesake below `last`; of such an inode, all names.
+
+    None when that is more than `most`.
+    """
     found: set[bytes] = set()
     shared: set[int] = set()
     with opened(new) as root, opened(last) as old:
@@ -36,9 +42,11 @@ def find(new: Path, last: Path) -> set[bytes]:
             # Another name of it may be there that is not new: who copies one must link it to the other.
             if os.stat(path, dir_fd=root, follow_symlinks=False).st_nlink > 1:
                 shared.add(inode)
+            if len(found) > most:
+                return None
         if shared:
             found.update(path for path, inode, _ in _both(root, None) if inode in shared)
-    return found
+    return frozenset(found)
 
 
 def _both(new: int, old: int | None) -> Iterator[tuple[bytes, int, int | None]]:

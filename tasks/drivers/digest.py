@@ -1,5 +1,6 @@
 """sha256 of files and trees, in the format of sha256sum(1), so that `sha256sum --check` proves a backup without us."""
 
+import ctypes
 import hashlib
 import os
 import re
@@ -12,6 +13,10 @@ from tasks.model.manifest import FileRecord
 
 CHUNK = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPENAT2, _RESOLVE_NO_SYMLINKS = 437, 0x04
+"""linux/openat2.h; the number is the same on all architectures."""
+_libc = ctypes.CDLL(None, use_errno=True)
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -38,10 +43,28 @@ def record(path: Path, folder: Path) -> FileRecord:
     return FileRecord(path=str(path.relative_to(folder)), size_bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
+class _OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def _open_below(folder: int, path: bytes) -> int:
+    how = _OpenHow(_FOLDER | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS)
+    handle: int = _libc.syscall(_OPENAT2, folder, path, ctypes.byref(how), ctypes.sizeof(how))
+    if handle < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    return handle
+
+
 @contextmanager
 def opened(root: Path | bytes, below: int | None = None) -> Iterator[int]:
-    """A folder to name files from: a client's longest paths have no room for that of the store in front of them."""
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=below)
+    """A folder to name files from: a client's longest paths have no room for that of the store in front of them.
+
+    Below another one no link is followed, not on the way either: a client's links lead to files of this server.
+    """
+    handle = os.open(root, _FOLDER) if below is None else _open_below(below, os.fsencode(root))
     try:
         yield handle
     finally:

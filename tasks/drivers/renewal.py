@@ -5,9 +5,7 @@ rsync --link-dest looks at every file of both trees and links it, which for 500,
 nearly the newest point: what it does not share with that one is linked anew, or left to rsync with a list.
 """
 
-import errno
 import os
-import shutil
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -17,15 +15,15 @@ from pathlib import Path
 from tasks.drivers import process
 from tasks.drivers.changed import Changed, folder_inodes
 from tasks.drivers.digest import opened
-from tasks.drivers.restore_points import due, retained
-from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.drivers.restore_points import REMAINS, due, hide, retained
+from tasks.model.manifest import MANIFEST
 from tasks.model.retention import SYNC
 
-ONE_IN = 4
-"""When more of the files changed than one in so many, rsync does it as well."""
 FULL_EVERY = 7
-"""Each so manyth renewal is compared with the overnight copy, file by file: whatever went past us is found by then."""
+"""Each so manyth renewal is compared with the overnight copy, by the size, time and attributes of every file."""
 LINK_DEADLINE_S = 6 * 3600
+_GOING = ".going"
+"""In the sync: folders that it is not to have."""
 
 
 @dataclass(frozen=True)
@@ -55,84 +53,94 @@ def begin(root: Path, source: Path, renewal: Renewal, newest: str, today: date) 
     """Make `.sync` of the point `newest` but for what changed, and the list of what rsync has to copy from `source`.
 
     False when it is not to be had so, and what is there as `.sync` is no good then: the point is not of the night that
-    was compared with, or not sound, or too much changed. Called by `permanent.at`.
+    was compared with, or not sound, or lacks a file that did not change. Called by `permanent.at`.
     """
     point = next((point for point in retained(root) if point.name == newest), None)
     if point is None or not point.sound or point.night != renewal.changed.since:
-        return False
-    manifest = NightManifest.model_validate_json((root / newest / MANIFEST).read_bytes())
-    if len(renewal.changed.paths) * ONE_IN > manifest.files:
         return False
     sync = root / SYNC
     if trees := [tree for tree in due(root, today) if (tree / "data").is_dir()]:
         (trees[-1] / MANIFEST).unlink(missing_ok=True)
         trees[-1].rename(sync)
-        for other in sync.iterdir():
-            if (
-                other.name != "data"
-            ):  # rsync would change owners and times of a file in place, and older points share it
-                other.unlink()
+        # Older points share the files beside data/, and rsync would change their times in place.
+        for other in [path for path in sync.iterdir() if path.name != "data"]:
+            hide(other, f"{_GOING}-") if other.is_dir() else other.unlink()
     else:
         sync.mkdir(mode=0o700)
         argv = ["cp", "--archive", "--link", "--", str(root / newest / "data"), str(sync)]
         process.run(argv, deadline_s=LINK_DEADLINE_S)
-    paths = _settle(sync / "data", root / newest / "data", source / "data", renewal.changed.paths)
-    names = [b".", *(os.fsencode(path.name) for path in source.iterdir() if path.name != MANIFEST)]
-    with renewal.listed.open("wb") as file:
-        file.writelines(name + b"\0" for name in names)
-        try:
-            file.writelines(b"data/" + path + b"\0" for path in paths)
-        except _NotAlike:
-            return False
+    (sync / _GOING).mkdir()
+    try:
+        _list(renewal.listed, source, _settle(sync, root / newest / "data", source / "data", renewal.changed.paths))
+    except _NotAlike:
+        return False
+    for folder in list(sync.glob(f"{_GOING}*")):
+        folder.rename(root / f"{REMAINS}going-{os.urandom(4).hex()}")
     return True
 
 
-def _settle(sync: Path, newest: Path, source: Path, changed: frozenset[bytes]) -> Iterator[bytes]:
-    """Make `sync` have the folders of `source`, and of its other names those of `newest` that did not change.
+def _list(path: Path, source: Path, to_copy: Iterator[bytes]) -> None:
+    names = [b".", *(os.fsencode(entry.name) for entry in source.iterdir() if entry.name != MANIFEST)]
+    with path.open("wb") as file:
+        file.writelines(name + b"\0" for name in names)
+        file.writelines(b"data/" + name + b"\0" for name in to_copy)
 
-    Yields what rsync has to copy: all folders, for their attributes, and what changed.
+
+def _settle(sync: Path, newest: Path, source: Path, changed: frozenset[bytes]) -> Iterator[bytes]:
+    """Make the sync have the folders of `source`, and of its other names those of `newest` that did not change.
+
+    Yields what rsync has to copy: all folders, for their attributes, and what changed. Folders that are to go are moved
+    out of the way, however deep they are.
     """
-    with opened(sync) as ours, opened(newest) as known, opened(source) as wanted:
-        pending = [b""]
+    with (
+        opened(sync / "data") as ours,
+        opened(sync / _GOING) as going,
+        opened(newest) as known,
+        opened(source) as wanted,
+    ):
+        pending, doomed = [b""], 0
         while pending:
             below = pending.pop()
-            folders = yield from _settle_folder(ours, known, wanted, below, changed)
-            yield from folders
-            pending += folders
+            folders, names = _entries(wanted, below)
+            our_folders, our_names = _entries(ours, below)
+            with opened(below or b".", ours) as here:
+                for name in our_folders - folders:
+                    os.rename(name, str(doomed := doomed + 1), src_dir_fd=here, dst_dir_fd=going)
+                for name in our_names.keys() - names.keys():
+                    os.unlink(name, dir_fd=here)
+                for name in folders - our_folders:
+                    os.mkdir(name, 0o700, dir_fd=here)
+                yield from _settle_names(here, known, below, names, our_names, changed)
+            found = [os.path.join(below, os.fsencode(name)) for name in folders]
+            yield from found
+            pending += found
 
 
-def _settle_folder(
-    ours: int, known: int, wanted: int, below: bytes, changed: frozenset[bytes]
-) -> Generator[bytes, None, list[bytes]]:
-    """One folder of it; returns the folders below."""
-    folders, names = _entries(wanted, below)
-    our_folders, our_names = _entries(ours, below)
-    their_names = folder_inodes(known, below)
+def _settle_names(
+    here: int,
+    known: int,
+    below: bytes,
+    names: dict[str, int],
+    ours: dict[str, int],
+    changed: frozenset[bytes],
+) -> Generator[bytes, None, None]:
+    """All but the folders of one folder."""
+    theirs = folder_inodes(known, below)
     with ExitStack() as stack:
-        here = stack.enter_context(opened(below or b".", ours))
-        for name in our_folders - folders:
-            shutil.rmtree(name, dir_fd=here)
-        for name in our_names.keys() - names.keys():
-            os.unlink(name, dir_fd=here)
-        for name in folders - our_folders:
-            os.mkdir(name, 0o700, dir_fd=here)
-        there = stack.enter_context(opened(below or b".", known)) if their_names else -1
+        there = stack.enter_context(opened(below or b".", known)) if theirs else -1
         for name in names:
-            path, ours_is, theirs_is = (
-                os.path.join(below, os.fsencode(name)),
-                our_names.get(name),
-                their_names.get(name),
-            )
+            path = os.path.join(below, os.fsencode(name))
             copied = path in changed
-            if not copied and theirs_is is None:
+            if not copied and name not in theirs:
                 raise _NotAlike(path)
-            if not copied and ours_is == theirs_is:
+            if not copied and ours.get(name) == theirs[name]:
                 continue
-            if ours_is is not None:
+            if name in ours:
                 os.unlink(name, dir_fd=here)
-            if copied or not _linked(name, there, here):
+            if copied:
                 yield path
-    return [os.path.join(below, os.fsencode(name)) for name in folders]
+            else:
+                os.link(name, name, src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
 
 
 def _entries(root: int, below: bytes) -> tuple[set[str], dict[str, int]]:
@@ -146,14 +154,3 @@ def _entries(root: int, below: bytes) -> tuple[set[str], dict[str, int]]:
             else:
                 names[entry.name] = entry.inode()
     return folders, names
-
-
-def _linked(name: str, there: int, here: int) -> bool:
-    """Whether it could be linked; a file may have so many names and no more."""
-    try:
-        os.link(name, name, src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
-    except OSError as exc:
-        if exc.errno != errno.EMLINK:
-            raise
-        return False
-    return True

@@ -22,7 +22,7 @@ HELD, RECORD = ".held-", "held.json"
 """Before the name of a night that is kept aside (`tasks.drivers.held_nights`), and what says so in its folder."""
 WHOLE = 100
 _INTERVALS = ("daily", "weekly", "monthly")
-_REMAINS, _TRASH = ".delete-", ".trash-"
+REMAINS, _TRASH = ".delete-", ".trash-"
 """Before the name of what may be removed at once, and of what was given up, with the day from which it may be."""
 
 
@@ -198,7 +198,7 @@ def mend(root: Path) -> None:
             (root / name).rename(root / f"{interval}.{place}")
 
 
-def hide(folder: Path, prefix: str = _REMAINS) -> None:
+def hide(folder: Path, prefix: str = REMAINS) -> None:
     """Rename what is to be removed, by default at once: half removed, it must not look like a backup."""
     folder.rename(folder.with_name(f"{prefix}{folder.name.lstrip('.')}-{os.urandom(4).hex()}"))
 
@@ -223,4 +223,4 @@ def due(root: Path, today: date) -> list[Path]:
 
 def remains(root: Path) -> list[Path]:
     """What failed runs left; `_delete.` is rsnapshot's own, should somebody have called that."""
-    return [*root.glob("_delete.*"), *root.glob(f"{_REMAINS}*")]
+    return [*root.glob("_delete.*"), *root.glob(f"{REMAINS}*")]

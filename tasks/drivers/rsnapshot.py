@@ -20,7 +20,18 @@ from tasks.drivers.renewal import FULL_EVERY, Renewal, begin
 from tasks.drivers.restore_points import hide, mend, remains
 from tasks.drivers.rsync import EXACT_TIMES
 from tasks.drivers.store import flush, read_model, remove, verify_night, write_model
-from tasks.errors import CommandFailed, IntegrityError, StoreError, StoreFilled, StoreSilent, WriteLost
+from tasks.errors import (
+    CommandFailed,
+    CommandTimedOut,
+    GbsError,
+    IntegrityError,
+    StoreError,
+    StoreFilled,
+    StoreFull,
+    StoreNotMounted,
+    StoreSilent,
+    WriteLost,
+)
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.names import one_line
 from tasks.model.retention import SYNC, Retain
@@ -102,9 +113,20 @@ def sync(
 
 
 def _renewed(place: PermanentPlace, source: Path, root: Path, deadline_s: float, renewal: Renewal) -> bool:
-    """Whether `.sync` could be made of the newest point and what changed."""
+    """Whether `.sync` could be made of the newest point and what changed; what hinders only that is no failure."""
+    try:
+        if _renew(place, source, root, deadline_s, renewal):
+            return True
+    except (StoreSilent, StoreFull, StoreNotMounted, CommandTimedOut):
+        raise
+    except (GbsError, RecursionError) as exc:
+        log.warning("%s cannot be made of %s: %s; all is compared", root / SYNC, NEWEST, exc)
+    at(place, _put_away, root)
+    return False
+
+
+def _renew(place: PermanentPlace, source: Path, root: Path, deadline_s: float, renewal: Renewal) -> bool:
     if not at(place, begin, root, source, renewal, NEWEST, datetime.now(UTC).date()):
-        at(place, _put_away, root)
         return False
     argv = ["rsync", EVERYTHING, *renewal.options]
     places = [f"{source}/", f"{root / SYNC}/"]
@@ -115,11 +137,7 @@ def _renewed(place: PermanentPlace, source: Path, root: Path, deadline_s: float,
         compare = ["--dry-run", "--itemize-changes", "--delete", f"--exclude=/{MANIFEST}"]
         left = _run([*argv, *compare, *places], f"compare {root.name}", root, deadline_s, watching(place))
         if left:
-            log.warning(
-                "%s is not what the overnight copy is: %s; all is synced anew", root / SYNC, left.splitlines()[0]
-            )
-            at(place, _put_away, root)
-            return False
+            raise IntegrityError(str(root / SYNC), "the overnight copy", one_line(left.splitlines()[0]))
         number = 0
     renewal.counted.write_text(f"{number}\n")
     return True

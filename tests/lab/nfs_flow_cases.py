@@ -93,7 +93,8 @@ def outcomes(flow: Any, *args: Any) -> dict[str, str]:
         results = flow(*args)
     except ClientsFailed as exc:
         results = exc.args[3]
-    return {row.client: f"{row.outcome.value} {'; '.join(row.reasons)}".strip() for row in results}
+    said = {row.client: f"{row.outcome.value} {'; '.join(row.reasons)}".strip() for row in results}
+    return {client: said[client] for client in CLIENTS}
 
 
 def rot(path: Path) -> None:

@@ -72,13 +72,14 @@ def test_more_than_the_policy_allows_is_held_whatever_is_usual(
     assert reason.startswith(f"{count} of {files} files ")
 
 
+@settings(deadline=None)
 @given(st.integers(0, FEW_FILES - 1), st.integers(0, 2000), st.sampled_from(list(COUNTS)))
 def test_few_files_are_never_a_reason(count: int, files: int, figure: Figure) -> None:
     for known in (Past(), QUIET):
         assert judge(change(999, files, **{COUNTS[figure]: count}), known, CEILINGS) == []
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(0, 50_000), min_size=KNOWN_NIGHTS, max_size=NIGHTS),
     st.integers(0, 50_000),
@@ -92,7 +93,7 @@ def test_limit_lies_between_a_part_of_the_policys_and_the_whole(counts: list[int
     assert not held or percent > CEILINGS[figure] / 10
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(FEW_FILES, 50_000), st.sampled_from(list(COUNTS)), st.integers(0, 40))
 def test_what_was_accepted_is_not_held_again(count: int, figure: Figure, nights: int) -> None:
     known = past(*(change(number) for number in range(nights)))
