@@ -14,5 +14,5 @@ def image_fetch(vm: VmName, image: str = "newest") -> str:
         vm: The VM, as libvirt names it.
         image: Its id, or newest.
     """
-    with places.locked("replica", places.inventory().vms.get(vm, vm)):
+    with places.locked("replica", replication.called_of("image", vm)):
         return replication.fetch_image(vm, image)

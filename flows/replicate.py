@@ -9,14 +9,12 @@ from flows.side_by_side import Begun, begin_each, results_of, task_runner
 from flows.stage import stage
 from tasks import places, replication
 from tasks.model.outcome import Outcome, StageResult
-from tasks.replication import Made
-
-DEVICES, SERVER = "devices", "GBS server"
+from tasks.replication import DEVICES, SERVER, Made, called_of
 
 
 def replicate_vm(vm: str) -> list[StageResult]:
     """What there is of one VM; told of the client that it is, if one says so."""
-    return _replicated(places.inventory().vms.get(vm, vm), lambda: replication.replicate_images(vm))
+    return _replicated(called_of("image", vm), lambda: replication.replicate_images(vm))
 
 
 def replicate_configurations(called: str) -> list[StageResult]:

@@ -5,7 +5,8 @@ from prefect import State, flow
 from flows.ending import conclude
 from flows.stage import stage
 from flows.verify_images import Percent
-from tasks import replication
+from tasks import places, replication
+from tasks.errors import Locked
 from tasks.model.outcome import Outcome, StageResult
 
 
@@ -22,9 +23,15 @@ def verify_replicas(
     """
     results = []
     for replica in replication.choose(older_than_days, at_most):
-        with stage(replica.name, "verify") as running:
+        with stage(replica.called, "verify") as running:
             running.produced = replica.place
-            found = replication.verify(replica, percent)
+            try:
+                with places.locked("replica", replica.called):
+                    found = replication.verify(replica, percent)
+            except Locked as exc:
+                running.say(Outcome.SKIPPED, f"{exc}; it has its turn the next time")
+                results.append(running.result())
+                continue
             running.bytes_moved = found.read_bytes
             if found.healed:
                 running.say(Outcome.WARNING, f"{', '.join(found.healed)}: damaged, and healed by the original")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,20 @@ from tasks.errors import IntegrityError, NothingToRecover
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import slug, time_of_id
 from tasks.model.replica import Kind, Original
-from tasks.model.verify_choice import Verified, choose_turns
+from tasks.model.verify_choice import Turn, Verified, choose_turns
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
 BLOCK_TYPES = ("gbs-store", "gbs-permanent-store", "gbs-ssh-identity", "gbs-kvm-host", "gbs-device-login")
+
+
+DEVICES, SERVER = "devices", "GBS server"
+
+
+def called_of(kind: Kind, name: str) -> str:
+    """Who has the results of a replica: the client that a VM is, all devices, or the server."""
+    whose = {"device": DEVICES, "server": SERVER}
+    return whose.get(kind) or places.inventory().vms.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,8 @@ class Replica:
     """A replica to be read, by its place below the permanent store; its original, if that is there."""
 
     kind: Kind
-    name: str
+    called: str
+    """Whose lock it is made and read under, and who has the results of that."""
     place: str
     original: Path | None
     reason: str
@@ -88,8 +99,9 @@ def replicate_recovery_sets() -> Made:
     place, declared = places.permanent(), places.inventory()
     wanted = originals.recovery_sets(places.store())
     made = _replicate("replicate recovery sets", wanted)
-    if made.ids:
-        replicas.keep_newest(place, Path(wanted[-1].place).parent.as_posix(), declared.server.keep)
+    if wanted:
+        folder = Path(wanted[-1].place).parent.as_posix()
+        replicas.give_up(place, folder, partial(recovery_set.beyond, count=declared.server.keep))
     return made
 
 
@@ -148,16 +160,12 @@ def choose(older_than_days: int, at_most: int | None) -> list[Replica]:
     made = {path: _made(path) for path in found}
     read = {path: record.at for path in found if (record := read_model(_record(path), Verified)) is not None}
     turns = choose_turns(made, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
-    return [
-        Replica(
-            found[turn.name],
-            by_place[turn.name].name if turn.name in by_place else Path(turn.name).parent.name,
-            turn.name,
-            by_place[turn.name].folder if turn.name in by_place else None,
-            turn.reason,
-        )
-        for turn in turns
-    ]
+    return [_replica(turn, found[turn.name], by_place.get(turn.name)) for turn in turns]
+
+
+def _replica(turn: Turn, kind: Kind, original: Original | None) -> Replica:
+    name = original.name if original else Path(turn.name).parent.name
+    return Replica(kind, called_of(kind, name), turn.name, original.folder if original else None, turn.reason)
 
 
 @retryable("verify replica", "verify replica {replica.place}", retries=0)

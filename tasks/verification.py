@@ -12,8 +12,9 @@ from tasks.drivers.progress import reporting
 from tasks.drivers.replica_check import Checked
 from tasks.drivers.store import read_model, verify_image, write_model
 from tasks.errors import IntegrityError, StoreError, UnknownName
-from tasks.model.manifest import ImageManifest
+from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import slug
+from tasks.model.replica import IMAGES
 from tasks.model.verify_choice import Verified, choose_turns, key_of
 from tasks.retryable import retryable
 
@@ -57,6 +58,29 @@ def verify(folder: Path, image: ImageManifest, percent: float = 100) -> Checked:
             qemu_img.check(shell, path, disk.format, deadline_s=CHECK_DEADLINE_S)
     if percent >= WHOLE:
         write_model(_record(key_of(image)), Verified(image=image.id, at=datetime.now(UTC)))
+    return found
+
+
+def unreadable() -> list[Path]:
+    """The folders of images whose manifests cannot be read: they are not among the images."""
+    found = []
+    for path in sorted(places.store().root.glob(f"images/*/*/[!.]*/{MANIFEST}")):
+        try:
+            read_model(path, ImageManifest)
+        except IntegrityError:
+            found.append(path.parent)
+    return found
+
+
+@retryable("heal manifest", "heal manifest of {folder.parent.name}", retries=0)
+def heal_manifest(folder: Path) -> Checked:
+    """Heal an image whose manifest cannot be read from its replica; IntegrityError when that is not to be had."""
+    store, place = places.store(), places.permanent()
+    permanent.prove(place)
+    replica = place.path / IMAGES / folder.relative_to(store.root / "images")
+    found = replica_check.check(place, "image", folder, replica)
+    if found.left or not found.healed:
+        raise IntegrityError(str(folder / MANIFEST), "an ImageManifest", "something else")
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.drivers.store import Store, read_model
+from tasks.drivers.store import Store, listed_model
 from tasks.model.manifest import MANIFEST, TEMPLATE, ImageManifest, ServerManifest, TemplateManifest
 from tasks.model.names import slug
 from tasks.model.replica import DEVICES, IMAGES, SERVER, TEMPLATES, Original
@@ -56,7 +56,7 @@ def recovery_sets(store: Store) -> list[Original]:
     return [
         Original("server", kept.site, kept.id, folder, f"{SERVER}/{slug(kept.site)}/{kept.id}", kept.files)
         for path in sorted(store.recovery_sets.glob(f"[!.]*/{MANIFEST}"))
-        if (kept := read_model(path, ServerManifest)) is not None
+        if (kept := listed_model(path, ServerManifest)) is not None
         for folder in [path.parent]
     ]
 
@@ -65,7 +65,7 @@ def images_there(permanent: Path, vm: str) -> list[Original]:
     """The replicas of a VM's images in the permanent store, newest first, as originals of what the store is to have."""
     found = []
     for path in permanent.glob(f"{IMAGES}/*/{slug(vm)}/[!.]*/{MANIFEST}"):
-        image = read_model(path, ImageManifest)
+        image = listed_model(path, ImageManifest)
         if image is not None and image.vm == vm:
             here = f"images/{slug(image.kvm_host)}/{slug(vm)}"
             parent = f"{here}/{image.parent}" if image.parent else None
@@ -81,7 +81,7 @@ def place_of(image: ImageManifest) -> str:
 def _templates(store: Store) -> list[tuple[Path, ImageManifest]]:
     found = []
     for path in sorted(store.templates.glob(f"*/[!.]*/{TEMPLATE}")):
-        image = read_model(path.with_name(MANIFEST), ImageManifest)
-        if image is not None and read_model(path, TemplateManifest) is not None:
+        image = listed_model(path.with_name(MANIFEST), ImageManifest)
+        if image is not None and listed_model(path, TemplateManifest) is not None:
             found.append((path.parent, image))
     return found

@@ -17,9 +17,9 @@ from typing import Any
 
 from tasks.drivers import process
 from tasks.drivers.digest import record
-from tasks.drivers.store import discard, publish, read_model, write_model
+from tasks.drivers.store import discard, listed_model, publish, read_model, write_model
 from tasks.drivers.tool_versions import tool_versions
-from tasks.errors import StoreError
+from tasks.errors import CommandFailed, StoreError
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import MANIFEST, ServerManifest
 from tasks.model.names import new_id
@@ -36,10 +36,10 @@ _READ_ME = """How to rebuild this GBS server, with plain tools
 1. A fresh machine with GBS installed. Look at what is here: sha256sum of each file is in manifest.json.
 2. Open what is sealed with the recovery key that is kept elsewhere, and put the keys where they were:
      age --decrypt -i RECOVERY-KEY-FILE keys.tar.age | tar --extract --directory / --preserve-permissions
-3. Prefect's database, for its history (without it: prefect server start, then gbs apply and gbs deploy):
+3. Prefect's database, for its history, while no Prefect server runs (without it, step 4 is enough):
      age --decrypt -i RECOVERY-KEY-FILE prefect.db.age > ~/.prefect/prefect.db        (SQLite)
      age --decrypt -i RECOVERY-KEY-FILE prefect.dump.age > prefect.dump               (PostgreSQL: pg_restore)
-4. cp inventory.yaml /etc/gbs/inventory.yaml; gbs inventory validate; gbs apply; gbs deploy; gbs check
+4. cp inventory.yaml /etc/gbs/inventory.yaml; prefect server start; gbs apply; gbs deploy; gbs check
    blocks.json has the blocks as Prefect had them, for what was changed there by hand.
 5. Images come back from _images of the permanent store: cp --recursive --sparse=always to images of the store.
 """
@@ -60,8 +60,8 @@ def make(
 ) -> ServerManifest:
     """Gather a recovery set below `sets` and publish it; those beyond the wanted number go.
 
-    What could not be had is among the manifest's warnings. Raises StoreError when the inventory or the
-    database cannot be read.
+    What could not be had is among the manifest's warnings. Raises StoreError when the inventory
+    cannot be read.
     """
     if (there := read_model(sets / new_id(now) / MANIFEST, ServerManifest)) is not None:
         return there  # two within a second
@@ -91,15 +91,20 @@ def make(
     )
     write_model(partial / MANIFEST, manifest)
     publish(partial, sets / manifest.id)
-    for old in kept(sets)[declared.server.keep :]:
+    for old in beyond(sets, declared.server.keep):
         discard(old, trash, old.name)
     return manifest
 
 
-def kept(sets: Path) -> list[Path]:
-    """The published recovery sets below a folder, newest first."""
-    found = [path.parent for path in sets.glob(f"[!.]*/{MANIFEST}") if read_model(path, ServerManifest)]
-    return sorted(found, key=lambda folder: folder.name, reverse=True)
+def beyond(sets: Path, count: int) -> list[Path]:
+    """The recovery sets below a folder that go: all but the newest so many, and the newest that lacks nothing."""
+    found = [
+        (path.parent, kept)
+        for path in sorted(sets.glob(f"[!.]*/{MANIFEST}"), reverse=True)
+        if (kept := listed_model(path, ServerManifest)) is not None
+    ]
+    whole = next((folder for folder, kept in found if not kept.warnings), None)
+    return [folder for folder, _ in found[count:] if folder != whole]
 
 
 def _secret_files(declared: Inventory) -> list[Path]:
@@ -119,52 +124,84 @@ def _named(section: Any) -> Iterator[Path]:
 
 
 def _tar(paths: Sequence[Path]) -> tuple[bytes, list[str]]:
-    """The files with their full paths, in memory (nothing secret is written unsealed); what could not be read."""
+    """The files with their full paths, in memory (nothing secret is written unsealed); what could not be read.
+
+    Where a name is a link, both that and the file are taken.
+    """
     out, unread = io.BytesIO(), list[str]()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        for path in paths:
+        for path in dict.fromkeys(found for wanted in paths for found in _below(wanted.absolute())):
             try:
-                tar.add(path.absolute(), recursive=True)
+                _add(tar, path)
             except OSError as exc:
-                unread.append(f"{path} is not in the recovery set: {exc.strerror}")
+                unread.append(f"{path} is not in the recovery set: {exc.strerror or exc}")
     return out.getvalue(), unread
+
+
+def _below(path: Path) -> Iterator[Path]:
+    yield path
+    if path.is_symlink():
+        path = path.resolve()
+        yield path
+    if path.is_dir():
+        yield from sorted(path.rglob("*"))
+
+
+def _add(tar: tarfile.TarFile, path: Path) -> None:
+    """A file is read whole first: one that gets shorter meanwhile must not cost those behind it."""
+    if not (path.is_symlink() or path.is_dir() or path.is_file()):
+        path.lstat()  # which says it, should there be nothing
+        raise OSError("it is neither a file nor a folder")
+    info = tar.gettarinfo(path)
+    if path.is_symlink() or path.is_dir():
+        tar.addfile(info)
+        return
+    content = path.read_bytes()
+    info.type, info.linkname, info.size = tarfile.REGTYPE, "", len(content)
+    tar.addfile(info, io.BytesIO(content))
 
 
 def _database(folder: Path, wanted: str | None, prefect: PrefectServer, keys: Sequence[str]) -> list[str]:
     """Prefect's database, sealed; what hindered that."""
-    hindered = "Prefect's database is not in the recovery set: {}; say where it is in server.prefect_database"
-    if wanted is not None and wanted.startswith("service="):
-        dump = folder / f"{DATABASE}.dump"
-        argv = ["pg_dump", "--format=custom", "--no-password", f"--file={dump}", f"--dbname={wanted}"]
-        process.run(argv, deadline_s=DUMP_DEADLINE_S)
-    else:
-        path = Path(wanted) if wanted else prefect.file
-        if path is None or not path.is_file():
-            return [hindered.format(f"there is no {path}" if path else "it is no SQLite file")]
-        dump = folder / f"{DATABASE}.db"
-        copy_sqlite(path, dump)
+    service = wanted is not None and wanted.startswith("service=")
+    dump = folder / f"{DATABASE}.{'dump' if service else 'db'}"
     try:
-        if dump.suffix == ".db" and not _knows(dump, prefect.run):
-            return [hindered.format(f"{path} does not know this run, so it is another server's")]
+        os.close(os.open(dump, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        if service:
+            argv = ["pg_dump", "--format=custom", "--no-password", f"--file={dump}", f"--dbname={wanted}"]
+            process.run(argv, deadline_s=DUMP_DEADLINE_S)
+        else:
+            _copy_own(Path(wanted) if wanted else prefect.file, dump, prefect.run)
         _seal(dump.with_name(dump.name + SEALED), keys, source=dump)
+    except (StoreError, CommandFailed) as exc:
+        fix = "say where it is in server.prefect_database"
+        return [f"Prefect's database is not in the recovery set: {exc}; {fix}"]
     finally:
-        dump.unlink()
+        dump.unlink(missing_ok=True)
     return []
 
 
-def _knows(database: Path, run: str) -> bool:
+def _copy_own(path: Path | None, target: Path, run: str) -> None:
+    """Copy the SQLite file of the server that knows this run; StoreError when it is not that."""
+    if path is None or not path.is_file():
+        raise StoreError(str(path), "there is no such file" if path else "it is no SQLite file")
+    copy_sqlite(path, target)
     try:
-        with closing(sqlite3.connect(database)) as opened:
-            return opened.execute("SELECT 1 FROM flow_run WHERE id = ?", (run,)).fetchone() is not None
+        with closing(sqlite3.connect(target)) as copied:
+            known = copied.execute("SELECT 1 FROM flow_run WHERE id = ?", (run,)).fetchone()
     except sqlite3.Error:
-        return False
+        known = None
+    if known is None:
+        raise StoreError(str(path), "it does not know this run, so it is another server's")
 
 
 def copy_sqlite(path: Path, target: Path) -> None:
-    """A copy as of one instant of a database that is in use; StoreError unless its own check finds it whole."""
+    """A copy as of one instant of a database that is in use, into an empty file.
+
+    StoreError unless its own check finds it whole.
+    """
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as database:
-            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             database.execute("VACUUM INTO ?", (str(target),))
         with closing(sqlite3.connect(target)) as copied:
             (said,) = copied.execute("PRAGMA integrity_check").fetchone()

@@ -5,7 +5,6 @@ It works the other way round, too: `folder` may be the original, and `good` its 
 
 import os
 import random
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,26 @@ from pathlib import Path
 from tasks.drivers.chunks import CHUNK_BYTES, digest_of, read_chunks, with_data
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.permanent import PermanentPlace, at
-from tasks.drivers.replicas import AT_A_TIME, OnProgress, copy_chunks, copy_file, sha256_far
+from tasks.drivers.proven_copy import Digests, copy_chunks, copy_file, sha256_far
+from tasks.drivers.replicas import AT_A_TIME, OnProgress
 from tasks.drivers.store import read_model
 from tasks.drivers.thin_file import ThinFile
 from tasks.errors import GbsError, IntegrityError
-from tasks.model.manifest import MANIFEST, DeviceManifest, FileRecord, ImageManifest, ServerManifest
+from tasks.model.manifest import (
+    MANIFEST,
+    TEMPLATE,
+    DeviceManifest,
+    FileRecord,
+    ImageManifest,
+    ServerManifest,
+    TemplateManifest,
+)
 from tasks.model.replica import Kind
 
 WHOLE = 100
-MODELS: dict[Kind, type[ImageManifest | DeviceManifest | ServerManifest]] = {
+_HEALING = ".heal"
+Manifest = ImageManifest | DeviceManifest | ServerManifest
+MODELS: dict[Kind, type[Manifest]] = {
     "image": ImageManifest,
     "template": ImageManifest,
     "device": DeviceManifest,
@@ -59,8 +69,9 @@ def check(
 ) -> Checked:
     """Read the files of `folder`, of its disks `percent` of the chunks by chance; heal what is damaged from `good`.
 
-    One of the two lies in the permanent store `place`. Nothing is taken from `good` that has not the sha256 that the
-    manifest says. Raises StoreSilent and the other errors of a store that cannot be asked.
+    A disk of which something is damaged is read whole. One of the two folders lies in the permanent store `place`.
+    Nothing is taken from `good` that has not the sha256 that the manifest says. Raises StoreSilent and the other errors
+    of a store that cannot be asked.
     """
     files, found = at(place, _files, kind, folder, good)
     for file in files:
@@ -70,58 +81,88 @@ def check(
     for file in files:
         if file.chunks is None or file.chunks in found.left:
             continue
-        numbers, sized = at(place, _chunks, folder, file, good)
-        found += sized
-        if percent < WHOLE and numbers:
+        chunks, sized = at(place, _chunks, folder, file, good)
+        numbers = list(chunks)
+        if percent < WHOLE and numbers and not sized.damaged:
             numbers = sorted(random.sample(numbers, max(1, round(len(numbers) * percent / WHOLE))))
-        for begin in range(0, len(numbers), AT_A_TIME):
-            found += at(place, _check_chunks, folder, file, numbers[begin : begin + AT_A_TIME], good)
+        found += sized
+        while numbers:
+            some, numbers = numbers[:AT_A_TIME], numbers[AT_A_TIME:]
+            part = at(place, _check_chunks, folder, file, {number: chunks[number] for number in some}, good)
+            if part.damaged and percent < WHOLE and file.path not in found.damaged:
+                numbers = list(chunks)  # a sample says no more of it
+            found += part
             if on_progress is not None:
                 on_progress(found.read_bytes, total if percent == WHOLE else None)
     return found
 
 
 def _files(kind: Kind, folder: Path, good: Path | None) -> tuple[tuple[FileRecord, ...], Checked]:
-    """What the manifest lists; a manifest that cannot be read is healed first."""
-    with suppress(IntegrityError):
-        if (manifest := read_model(folder / MANIFEST, MODELS[kind])) is not None:
-            return manifest.files, Checked()
-    damaged = Checked(damaged=(MANIFEST,))
-    if good is None:
-        return (), damaged
+    """What the manifest lists; one that is damaged is healed first, and what an interrupted healing left goes."""
+    for left in folder.glob(f".*{_HEALING}"):
+        left.unlink()
+    found = _check_template(folder, good) if kind == "template" else Checked()
+    manifest, theirs = _manifest(kind, folder), _manifest(kind, good) if good is not None else None
+    if manifest is not None and (theirs is None or theirs.files == manifest.files or not _has(folder, theirs)):
+        return manifest.files, found
+    healed = theirs is not None and good is not None and _put(good / MANIFEST, folder / MANIFEST)
+    damaged = Checked(damaged=(MANIFEST,), healed=(MANIFEST,) if healed else ())
+    return theirs.files if theirs is not None and healed else (), found + damaged
+
+
+def _manifest(kind: Kind, folder: Path) -> Manifest | None:
     try:
-        manifest = read_model(good / MANIFEST, MODELS[kind])
-        if manifest is None:
-            return (), damaged
-        _put(good / MANIFEST, folder / MANIFEST, sha256_file(good / MANIFEST))
-    except (OSError, GbsError):
-        return (), damaged
-    return manifest.files, Checked(damaged=(MANIFEST,), healed=(MANIFEST,))
+        return read_model(folder / MANIFEST, MODELS[kind])
+    except (IntegrityError, OSError):
+        return None
+
+
+def _has(folder: Path, manifest: Manifest) -> bool:
+    """Whether the small files are those of a manifest: so they tell which of two manifests is damaged."""
+    return all(_is(folder / file.path, str(file.sha256)) for file in manifest.files if file.chunks is None)
+
+
+def _check_template(folder: Path, good: Path | None) -> Checked:
+    """What its manifest, that of the image, does not list."""
+    with suppress(IntegrityError, OSError):
+        if read_model(folder / TEMPLATE, TemplateManifest) is not None:
+            return Checked()
+    healed = False
+    with suppress(IntegrityError, OSError):
+        if good is not None and read_model(good / TEMPLATE, TemplateManifest) is not None:
+            healed = _put(good / TEMPLATE, folder / TEMPLATE)
+    return Checked(damaged=(TEMPLATE,), healed=(TEMPLATE,) if healed else ())
 
 
 def _check_file(folder: Path, file: FileRecord, good: Path | None) -> Checked:
     path, sha256 = folder / file.path, str(file.sha256)
-    with suppress(OSError):
-        if sha256_far(path) == sha256:
-            return Checked(file.size_bytes)
-    healed = False
-    with suppress(OSError, GbsError):
-        if good is not None and sha256_file(good / file.path) == sha256:
-            _put(good / file.path, path, sha256)
-            healed = True
+    if _is(path, sha256):
+        return Checked(file.size_bytes)
+    healed = good is not None and _is(good / file.path, sha256) and _put(good / file.path, path)
     return Checked(file.size_bytes, (file.path,), (file.path,) if healed else ())
 
 
-def _put(source: Path, target: Path, sha256: str) -> None:
-    """Put a good copy in the place of a file, in one step."""
-    growing = target.with_name(f".{target.name}.heal")
-    with suppress(FileNotFoundError):
-        growing.unlink()
-    copy_file(source, growing, sha256)
-    growing.rename(target)
+def _is(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_far(path) == sha256
+    except OSError:
+        return False
 
 
-def _chunks(folder: Path, file: FileRecord, good: Path | None) -> tuple[list[int], Checked]:
+def _put(source: Path, target: Path) -> bool:
+    """Put a good copy in the place of a file, in one step; whether that could be done."""
+    growing = target.with_name(f".{target.name}{_HEALING}")
+    try:
+        copy_file(source, growing, sha256_file(source))
+        growing.rename(target)
+    except (OSError, GbsError):
+        return False
+    finally:
+        growing.unlink(missing_ok=True)
+    return True
+
+
+def _chunks(folder: Path, file: FileRecord, good: Path | None) -> tuple[dict[int, str | None], Checked]:
     """The chunks of a disk that are listed or not holes; one of another size is damaged, and gets its size back."""
     path = folder / file.path
     listed = read_chunks(folder / str(file.chunks))
@@ -130,33 +171,34 @@ def _chunks(folder: Path, file: FileRecord, good: Path | None) -> tuple[list[int
     except FileNotFoundError:
         resized = True
     if resized and good is None:
-        return [], Checked(damaged=(file.path,))
+        return {}, Checked(damaged=(file.path,))
     if resized:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         os.truncate(path, file.size_bytes)
     with path.open("rb") as disk:
         numbers = sorted({*listed, *with_data(disk.fileno(), file.size_bytes)})
-    return numbers, Checked(damaged=(file.path,), healed=(file.path,)) if resized else Checked()
+    found = Checked(damaged=(file.path,), healed=(file.path,)) if resized else Checked()
+    return {number: listed.get(number) for number in numbers}, found
 
 
-def _check_chunks(folder: Path, file: FileRecord, numbers: Sequence[int], good: Path | None) -> Checked:
-    path, listed = folder / file.path, read_chunks(folder / str(file.chunks))
-    bad = []
+def _check_chunks(folder: Path, file: FileRecord, chunks: Digests, good: Path | None) -> Checked:
+    path, bad = folder / file.path, list[int]()
     with closing(ThinFile(path)) as disk:
         os.posix_fadvise(disk.handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        for number in numbers:
+        for number, expected in chunks.items():
             try:
                 found = digest_of(os.pread(disk.handle, CHUNK_BYTES, number * CHUNK_BYTES))
             except OSError:
                 found = "unreadable"
-            if found != listed.get(number):
+            if found != expected:
                 bad.append(number)
-    size_bytes = len(numbers) * CHUNK_BYTES
+    size_bytes = len(chunks) * CHUNK_BYTES
     if not bad:
         return Checked(size_bytes)
     healed = False
     with suppress(OSError, GbsError):
         if good is not None:
-            copy_chunks(good / file.path, path, {number: listed.get(number) for number in bad}, doubt=True)
+            wanted = {number: chunks[number] for number in bad}
+            copy_chunks(good / file.path, path, file.size_bytes, wanted, doubt=True)
             healed = True
     return Checked(size_bytes, (file.path,), (file.path,) if healed else ())

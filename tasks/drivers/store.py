@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ REMOVE_DEADLINE_S = 6 * 3600
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
+log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -62,7 +64,7 @@ class Store:
         """All kept configurations of a device, newest first."""
         found = []
         for path in self.device(name).glob(f"*/{MANIFEST}"):
-            manifest = None if path.parent.name.startswith(".") else read_model(path, DeviceManifest)
+            manifest = None if path.parent.name.startswith(".") else listed_model(path, DeviceManifest)
             if manifest is not None:
                 found.append((path.parent, manifest))
         return sorted(found, key=lambda item: item[1].id, reverse=True)
@@ -114,7 +116,7 @@ class Store:
         """All published images of a VM, from whatever host, newest first."""
         found = []
         for path in self.root.glob(f"images/*/{slug(vm)}/*/{MANIFEST}"):
-            manifest = None if path.parent.name.startswith(".") else read_model(path, ImageManifest)
+            manifest = None if path.parent.name.startswith(".") else listed_model(path, ImageManifest)
             if manifest is not None and manifest.vm == vm:
                 found.append((path.parent, manifest))
         return sorted(found, key=lambda item: item[1].id, reverse=True)
@@ -122,7 +124,7 @@ class Store:
     def all_images(self) -> Iterator[tuple[Path, ImageManifest]]:
         """Every published image."""
         for path in sorted(self.root.glob(f"images/*/*/*/{MANIFEST}")):
-            manifest = None if path.parent.name.startswith(".") else read_model(path, ImageManifest)
+            manifest = None if path.parent.name.startswith(".") else listed_model(path, ImageManifest)
             if manifest is not None:
                 yield path.parent, manifest
 
@@ -139,6 +141,15 @@ def read_model(path: Path, model: type[Model]) -> Model | None:
         first = exc.errors()[0]
         found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise IntegrityError(str(path), f"a {model.__name__}", found) from exc
+
+
+def listed_model(path: Path, model: type[Model]) -> Model | None:
+    """As `read_model`, where many are listed: one that cannot be read is no reason to stop the others, but is told."""
+    try:
+        return read_model(path, model)
+    except IntegrityError as exc:
+        log.error("%s", exc)
+        return None
 
 
 def write_model(path: Path, record: BaseModel) -> None:

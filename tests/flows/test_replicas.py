@@ -94,6 +94,15 @@ def test_a_damaged_image_is_healed_by_its_replica(kept: tuple[Path, Path]) -> No
     assert same(original, replica)
 
 
+def test_one_manifest_that_cannot_be_read_stops_nobody_and_is_healed(site: FakeSite, kept: tuple[Path, Path]) -> None:
+    original, replica = kept
+    (original / "manifest.json").write_text("{")
+    assert outcomes(replicate())["GBS server replicate"] in ("OK", "SKIPPED")
+    (row,) = verify_images()
+    assert (row.client, row.outcome.value) == ("web1", "WARNING")
+    assert same(original, replica)
+
+
 def test_an_image_that_the_store_has_lost_is_fetched_and_serves_again(site: FakeSite, kept: tuple[Path, Path]) -> None:
     original, replica = kept
     shutil.rmtree(original)

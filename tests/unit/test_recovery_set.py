@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -13,7 +14,6 @@ import pytest
 from tasks.drivers import recovery_set
 from tasks.drivers.inventory_file import parse
 from tasks.drivers.recovery_set import PrefectServer
-from tasks.errors import StoreError
 from tasks.model.inventory import Inventory
 
 NOW = datetime(2026, 11, 26, 3, tzinfo=UTC)
@@ -124,7 +124,10 @@ def test_without_a_recovery_key_no_secret_is_gathered_and_that_is_said(server: S
 
 @pytest.mark.parametrize(
     ("declared", "run", "said"),
-    [("", "another", "another server's"), ("prefect_database: /nowhere/p.db", RUN, "there is no /nowhere/p.db")],
+    [
+        ("", "another", "another server's"),
+        ("prefect_database: /nowhere/p.db", RUN, "/p.db: there is no such file"),
+    ],
 )
 def test_a_database_that_is_not_this_servers_is_not_taken_for_it(
     server: Server, declared: str, run: str, said: str
@@ -142,11 +145,53 @@ def test_a_missing_key_is_said_and_the_others_are_there(server: Server) -> None:
     assert SECRET.encode() in server.opened(made / "keys.tar.age")
 
 
-def test_a_damaged_database_is_said_and_leaves_no_set(server: Server) -> None:
+def test_a_damaged_database_is_said_and_the_keys_are_there(server: Server) -> None:
     server.database.write_bytes(b"not a database" * 1000)
-    with pytest.raises(StoreError, match=r"prefect\.db"):
-        server.make()
-    assert [path for path in server.sets.iterdir() if not path.name.startswith(".")] == []
+    made, (warning,) = server.make()
+    assert "prefect.db" in warning
+    assert SECRET.encode() in server.opened(made / "keys.tar.age")
+    assert not list(made.glob("prefect*"))
+
+
+def test_a_link_and_its_file_and_a_folder_are_there_and_what_is_no_file_is_said(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "key").rename(tmp_path / "vault")
+    (tmp_path / "key").symlink_to("vault")
+    (tmp_path / "folder/sub").mkdir(parents=True)
+    (tmp_path / "folder/sub/cert").write_text(SECRET)
+    os.link(tmp_path / "folder/sub/cert", tmp_path / "folder/another")
+    os.mkfifo(tmp_path / "folder/fifo")
+    server.declare(f"recovery_keys: [{server.public}], also: [{tmp_path}/folder]")
+    made, warnings = server.make()
+    assert warnings == (f"{tmp_path}/folder/fifo is not in the recovery set: it is neither a file nor a folder",)
+    rebuilt = tmp_path / "rebuilt"
+    rebuilt.mkdir()
+    subprocess.run(["tar", "-x", "-C", rebuilt], input=server.opened(made / "keys.tar.age"), check=True)
+    below = rebuilt / str(tmp_path).lstrip("/")
+    assert (below / "vault").read_text() == f"{SECRET} key\n"
+    assert (below / "key").readlink() == Path("vault")
+    assert (below / "folder/sub/cert").read_text() == (below / "folder/another").read_text() == SECRET
+
+
+def test_a_file_that_gets_shorter_costs_no_other(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.declare(f"recovery_keys: [{server.public}], also: [{server.root}/a-log, {server.root}/zkey]")
+    (server.root / "a-log").write_text("x" * 5000)
+    (server.root / "zkey").write_text(SECRET)
+    read = Path.read_bytes
+
+    def shorter(path: Path) -> bytes:
+        return read(path)[: 700 if path.name == "a-log" else None]
+
+    monkeypatch.setattr(Path, "read_bytes", shorter)
+    made, _ = server.make()
+    listed = subprocess.run(["tar", "-t"], input=server.opened(made / "keys.tar.age"), check=True, capture_output=True)
+    assert listed.stdout.decode().splitlines()[-1].endswith("/zkey")
+
+
+def test_the_newest_set_that_lacks_nothing_is_never_given_up(server: Server) -> None:
+    whole = server.make(NOW)[0].name
+    server.declare("keep: 2")
+    names = [server.make(NOW + timedelta(days=day))[0].name for day in range(1, 5)]
+    assert sorted(path.name for path in server.sets.iterdir()) == [whole, *names[-2:]]
 
 
 def test_only_the_newest_sets_are_kept(server: Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +32,29 @@ RANDOM = random.Random(5)
 def _few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (replicas, replica_check):
         monkeypatch.setattr(module, "AT_A_TIME", 2)
+
+
+@pytest.fixture(scope="module")
+def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system that can share what files have in common."""
+    folder = tmp_path_factory.mktemp("xfs")
+    with (folder / "disk").open("wb") as disk:
+        disk.truncate(1 << 30)
+    subprocess.run(["mkfs.xfs", "-q", folder / "disk"], check=True)
+    (folder / "mounted").mkdir()
+    subprocess.run(["mount", "-o", "loop", folder / "disk", folder / "mounted"], check=True)
+    try:
+        yield folder / "mounted"
+    finally:
+        subprocess.run(["umount", "--lazy", folder / "mounted"], check=True)
+
+
+@pytest.fixture
+def sharing(xfs: Path) -> PermanentPlace:
+    """An empty permanent store on it."""
+    subprocess.run(["find", xfs, "-mindepth", "1", "-delete"], check=True)
+    (xfs / MARKER).write_text("far-1")
+    return PermanentPlace(xfs, "far-1", "local")
 
 
 @pytest.fixture
@@ -120,17 +143,44 @@ def test_a_replica_that_is_there_is_not_made_again(vm: Vm, far: PermanentPlace) 
     assert (far.path / original.place / "vda.raw").stat() == before
 
 
-def test_of_an_increment_only_what_changed_is_written(vm: Vm, far: PermanentPlace) -> None:
+def test_of_an_increment_only_what_changed_is_written(vm: Vm, sharing: PermanentPlace) -> None:
     first = vm.image()
-    replicas.replicate(far, first)
+    replicas.replicate(sharing, first)
     vm.write(2 * CHUNK_BYTES, 3000, bytes(3000))
     vm.write(7 * CHUNK_BYTES - 100, 200)
     second = vm.image()
-    written = replicas.replicate(far, second)
-    assert same(second.folder, far.path / second.place)
-    assert same(first.folder, far.path / first.place)
+    written = replicas.replicate(sharing, second)
+    assert same(second.folder, sharing.path / second.place)
+    assert same(first.folder, sharing.path / first.place)
     assert written is not None
     assert written < 4 * CHUNK_BYTES
+
+
+def test_where_nothing_can_be_shared_all_is_written_as_anew(vm: Vm, far: PermanentPlace) -> None:
+    replicas.replicate(far, vm.image())
+    vm.write(2 * CHUNK_BYTES, 3000, bytes(3000))
+    original = vm.image()
+    replicas.replicate(far, original)
+    assert same(original.folder, far.path / original.place)
+
+
+def test_rubbish_in_a_half_made_clone_is_found(vm: Vm, sharing: PermanentPlace) -> None:
+    replicas.replicate(sharing, vm.image())
+    vm.write(0, 3000)
+    original = vm.image()
+
+    def cut(*_: object) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        replicas.replicate(sharing, original, on_progress=cut)
+    (partial,) = (sharing.path / "_images/kvm1/web1").glob(".partial-*")
+    assert (partial / ".vda.raw.cloned-from").exists()
+    with (partial / "vda.raw").open("r+b") as disk:
+        disk.write(b"what another program wrote")
+    replicas.replicate(sharing, original)
+    assert same(original.folder, sharing.path / original.place)
+    assert [path.name for path in (sharing.path / original.place).glob(".*")] == []
 
 
 def test_a_grown_and_a_shrunk_disk_are_as_they_are(vm: Vm, far: PermanentPlace) -> None:
@@ -164,9 +214,9 @@ def test_what_a_cut_link_left_is_gone_on_with(
     assert written < (DISK_CHUNKS - 2 * replicas.AT_A_TIME + 2) * CHUNK_BYTES
 
 
-def test_a_cut_clone_whose_parent_is_gone_meanwhile_is_still_right(vm: Vm, far: PermanentPlace) -> None:
+def test_a_cut_clone_whose_parent_is_gone_meanwhile_is_still_right(vm: Vm, sharing: PermanentPlace) -> None:
     first = vm.image()
-    replicas.replicate(far, first)
+    replicas.replicate(sharing, first)
     vm.write(0, 3000, bytes(3000))
     second = vm.image()
 
@@ -174,10 +224,10 @@ def test_a_cut_clone_whose_parent_is_gone_meanwhile_is_still_right(vm: Vm, far: 
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        replicas.replicate(far, second, on_progress=cut)
-    subprocess.run(["rm", "-r", far.path / first.place], check=True)
-    replicas.replicate(far, second)
-    assert same(second.folder, far.path / second.place)
+        replicas.replicate(sharing, second, on_progress=cut)
+    subprocess.run(["rm", "-r", sharing.path / first.place], check=True)
+    replicas.replicate(sharing, second)
+    assert same(second.folder, sharing.path / second.place)
 
 
 def test_a_damaged_original_makes_no_replica(vm: Vm, far: PermanentPlace) -> None:
@@ -219,6 +269,9 @@ def test_a_template_is_linked_to_the_replica_of_its_image(vm: Vm, far: Permanent
     original = Original(
         "template", "web1", image.id, template, f"_templates/f1/{image.id}", image.files, (TEMPLATE,), twin=image.place
     )
+    partial = (far.path / original.place).with_name(f".partial-{image.id}")
+    partial.mkdir(parents=True)
+    (partial / "vda.raw").write_text("half, of a try when the image was not there yet")
     assert replicas.replicate(far, original) == 0
     replica = far.path / original.place
     assert same(template, replica)
@@ -279,6 +332,44 @@ def test_a_damaged_copy_never_replaces_a_good_one_nor_heals_a_damaged_one(vm: Vm
     before = sha256_file(replica / "vda.raw")
     assert check(far, "image", replica, original.folder).left == ("vda.raw",)
     assert sha256_file(replica / "vda.raw") == before
+
+
+def test_damage_that_a_sample_meets_is_healed_as_a_whole(vm: Vm, far: PermanentPlace) -> None:
+    original = vm.image()
+    replicas.replicate(far, original)
+    replica = far.path / original.place
+    (replica / "vda.raw").unlink()
+    found = check(far, "image", replica, original.folder, 1)
+    assert (found.damaged, found.left) == (("vda.raw",), ())
+    assert same(original.folder, replica)
+
+
+def test_a_good_copy_that_is_too_short_heals_nothing(vm: Vm, far: PermanentPlace) -> None:
+    original = vm.image()
+    replicas.replicate(far, original)
+    replica = far.path / original.place
+    damage_hole(replica)
+    os.truncate(original.folder / "vda.raw", 7 * CHUNK_BYTES)
+    assert check(far, "image", replica, original.folder).left == ("vda.raw",)
+
+
+def test_a_manifest_that_can_be_read_and_is_not_what_it_was_is_healed(vm: Vm, far: PermanentPlace) -> None:
+    original = vm.image()
+    replicas.replicate(far, original)
+    replica = far.path / original.place
+    sha256 = sha256_file(replica / "domain.xml")
+    text = (replica / MANIFEST).read_text()
+    (replica / MANIFEST).write_text(text.replace(sha256, sha256.translate(str.maketrans("0123", "1032"))))
+    assert check(far, "image", replica, original.folder).healed == (MANIFEST,)
+    assert same(original.folder, replica)
+
+
+def test_what_a_killed_healing_left_goes(vm: Vm, far: PermanentPlace) -> None:
+    original = vm.image()
+    replicas.replicate(far, original)
+    (far.path / original.place / ".domain.xml.heal").write_text("half")
+    check(far, "image", far.path / original.place, None)
+    assert same(original.folder, far.path / original.place)
 
 
 def test_a_sample_reads_a_part(vm: Vm, far: PermanentPlace) -> None:
