@@ -18,12 +18,14 @@ log = logging.getLogger(__name__)
 def keep_client(client: str) -> list[StageResult]:
     """Sync one client's overnight copy and rotate its restore points; nothing rotates unless it is new."""
     with stage(client, "permanent") as running, places.locked("client", client):
-        night = points.sync(client)
+        synced = points.sync(client)
+        for warning in synced.warnings:
+            running.say(Outcome.WARNING, warning)
         rotations = points.rotate(client)
         if rotations:
-            running.produced = night
+            running.produced = synced.night
         else:
-            running.say(Outcome.SKIPPED, f"night {night} is in the permanent store already")
+            running.say(Outcome.SKIPPED, f"night {synced.night} is in the permanent store already")
     return [running.result()]
 
 
@@ -43,7 +45,7 @@ def tidied(results: list[StageResult]) -> list[StageResult]:
 
 @flow(name="permanent", flow_run_name=named("clients", "permanent of {}", "all clients"), task_runner=task_runner)
 def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
-    """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points.
+    """Stage 2 for the named clients, or all: daily, weekly and monthly restore points in what their policy names.
 
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.

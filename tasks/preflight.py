@@ -13,6 +13,7 @@ from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
 from tasks.model.inventory_databases import Database
+from tasks.model.inventory_engines import RSNAPSHOT
 from tasks.model.inventory_systems import KvmHost, System
 from tasks.model.names import human_bytes
 from tasks.model.platform import Platform, Transport
@@ -41,6 +42,8 @@ def check() -> Iterator[Finding]:
     yield _try("store", str(declared.store.path), lambda: _free(Path(declared.store.path), places.reserve_bytes()))
     yield _try("permanent store", str(declared.permanent.path), _permanent)
     for name, system in declared.systems.items():
+        if (engine := declared.policy_of(system).engine) != RSNAPSHOT:
+            yield _try(f"client {name}", f"engine {engine}", partial(_engine, name))
         yield from _system(name, system, name in declared.kvm_hosts)
 
 
@@ -76,6 +79,10 @@ def _permanent() -> str:
     place = places.permanent()
     permanent.prove(place)
     return f"{place.kind}, marker {place.store_id}, {_free(place.path, 0)}"
+
+
+def _engine(client: str) -> str:
+    return f"{len(places.engine_of(client).points())} restore points"
 
 
 def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:

@@ -1,0 +1,167 @@
+"""restic 0.14 and later: what is done with a repository (`tasks.drivers.restic_repository`)."""
+
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.drivers import process
+from tasks.drivers.process import Watch
+from tasks.drivers.restic_repository import QUICK_S, Repository, run, time_of
+from tasks.errors import CommandFailed, StoreNotMounted
+
+INCOMPLETE = 3
+WHOLE = 100
+_DAMAGED_PACK = re.compile(r"(?:[Pp]ack |want )([0-9a-f]{64})")
+_ABOUT_PACKS = re.compile(r"does not exist|unexpected file size|does not match|failed|contains|error|[Dd]amaged")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot; `tree` is what is in it, and stays when its tags change, as its id does not."""
+
+    id: str
+    tree: str
+    time: datetime
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A snapshot that was made, and how many regular files are in it."""
+
+    id: str
+    files: int
+
+
+def snapshots(repository: Repository) -> list[Snapshot] | None:
+    """Every snapshot, oldest first; None when there is no repository."""
+    try:
+        finished = run(repository, "snapshots", "--json", "--no-lock", deadline_s=QUICK_S)
+    except StoreNotMounted:
+        return None
+    rows: list[dict[str, Any]] = json.loads(finished.text or "[]") or []
+    found = [Snapshot(row["id"], row["tree"], time_of(row["time"]), tuple(row.get("tags") or ())) for row in rows]
+    return sorted(found, key=lambda snapshot: snapshot.time)
+
+
+def initialise(repository: Repository) -> None:
+    """Make the repository."""
+    run(repository, "init", deadline_s=QUICK_S)
+
+
+def backup(
+    repository: Repository,
+    folder: Path,
+    names: Sequence[str],
+    *,
+    host: str,
+    time: datetime,
+    tags: Sequence[str],
+    deadline_s: float,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Made:
+    """A snapshot of these entries of a folder; `on_progress` is told bytes done and in all.
+
+    CommandFailed when anything could not be read: restic makes a snapshot all the same, which is forgotten again.
+    """
+    said = _Lines(on_progress)
+    words = ["backup", "--json", "--host", host, "--time", f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"]
+    # Hard links between nights change a file's ctime every night; stage 1 never changes a file that it has published.
+    words += ["--ignore-ctime", *(word for tag in tags for word in ("--tag", tag)), "--", *names]
+    finished = run(repository, *words, deadline_s=deadline_s, cwd=folder, on_output=said, accept=(0, INCOMPLETE))
+    summary = said.summary
+    if finished.status == INCOMPLETE or summary is None:
+        if summary is not None:
+            forget(repository, [summary["snapshot_id"]])
+        raise CommandFailed("restic backup", finished.status, finished.stderr or "it did not say what it made")
+    return Made(summary["snapshot_id"], summary["total_files_processed"])
+
+
+class _Lines:
+    """What `backup --json` says, line by line."""
+
+    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
+        self._on_progress, self._rest = on_progress, b""
+        self.summary: dict[str, Any] | None = None
+
+    def __call__(self, chunk: bytes) -> None:
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            said = json.loads(line) if line.startswith(b"{") else {}
+            if said.get("message_type") == "summary":
+                self.summary = said
+            elif said.get("message_type") == "status":
+                self._on_progress(said.get("bytes_done", 0), said.get("total_bytes", 0))
+
+
+def retag(repository: Repository, ids: Collection[str], *, add: str, remove: str) -> None:
+    """Take one tag from snapshots and give them another; their ids change."""
+    if ids:
+        run(repository, "tag", "--add", add, "--remove", remove, *ids, deadline_s=QUICK_S)
+
+
+def forget(repository: Repository, ids: Collection[str], *, prune_deadline_s: float | None = None) -> None:
+    """Remove snapshots; with a deadline also the data that nothing refers to any more, some waste allowed."""
+    prune = ["--prune", "--max-unused", "10%"] if prune_deadline_s else []
+    if ids:
+        run(repository, "forget", *prune, *ids, deadline_s=prune_deadline_s or QUICK_S)
+
+
+def restore(
+    repository: Repository,
+    snapshot: str,
+    target: Path,
+    *,
+    only: Sequence[str] = (),
+    deadline_s: float,
+    on_wait: Watch = lambda: None,
+) -> None:
+    """Write a snapshot below `target`, all of it or `only` some of its paths; `on_wait` is called meanwhile.
+
+    CommandFailed when a single file cannot be brought back.
+    """
+    included = [word for path in only for word in ("--include", path)]
+    words = ["restore", snapshot, "--target", str(target), *included]
+    run(repository, *words, deadline_s=deadline_s, on_wait=on_wait)
+
+
+def dump(repository: Repository, snapshot: str, path: str) -> bytes:
+    """The content of a file in a snapshot."""
+    return run(repository, "dump", "--no-lock", snapshot, path, deadline_s=QUICK_S).stdout
+
+
+def check(repository: Repository, percent: float, deadline_s: float) -> tuple[set[str], str]:
+    """Read the repository, of its data `percent`; the packs that are damaged, and what restic says of the damage.
+
+    Nothing is damaged when it says nothing. No packs, when it says so much that some may be missing.
+    """
+    depth = ["--read-data"] if percent >= WHOLE else [f"--read-data-subset={percent:g}%"]
+    finished = run(repository, "check", *depth, deadline_s=deadline_s, accept=(0, 1))
+    if finished.status == 0:
+        return set(), ""
+    lines = f"{finished.text}\n{finished.stderr}".splitlines()
+    about = [line.strip() for line in lines if _ABOUT_PACKS.search(line) and not line.startswith("Load(")]
+    whole = len(finished.stderr) < process.TAIL_BYTES
+    packs = {found[1] for line in about if whole and (found := _DAMAGED_PACK.search(line))}
+    return packs, "; ".join(about)[:300] or finished.stderr
+
+
+def files_in(repository: Repository, packs: Collection[str], deadline_s: float) -> dict[str, set[str]] | None:
+    """The paths whose content lies in packs, by snapshot id; None when that cannot be found out."""
+    if not packs:
+        return None
+    try:
+        finished = run(repository, "find", "--json", "--no-lock", "--pack", *packs, deadline_s=deadline_s)
+        rows = json.loads(finished.text or "null")
+    except (CommandFailed, ValueError):
+        return None
+    found: dict[str, set[str]] = {}
+    for row in rows or ():
+        if row.get("object_type") == "tree":
+            return None  # which files a damaged folder had is not known
+        found.setdefault(row["snapshot"], set()).add(row["path"])
+    return found or None
