@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,12 +12,17 @@ from typing import Any
 from tasks.drivers import process
 from tasks.drivers.process import Watch
 from tasks.drivers.restic_repository import QUICK_S, Repository, run, time_of
-from tasks.errors import CommandFailed, StoreNotMounted
+from tasks.errors import CommandFailed, CommandTimedOut, StoreNotMounted
 
 INCOMPLETE = 3
+STALLED_S = 1800
+"""restic itself gives up a server that fails after 15 minutes."""
 WHOLE = 100
 _DAMAGED_PACK = re.compile(r"(?:[Pp]ack |want )([0-9a-f]{64})")
-_ABOUT_PACKS = re.compile(r"does not exist|unexpected file size|does not match|failed|contains|error|[Dd]amaged")
+_ABOUT_DAMAGE = re.compile(
+    r"does not exist|unexpected file size|does not match|not found|[Ff]ailed|contains|error|[Dd]amaged"
+)
+LONGEST_WORDS = 300
 
 
 @dataclass(frozen=True)
@@ -59,20 +65,35 @@ def backup(
     names: Sequence[str],
     *,
     host: str,
-    time: datetime,
+    instant: datetime,
     tags: Sequence[str],
     deadline_s: float,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_wait: Watch = lambda: None,
 ) -> Made:
-    """A snapshot of these entries of a folder; `on_progress` is told bytes done and in all.
+    """A snapshot of these entries of a folder; `on_progress` is told bytes done and in all, `on_wait` called meanwhile.
 
+    CommandTimedOut when nothing moves for STALLED_S: 0.14 may wait for itself after an error.
     CommandFailed when anything could not be read: restic makes a snapshot all the same, which is forgotten again.
     """
     said = _Lines(on_progress)
-    words = ["backup", "--json", "--host", host, "--time", f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"]
+    words = ["backup", "--json", "--host", host, "--time", f"{instant.astimezone(UTC):%Y-%m-%d %H:%M:%S}"]
     # Hard links between nights change a file's ctime every night; stage 1 never changes a file that it has published.
     words += ["--ignore-ctime", *(word for tag in tags for word in ("--tag", tag)), "--", *names]
-    finished = run(repository, *words, deadline_s=deadline_s, cwd=folder, on_output=said, accept=(0, INCOMPLETE))
+
+    def wait() -> None:
+        on_wait()
+        said.require_moving()
+
+    finished = run(
+        repository,
+        *words,
+        deadline_s=deadline_s,
+        cwd=folder,
+        on_output=said,
+        on_wait=wait,
+        accept=(0, INCOMPLETE),
+    )
     summary = said.summary
     if finished.status == INCOMPLETE or summary is None:
         if summary is not None:
@@ -86,6 +107,7 @@ class _Lines:
 
     def __init__(self, on_progress: Callable[[int, int], None]) -> None:
         self._on_progress, self._rest = on_progress, b""
+        self._done, self._moved = -1, time.monotonic()
         self.summary: dict[str, Any] | None = None
 
     def __call__(self, chunk: bytes) -> None:
@@ -95,7 +117,14 @@ class _Lines:
             if said.get("message_type") == "summary":
                 self.summary = said
             elif said.get("message_type") == "status":
-                self._on_progress(said.get("bytes_done", 0), said.get("total_bytes", 0))
+                done = said.get("bytes_done", 0)
+                if done != self._done:
+                    self._done, self._moved = done, time.monotonic()
+                self._on_progress(done, said.get("total_bytes", 0))
+
+    def require_moving(self) -> None:
+        if time.monotonic() - self._moved > STALLED_S:
+            raise CommandTimedOut("restic backup", STALLED_S, "nothing has moved since")
 
 
 def retag(repository: Repository, ids: Collection[str], *, add: str, remove: str) -> None:
@@ -143,11 +172,15 @@ def check(repository: Repository, percent: float, deadline_s: float) -> tuple[se
     finished = run(repository, "check", *depth, deadline_s=deadline_s, accept=(0, 1))
     if finished.status == 0:
         return set(), ""
-    lines = f"{finished.text}\n{finished.stderr}".splitlines()
-    about = [line.strip() for line in lines if _ABOUT_PACKS.search(line) and not line.startswith("Load(")]
-    whole = len(finished.stderr) < process.TAIL_BYTES
-    packs = {found[1] for line in about if whole and (found := _DAMAGED_PACK.search(line))}
-    return packs, "; ".join(about)[:300] or finished.stderr
+    packs, said = parse_damage(f"{finished.text}\n{finished.stderr}")
+    return (packs if len(finished.stderr) < process.TAIL_BYTES else set()), said
+
+
+def parse_damage(text: str) -> tuple[set[str], str]:
+    """The damaged packs that `restic check` names, and its words about damage."""
+    about = [line.strip() for line in text.splitlines() if _ABOUT_DAMAGE.search(line) and not line.startswith("Load(")]
+    packs = {found[1] for line in about if (found := _DAMAGED_PACK.search(line))}
+    return packs, "; ".join(about)[:LONGEST_WORDS] or text.strip()[-LONGEST_WORDS:]
 
 
 def files_in(repository: Repository, packs: Collection[str], deadline_s: float) -> dict[str, set[str]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -113,6 +114,10 @@ class Bench(Site):
         self.night(number, files)
         return self.sync_and_rotate()
 
+    def days(self) -> dict[str, int | None]:
+        """The night that each point holds, as the engine lists it."""
+        return {name: (found.ended - NIGHT).days for name, found in self.engine().points().items() if found}
+
     def nights(self) -> dict[str, int]:
         """The night that each point holds by its manifest; each is opened, and sha256sum says that it is whole."""
         found = {}
@@ -139,11 +144,16 @@ class Bench(Site):
         argv = ["restic", "--repo", str(self.repository), "--password-file", str(self.folder / "password"), *words]
         return subprocess.run(argv, check=check, capture_output=True, text=True).stdout
 
+    def paths_in(self, pack: str) -> set[str]:
+        """The paths of which a pack holds something."""
+        return {row["path"] for row in json.loads(self.restic("find", "--json", "--pack", pack)) or () if "path" in row}
+
     def damage(self) -> None:
         """Change some bytes in the middle of the largest thing that is kept."""
         below = {"rsnapshot": self.root, "restic": self.repository / "data", "command": self.vault}[self.kind]
-        files = [path for path in below.rglob("*") if path.is_file() and path.suffix != ".part"]
-        largest = max(files, key=lambda path: path.stat().st_size)
+        files = sorted((path for path in below.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
+        # A pack of restic's may hold several files; one of this file alone hits nothing else.
+        largest = next(path for path in files if self.kind != "restic" or self.paths_in(path.name) == {"/data/noise"})
         largest.chmod(0o600)
         with largest.open("r+b") as file:
             file.seek(largest.stat().st_size // 2)

@@ -12,7 +12,7 @@ list)
 backup)
     mkdir -p "$VAULT_HOME/$client" && cd "$VAULT_HOME/$client" || exit 20
     tar --acls --xattrs --xattrs-include='*' --sparse --numeric-owner -C "$folder" -cf "$night.part" . 2>"$night.log" ||
-        { cat "$night.log" >&2; rm -f "$night.part"; grep -q 'No space left' "$night.log" && exit 12; exit 20; }
+        { cat "$night.log" >&2; rm -f "$night.part"; grep -q 'Wrote only\|No space left' "$night.log" && exit 12; exit 20; }
     sha256sum <"$night.part" >"$night.sum" && mv "$night.part" "$night.tar" || exit 12
     [ ! -s "$night.log" ] || { cat "$night.log" >&2; exit 4; } ;;
 restore)

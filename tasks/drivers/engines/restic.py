@@ -5,6 +5,7 @@ it up; `night-<id>` stays. restic writes a snapshot after all that it refers to:
 """
 
 import logging
+import os
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -22,7 +23,7 @@ from tasks.drivers.process import Watch
 from tasks.drivers.restic import WHOLE, Snapshot
 from tasks.drivers.restic_repository import QUICK_S, Repository
 from tasks.drivers.store import read_model, remove, verify_night, write_model
-from tasks.errors import CommandFailed, IntegrityError, StoreNotMounted
+from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreNotMounted
 from tasks.model.inventory_engines import Restic, filled
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.names import one_line, slug
@@ -32,6 +33,8 @@ SYNC, POINT, TRASH, NIGHT = "gbs-sync", "gbs-point", "gbs-trash-", "night-"
 FACTS = "facts.json"
 RECORD = ".restic.json"
 LONGEST_PATH = 4095
+PACKS_BYTES = 128 << 20
+"""What restic writes at once: several packs of 16 MiB and more."""
 log = logging.getLogger(__name__)
 
 
@@ -96,16 +99,7 @@ class ResticEngine:
             cascade.stamp(self.ground, present.key, night)
             return ()
         folder = self.ground.store.overnight(self.ground.client)
-        made = restic.backup(
-            self._repository,
-            folder,
-            ["data", LISTING, FACTS, MANIFEST],
-            host=self.ground.client,
-            time=night.ended,
-            tags=[SYNC, f"{NIGHT}{night.id}"],
-            deadline_s=self.ground.policy.transfer_deadline_s,
-            on_progress=advance,
-        )
+        made = self._backup(folder, night, advance)
         try:
             self._prove(made, night)
         except IntegrityError:
@@ -117,9 +111,13 @@ class ResticEngine:
 
     def rotate(self) -> list[Move]:
         """Tags are changed; what was given up is forgotten by `tidy` when its day has come."""
-        sync, points = cascade.stamped(self.ground), self._arranged()
+        sync, found = cascade.stamped(self.ground), restic.snapshots(self._repository) or []
+        points = cascade.arranged(self.ground, self._copies(found))
         moves = cascade.planned(self.ground, points, sync)
         if moves:
+            # The manifest of a new point is known: it need not be read from the repository.
+            for tree in {snapshot.tree for snapshot in found if snapshot.id.startswith(sync.key)}:
+                write_model(self._cached(tree), sync.night)
             restic.retag(self._repository, [sync.key], add=POINT, remove=SYNC)
             due = datetime.now(UTC) + timedelta(days=self.ground.policy.trash_days)
             leaving = [points[name].key for name in cascade.given_up(moves)]
@@ -170,6 +168,37 @@ class ResticEngine:
             # No point is hit, but the repository is not what it should be, and an operator must know.
             raise IntegrityError(self._repository.url, "a whole repository", one_line(said))
         return found
+
+    def _backup(self, folder: Path, night: NightManifest, advance: Advance) -> restic.Made:
+        self._require_room()
+        try:
+            return restic.backup(
+                self._repository,
+                folder,
+                ["data", LISTING, FACTS, MANIFEST],
+                host=self.ground.client,
+                instant=night.ended,
+                tags=[SYNC, f"{NIGHT}{night.id}"],
+                deadline_s=self.ground.policy.transfer_deadline_s,
+                on_progress=advance,
+                on_wait=self._require_room,
+            )
+        except CommandFailed:
+            self._require_room()
+            raise
+
+    def _require_room(self) -> None:
+        """StoreFull while there is still some room.
+
+        restic 0.14 that runs into a full store says so, or crashes, or waits for itself for ever; and what is full
+        cannot be pruned.
+        """
+        if not self.on_permanent:
+            return
+        status = at(self.ground.place, os.statvfs, self.ground.root)
+        free_bytes = status.f_bavail * status.f_frsize
+        if free_bytes < PACKS_BYTES:
+            raise StoreFull(self._repository.url, PACKS_BYTES, free_bytes)
 
     def _opened(self) -> list[Snapshot]:
         """The snapshots of the repository, which is made when there never was one."""
