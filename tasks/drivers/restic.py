@@ -140,6 +140,11 @@ def forget(repository: Repository, ids: Collection[str], *, prune_deadline_s: fl
         run(repository, "forget", *prune, *ids, deadline_s=prune_deadline_s or QUICK_S)
 
 
+def prune(repository: Repository, deadline_s: float) -> None:
+    """Remove the data that nothing refers to, as far as that needs no room."""
+    run(repository, "prune", "--max-unused", "unlimited", deadline_s=deadline_s)
+
+
 def restore(
     repository: Repository,
     snapshot: str,

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tasks.model.image_method import WantedMethod
 from tasks.model.inventory_devices import Device, Login
-from tasks.model.inventory_engines import RSNAPSHOT, Engine
+from tasks.model.inventory_engines import RSNAPSHOT, Engine, login_in
 from tasks.model.inventory_fields import AbsolutePath, Name, Section, User
 from tasks.model.inventory_systems import Client, KvmHost, System
 from tasks.model.mountinfo import SOFT
@@ -152,9 +152,11 @@ class Inventory(Section):
                 found.append((("policies", name, "engine"), f"no engine {policy.engine!r}; known are {known}"))
         store = PurePosixPath(self.store.path)
         for name, engine in self.engines.items():
-            repository = engine.restic.repository if engine.restic else None
-            if repository and repository.startswith("/") and store in PurePosixPath(repository).parents:
-                where = ("engines", name, "restic", "repository")
+            repository = (engine.restic.repository if engine.restic else None) or ""
+            where = ("engines", name, "restic", "repository")
+            if login_in(repository):  # told here, as what validates shows the value
+                found.append((where, "a login is a secret: put it into environment_file"))
+            if store in PurePosixPath(repository).parents:
                 found.append((where, f"lies in the store {store}: history must not lie inside what it copies"))
         return found
 

@@ -12,14 +12,12 @@ RSNAPSHOT = "rsnapshot"
 """The engine that needs no declaration."""
 Meaning = Literal["ok", "warning", "retry", "failed"]
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-_CREDENTIALS = re.compile(r"://[^/@]+@")
+_LOGIN = re.compile(r"://[^/@]+@")
 
 
 def _repository(text: str) -> str:
     if "{client}" not in text:
         raise ValueError("each client has a repository of its own: put {client} where its name goes")
-    if _CREDENTIALS.search(text):
-        raise ValueError("a login is a secret: put it into environment_file")
     if not text.isprintable() or text.startswith("-"):
         raise ValueError("not a repository of restic's")
     return text
@@ -37,6 +35,11 @@ class Restic(Section):
     environment_file: AbsolutePath | None = Field(
         None, description="NAME=value lines, such as AWS_ACCESS_KEY_ID; only root can read it."
     )
+
+
+def login_in(repository: str) -> bool:
+    """Whether a repository's address has a login in it."""
+    return _LOGIN.search(repository) is not None
 
 
 class Vendor(Section):

@@ -170,7 +170,11 @@ class ResticEngine:
         return found
 
     def _backup(self, folder: Path, night: NightManifest, advance: Advance) -> restic.Made:
-        self._require_room()
+        try:
+            self._require_room()
+        except StoreFull:
+            restic.prune(self._repository, self.ground.policy.transfer_deadline_s)  # what failed runs left may fill it
+            self._require_room()
         try:
             return restic.backup(
                 self._repository,
