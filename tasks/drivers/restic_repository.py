@@ -105,6 +105,8 @@ def _error(repository: Repository, verb: str, finished: Finished, secrets: dict[
     if finished.status == WRONG_PASSWORD or "wrong password or no key found" in said:
         fix = f"correct {repository.password_file}"
         return AccessDenied(f"restic repository {repository.url}", "it is another password's", fix)
+    if re.search(r"access.?denied|forbidden|InvalidAccessKeyId|SignatureDoesNotMatch", said, re.IGNORECASE):
+        return AccessDenied(f"restic repository {repository.url}", _line(said), "correct its environment_file")
     if finished.status == NO_REPOSITORY or "Is there a repository at the following location" in said:
         if re.search(r"no such file or directory|does not exist|key does not exist|The specified", said):
             return StoreNotMounted(repository.url, "there is no restic repository", "mount or correct it")

@@ -354,6 +354,21 @@ class TestRestic:
             bench.engine().sync(bench.manifest, nothing)
         assert bench.restic("snapshots").count("web1 ") == 1
 
+    def test_path_that_cannot_be_brought_back_is_told_every_night(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        bench = Bench("restic", tmp_path_factory.mktemp("e"))
+        made = bench.folder / "t"
+        made.mkdir()
+        make_tree(made)
+        bench.tree(1, made)
+        (warning,) = bench.engine().sync(bench.manifest, nothing)
+        assert "is too long for restic" in warning
+        bench.engine().rotate()
+        with pytest.raises(CommandFailed, match="restic restore"):
+            bench.engine().open("daily.0", nothing)
+        assert not any(bench.store.opened("web1").glob("*"))
+
     def test_manifest_that_cannot_be_read_is_no_backup(self, bench: Bench) -> None:
         bench.kept(1)
         shutil.rmtree(bench.store.root / "restic")
