@@ -12,7 +12,7 @@ from typing import Any
 from tasks.drivers import process
 from tasks.drivers.process import Watch
 from tasks.drivers.restic_repository import QUICK_S, Repository, run, time_of
-from tasks.errors import CommandFailed, CommandTimedOut, StoreNotMounted
+from tasks.errors import CommandFailed, CommandTimedOut, StoreNotMounted, is_transient
 
 INCOMPLETE = 3
 STALLED_S = 1800
@@ -92,7 +92,7 @@ def backup(
         cwd=folder,
         on_output=said,
         on_wait=wait,
-        accept=(0, INCOMPLETE),
+        accept=lambda ended: ended.status in (0, INCOMPLETE),
     )
     summary = said.summary
     if finished.status == INCOMPLETE or summary is None:
@@ -174,7 +174,14 @@ def check(repository: Repository, percent: float, deadline_s: float) -> tuple[se
     Nothing is damaged when it says nothing. No packs, when it says so much that some may be missing.
     """
     depth = ["--read-data"] if percent >= WHOLE else [f"--read-data-subset={percent:g}%"]
-    finished = run(repository, "check", *depth, deadline_s=deadline_s, accept=(0, 1))
+    # Any other failure is no word about what is kept.
+    found = re.compile(r"repository contains errors|LoadIndex returned errors")
+    finished = run(
+        repository,
+        *("check", *depth),
+        deadline_s=deadline_s,
+        accept=lambda ended: ended.status == 0 or found.search(ended.stderr) is not None,
+    )
     if finished.status == 0:
         return set(), ""
     packs, said = parse_damage(f"{finished.text}\n{finished.stderr}")
@@ -195,7 +202,9 @@ def files_in(repository: Repository, packs: Collection[str], deadline_s: float) 
     try:
         finished = run(repository, "find", "--json", "--no-lock", "--pack", *packs, deadline_s=deadline_s)
         rows = json.loads(finished.text or "null")
-    except (CommandFailed, ValueError):
+    except (CommandFailed, ValueError) as exc:
+        if is_transient(exc):
+            raise
         return None
     found: dict[str, set[str]] = {}
     for row in rows or ():

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,11 +19,19 @@ from typing import Any
 from tasks.drivers import process
 from tasks.drivers.process import Finished, Watch
 from tasks.drivers.secret_file import read_environment, require_secret, struck_out
-from tasks.errors import AccessDenied, CommandFailed, Locked, StoreFull, StoreNotMounted, Unreachable
+from tasks.errors import AccessDenied, CommandFailed, GbsError, Locked, StoreFull, StoreNotMounted, Unreachable
 
 QUICK_S = 600
 """For what reads no data; over a slow link a large index takes minutes."""
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
+_PASSWORD = re.compile("wrong password or no key found")
+_ACCESS = re.compile("access.?denied|forbidden|InvalidAccessKeyId|SignatureDoesNotMatch", re.IGNORECASE)
+_FULL = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
+_UNOPENED = re.compile("Is there a repository at the following location")
+_NONE = re.compile(
+    r"(no such file or directory|does not exist\.?)\s*Is there a repository at the following location", re.IGNORECASE
+)
+"""What restic says of an unopened repository when it is none, and not only out of reach."""
 DEAD_AFTER = timedelta(minutes=30)
 """restic writes its lock anew every five minutes, and calls one this old stale."""
 
@@ -44,7 +52,7 @@ def run(
     *words: str,
     deadline_s: float,
     cwd: Path | None = None,
-    accept: Collection[int] = (0,),
+    accept: Callable[[Finished], bool] = lambda finished: finished.status == 0,
     on_output: Callable[[bytes], None] | None = None,
     on_wait: Watch = lambda: None,
 ) -> Finished:
@@ -74,9 +82,9 @@ def run(
 
     finished = once()
     if _is_locked(finished) and words[0] not in ("list", "cat", "unlock"):
-        _remove_dead_locks(repository, words[0])
+        _remove_dead_locks(repository)
         finished = once()
-    if finished.status in accept and not _is_locked(finished):
+    if accept(finished) and not _is_locked(finished):
         return finished
     raise _error(repository, words[0], finished, secrets)
 
@@ -100,21 +108,20 @@ def _is_locked(finished: Finished) -> bool:
     return finished.status == LOCKED or (finished.status == 1 and "repository is already locked" in finished.stderr)
 
 
-def _error(repository: Repository, verb: str, finished: Finished, secrets: dict[str, str]) -> Exception:
+def _error(repository: Repository, verb: str, finished: Finished, secrets: dict[str, str]) -> GbsError:
     said = struck_out(finished.stderr or finished.text[-process.TAIL_BYTES :].strip(), secrets)
-    if finished.status == WRONG_PASSWORD or "wrong password or no key found" in said:
-        fix = f"correct {repository.password_file}"
-        return AccessDenied(f"restic repository {repository.url}", "it is another password's", fix)
-    if re.search(r"access.?denied|forbidden|InvalidAccessKeyId|SignatureDoesNotMatch", said, re.IGNORECASE):
-        return AccessDenied(f"restic repository {repository.url}", _line(said), "correct its environment_file")
-    if finished.status == NO_REPOSITORY or "Is there a repository at the following location" in said:
-        if re.search(r"no such file or directory|does not exist|key does not exist|The specified", said):
-            return StoreNotMounted(repository.url, "there is no restic repository", "mount or correct it")
-        return Unreachable(f"restic repository {repository.url}", _line(said))
-    if re.search("no space left on device|disk quota exceeded", said, re.IGNORECASE):
-        return StoreFull(repository.url, "more", "too few")
+    called = f"restic repository {repository.url}"
     if _is_locked(finished):
-        return Locked(f"restic repository {repository.url}", _line(said))
+        return Locked(called, _line(said))
+    for status, words, error in (
+        (WRONG_PASSWORD, _PASSWORD, AccessDenied(called, "another password opens it", "correct its password_file")),
+        (None, _ACCESS, AccessDenied(called, _line(said), "correct its environment_file")),
+        (None, _FULL, StoreFull(repository.url, "more", "too few")),
+        (NO_REPOSITORY, _NONE, StoreNotMounted(repository.url, "there is no restic repository", "mount or correct it")),
+        (None, _UNOPENED, Unreachable(called, _line(said))),
+    ):
+        if finished.status == status or words.search(said):
+            return error
     return CommandFailed(f"restic {verb}", finished.status, said)
 
 
@@ -122,7 +129,7 @@ def _line(said: str) -> str:
     return " ".join(said.split())[:300]
 
 
-def _remove_dead_locks(repository: Repository, verb: str) -> None:
+def _remove_dead_locks(repository: Repository) -> None:
     """Remove what killed ones left; Locked when one of the locks may be somebody's who works."""
     ids = run(repository, "list", "locks", "--no-lock", deadline_s=QUICK_S).text.split()
     for lock in ids:

@@ -10,7 +10,7 @@ from tasks.model.inventory_fields import AbsolutePath, Section
 
 RSNAPSHOT = "rsnapshot"
 """The engine that needs no declaration."""
-Meaning = Literal["ok", "warning", "retry", "failed"]
+Meaning = Literal["ok", "warning", "retry", "damaged", "failed"]
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _LOGIN = re.compile(r"://[^/@]+@")
 
@@ -53,7 +53,9 @@ class Vendor(Section):
         (), description="Removes {night}: GBS's policy decides. Without it what is kept is the vendor's affair."
     )
     exit_codes: dict[int, Meaning] = Field(
-        {0: "ok"}, description="What each exit status means. One that is not here is a failure."
+        {0: "ok"},
+        description="What each exit status means; damaged says that a night is not what it was. "
+        "One that is not here is a failure.",
     )
     environment_file: AbsolutePath | None = Field(None, description="NAME=value lines; only root can read it.")
 

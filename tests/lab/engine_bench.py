@@ -27,7 +27,7 @@ from tests.unit.records import NIGHT
 
 VAULT = Path(__file__).with_name("vault.sh")
 PASSWORD, KEY = "swordfish, restic", "open sesame, vault"
-CODES = {0: "ok", 4: "warning", 8: "retry", 12: "failed", 16: "failed"}
+CODES = {0: "ok", 4: "warning", 8: "retry", 10: "damaged", 12: "failed", 16: "failed"}
 POLICY = Policy(daily=2, weekly=1, monthly=0, least=1, trash_days=0)
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # A backup application that is not GBS's: tars in $VAULT_HOME, a key, a listing for people, exit statuses of its own.
-# 0 done · 4 done, with a remark · 8 the drive is busy, try later · 12 medium full · 16 wrong key · 20 other
+# 0 done · 4 done, with a remark · 8 the drive is busy, try later · 10 not what it was · 12 medium full · 16 wrong key · 20 other
 umask 077
 [ "$VAULT_KEY" = "open sesame, vault" ] || { echo "VLT0016E key $VAULT_KEY is refused" >&2; exit 16; }
 [ ! -e "$VAULT_HOME/busy" ] || { echo "VLT0008W drive in use" >&2; exit 8; }
@@ -18,7 +18,7 @@ backup)
 restore)
     tar --acls --xattrs --xattrs-include='*' --numeric-owner -C "$folder" -xpf "$VAULT_HOME/$client/$night.tar" || exit 20 ;;
 verify)
-    cd "$VAULT_HOME/$client" && sha256sum --quiet --check "$night.sum" <"$night.tar" || exit 20 ;;
+    cd "$VAULT_HOME/$client" && { sha256sum --quiet --check "$night.sum" <"$night.tar" || exit 10; } ;;
 forget)
     rm "$VAULT_HOME/$client/$night.tar" "$VAULT_HOME/$client/$night.sum" || exit 20 ;;
 *)

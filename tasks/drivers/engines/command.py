@@ -20,8 +20,8 @@ from tasks.drivers.secret_file import read_environment, struck_out
 from tasks.drivers.store import read_model, remove, write_model
 from tasks.errors import CommandFailed, IntegrityError, NotNow
 from tasks.model.inventory_engines import Vendor, filled
-from tasks.model.manifest import NightManifest
-from tasks.model.names import one_line, slug
+from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.names import one_line, slug, time_of_id
 from tasks.model.retention import SYNC, Move, Point
 
 NIGHTS = ".nights"
@@ -111,7 +111,8 @@ class CommandEngine:
         def bring(folder: Path, on_wait: process.Watch) -> None:
             assert found is not None  # noqa: S101 - `scratch` has asked
             folder.mkdir(parents=True)
-            self._run("restore", deadline_s, on_wait, night=found.night, target=str(folder))
+            for warning in self._run("restore", deadline_s, on_wait, night=found.night, target=str(folder))[1]:
+                log.warning("%s", warning)
 
         return cascade.scratch(self.ground, point, found, advance, bring)
 
@@ -124,28 +125,22 @@ class CommandEngine:
 
         A night that we did not let go of and that is not listed any more is a damaged one.
         """
-        found = []
-        for name, copy in self._arranged().items():
-            assert copy.manifest is not None  # noqa: S101 - it made the night a point
-            row = self._verified(name, copy, percent)
-            found.append(row)
-        if self.forgets:
-            there = self._listed()
-            for night in self._records().keys() - there:
-                found.append(Checked(night, night, 0, 0, (f"{self.called} does not list it any more",), ()))
-        return found
+        found = [self._verified(name, copy, percent) for name, copy in self._arranged().items()]
+        lost = self._records().keys() - self._listed() if self.forgets else set()
+        gone = f"{self.called} does not list it any more"
+        return [*found, *(Checked(night, night, 0, 0, (gone,), ()) for night in sorted(lost))]
 
     def _verified(self, name: str, copy: Copy, percent: float) -> Checked:
-        files = copy.manifest.files if copy.manifest and percent >= WHOLE else 0
+        if copy.manifest is None:
+            return Checked(name, copy.night, 0, 0, (f"{MANIFEST}: cannot be read",), ())
+        files = copy.manifest.files if percent >= WHOLE else 0
         try:
             if self.declared.verify:
                 deadline_s = self.ground.policy.transfer_deadline_s
                 self._run("verify", deadline_s, night=copy.night, percent=f"{percent:g}")
                 return Checked(name, copy.night, files, 0, (), ())
             folder = self.open(name, lambda done, total: None)
-        except NotNow:
-            raise
-        except (CommandFailed, IntegrityError) as exc:
+        except IntegrityError as exc:  # any other failure is no word about what is kept
             return Checked(name, copy.night, 0, 0, (one_line(str(exc)),), ())
         try:
             rows = check_points(folder.parent, None, percent, int(datetime.now(UTC).timestamp()))
@@ -155,10 +150,14 @@ class CommandEngine:
 
     def _arranged(self) -> dict[str, Copy]:
         records, there = self._records(), self._listed()
-        copies = [Copy(night, night, record.ended, record) for night, record in records.items() if night in there]
+        copies = [
+            Copy(night, night, found.ended if found else time_of_id(night), found)
+            for night, found in records.items()
+            if night in there
+        ]
         return cascade.arranged(self.ground, copies)
 
-    def _records(self) -> dict[str, NightManifest]:
+    def _records(self) -> dict[str, NightManifest | None]:
         return at(self.ground.place, _records, self.ground.root / NIGHTS)
 
     def _listed(self) -> set[str]:
@@ -167,7 +166,7 @@ class CommandEngine:
     def _run(
         self, verb: str, deadline_s: float, on_wait: process.Watch | None = None, **values: str
     ) -> tuple[str, tuple[str, ...]]:
-        """What the command printed, and warnings; NotNow or CommandFailed by the table of exit statuses."""
+        """What the command printed, and warnings; NotNow, IntegrityError or CommandFailed by the table of statuses."""
         file = self.declared.environment_file
         secrets = read_environment(Path(file) if file else None)
         argv = filled(getattr(self.declared, verb), client=slug(self.ground.client), **values)
@@ -183,16 +182,20 @@ class CommandEngine:
                 return finished.text, (f"{called} ended with status {finished.status}: {one_line(said)}",)
             case "retry":
                 raise NotNow(called, finished.status, said)
+            case "damaged":
+                raise IntegrityError(called, "a night as it was", f"status {finished.status}: {one_line(said)}")
             case "failed":
                 raise CommandFailed(called, finished.status, said)
 
 
-def _records(folder: Path) -> dict[str, NightManifest]:
-    found = {}
-    for path in sorted(folder.glob("[0-9]*.json")):
-        manifest = read_model(path, NightManifest)
-        if manifest is not None:
-            found[manifest.id] = manifest
+def _records(folder: Path) -> dict[str, NightManifest | None]:
+    """The manifests of the nights that were taken in; None for one that cannot be read."""
+    found: dict[str, NightManifest | None] = {}
+    for path in folder.glob("[0-9]*.json"):
+        try:
+            found[path.stem] = read_model(path, NightManifest)
+        except IntegrityError:
+            found[path.stem] = None
     return found
 
 

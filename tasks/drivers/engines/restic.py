@@ -111,7 +111,7 @@ class ResticEngine:
 
     def rotate(self) -> list[Move]:
         """Tags are changed; what was given up is forgotten by `tidy` when its day has come."""
-        sync, found = cascade.stamped(self.ground), restic.snapshots(self._repository) or []
+        sync, found = cascade.stamped(self.ground), self._snapshots() or []
         points = cascade.arranged(self.ground, self._copies(found))
         moves = cascade.planned(self.ground, points, sync)
         if moves:
@@ -127,7 +127,7 @@ class ResticEngine:
 
     def tidy(self) -> None:
         """Snapshots are forgotten, and what nothing refers to any more is pruned."""
-        found = restic.snapshots(self._repository) or []
+        found = self._snapshots() or []
         today = datetime.now(UTC).date()
         due = [snapshot.id for snapshot in found if any(_is_due(tag, today) for tag in snapshot.tags)]
         restic.forget(self._repository, due, prune_deadline_s=self.ground.policy.transfer_deadline_s)
@@ -206,19 +206,23 @@ class ResticEngine:
 
     def _opened(self) -> list[Snapshot]:
         """The snapshots of the repository, which is made when there never was one."""
-        found, record = restic.snapshots(self._repository), self.ground.root / RECORD
-        known = at(self.ground.place, read_model, record, Made)
-        if found is None and known is not None:
-            fix = f"mount it; or, to begin anew, remove {record}"
-            raise StoreNotMounted(known.repository, "its restic repository is gone", fix)
+        found = self._snapshots()
         if found is None:
             restic.initialise(self._repository)
-        if known is None:
-            at(self.ground.place, write_model, record, Made(repository=self._repository.url))
+        at(self.ground.place, _record, self.ground.root / RECORD, Made(repository=self._repository.url))
         return found or []
 
+    def _snapshots(self) -> list[Snapshot] | None:
+        """Every snapshot; None when there never was a repository, StoreNotMounted when there was one."""
+        found, record = restic.snapshots(self._repository), self.ground.root / RECORD
+        known = None if found is not None else at(self.ground.place, read_model, record, Made)
+        if known is not None:
+            fix = f"mount it; or, to begin anew, remove {record}"
+            raise StoreNotMounted(known.repository, "its restic repository is gone", fix)
+        return found
+
     def _arranged(self) -> dict[str, Copy]:
-        return cascade.arranged(self.ground, self._copies(restic.snapshots(self._repository) or []))
+        return cascade.arranged(self.ground, self._copies(self._snapshots() or []))
 
     def _copies(self, snapshots: list[Snapshot]) -> list[Copy]:
         copies = []
@@ -263,6 +267,11 @@ class ResticEngine:
         if longest + prefix <= LONGEST_PATH:
             return ()
         return (f"a path of {longest} bytes is too long for restic: this night can only be opened in part",)
+
+
+def _record(path: Path, made: Made) -> None:
+    if not path.exists():
+        write_model(path, made)
 
 
 def _is_due(tag: str, today: date) -> bool:
