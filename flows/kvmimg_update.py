@@ -18,13 +18,15 @@ def choose(vm: str, night: str) -> Sources:
 def update_image(sources: Sources) -> UpdatedImage:
     """A verified copy of the image with the verified files of the night in it."""
     updating.verify_sources(sources.image_folder, sources.image)
-    nights.verify(Night(sources.night_name, sources.night_folder, sources.night))
-    folder = updating.copy_image(sources)
-    try:
-        return updating.finish(sources, folder, updating.update(sources, folder))
-    except BaseException:
-        updating.remove(folder)
-        raise
+    night = Night(sources.night_name, sources.night_folder, sources.night)
+    with nights.opened(night) as files:
+        nights.verify(night, files)
+        folder = updating.copy_image(sources)
+        try:
+            return updating.finish(sources, folder, updating.update(sources, files, folder))
+        except BaseException:
+            updating.remove(folder)
+            raise
 
 
 @flow(name="kvmimg-update", flow_run_name="update image of {vm} to {night}")

@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 def keep_client(client: str) -> list[StageResult]:
     """Sync one client's overnight copy and rotate its restore points, unless it is not new or is held."""
     with stage(client, "permanent") as running, places.locked("client", client):
-        night = points.sync(client)
-        for line in points.brake(client):
+        synced = points.sync(client)
+        for line in (*synced.warnings, *points.brake(client)):
             running.say(Outcome.WARNING, line)
         rotations = points.rotate(client)
         if rotations:
-            running.produced = night
+            running.produced = synced.night
         else:
-            running.say(Outcome.SKIPPED, f"night {night} is in the permanent store already")
+            running.say(Outcome.SKIPPED, f"night {synced.night} is in the permanent store already")
     return [running.result()]
 
 
@@ -46,7 +46,7 @@ def tidied(results: list[StageResult]) -> list[StageResult]:
 
 @flow(name="permanent", flow_run_name=named("clients", "permanent of {}", "all clients"), task_runner=task_runner)
 def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult]]:
-    """Stage 2 for the named clients, or all: rsnapshot into daily, weekly and monthly restore points; and replicas.
+    """Stage 2 for the named clients, or all: restore points in what their policy names; and replicas.
 
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.

@@ -1,16 +1,20 @@
 """What there is, read from the stores alone: protection per client, nights, images. Needs no Prefect run."""
 
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from tasks.drivers import definitions, inventory_file, permanent, restore_points
+from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.store import Store, read_model
-from tasks.errors import NothingToRecover, StoreError, UnknownName
+from tasks.errors import GbsError, NothingToRecover, StoreError, UnknownName
 from tasks.model.anomaly import HeldNight
 from tasks.model.facts import Facts
 from tasks.model.inventory import Inventory
+from tasks.model.inventory_engines import RSNAPSHOT
 from tasks.model.inventory_systems import Client
 from tasks.model.manifest import TEMPLATE, ImageManifest, NightManifest, TemplateManifest
 from tasks.model.names import slug
@@ -18,6 +22,11 @@ from tasks.model.night_choice import OVERNIGHT, Night
 from tasks.model.outcome import Outcome, StageResult, combined
 from tasks.model.report import Report
 from tasks.model.shape import Point, compare, shape_of_facts
+
+ASKED_AT_ONCE = 4
+"""Repositories, each by a program that takes a second of a processor to open one."""
+Kept = dict[str, dict[str, NightManifest | None]]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,11 @@ def protections() -> Protections:
     store, last = _store(declared), latest_results(_store(declared))
     rows, out_of_reach = [], None
     waiting: dict[str, list[HeldNight]] = {}
-    points: dict[str, dict[str, NightManifest | None]] = {}
+    points: Kept = {}
+    unread: dict[str, str] = {}
     try:
         waiting = held()
-        points = _restore_points(declared, [*declared.systems])
+        points, unread = _restore_points(declared, [*declared.systems])
     except StoreError as exc:
         answered = [
             result.ended
@@ -75,10 +85,10 @@ def protections() -> Protections:
                 client=name,
                 vm=vm,
                 outcome=(combined(stage.outcome for stage in stages) if stages else Outcome.MISSED).value,
-                reasons=_reasons(stages, night is None),
+                reasons=(*_reasons(stages, night is None), *([unread[name]] if name in unread else [])),
                 last_night=night.ended if night else None,
                 size_bytes=night.size_bytes if night else 0,
-                points=None if out_of_reach else len(kept),
+                points=None if out_of_reach or name in unread else len(kept),
                 newest_point=newest.id if newest else "",
                 image=taken[0][1].instant if taken else None,
                 held=tuple(one.night for one in waiting.get(name, ())),
@@ -87,12 +97,31 @@ def protections() -> Protections:
     return Protections(tuple(rows), out_of_reach)
 
 
-def _restore_points(declared: Inventory, clients: Sequence[str]) -> dict[str, dict[str, NightManifest | None]]:
-    """The restore points of clients; StoreError when the permanent store is not there or is silent for seconds."""
+def _restore_points(declared: Inventory, clients: Sequence[str]) -> tuple[Kept, dict[str, str]]:
+    """The restore points of clients, and whose engine cannot be asked and why.
+
+    StoreError when the permanent store is not there or is silent for seconds.
+    """
     place = permanent.place_of(declared.permanent)
     permanent.prove(place, permanent.LOOK_DEADLINE_S)
-    roots = {client: place.path / slug(client) for client in clients}
-    return permanent.look(place, restore_points.points_of, roots)
+    by_rsnapshot, others = list[str](), list[str]()
+    for client in clients:
+        usual = declared.policy_of(declared.systems[client]).engine == RSNAPSHOT
+        (by_rsnapshot if usual else others).append(client)
+    found = permanent.look(
+        place, restore_points.points_of, {client: place.path / slug(client) for client in by_rsnapshot}
+    )
+    unread: dict[str, str] = {}
+
+    def ask(client: str) -> None:
+        try:
+            found[client] = engine_of(declared, client).points()
+        except GbsError as exc:
+            unread[client], found[client] = f"restore points: {exc}", {}
+
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        list(pool.map(ask, others))
+    return found, unread
 
 
 def _reasons(stages: list[StageResult], never: bool) -> tuple[str, ...]:
@@ -109,12 +138,14 @@ def nights(client: str | None = None) -> list[Night]:
         raise UnknownName("client", client, list(declared.systems))
     store, found = _store(declared), []
     names = [client] if client else [*declared.systems]
-    kept = _restore_points(declared, names)
+    kept, unread = _restore_points(declared, names)
+    for reason in unread.values():
+        log.warning("%s", reason)
     for name in names:
-        night, root = store.night_of(name), Path(declared.permanent.path) / slug(name)
+        night, engine = store.night_of(name), engine_of(declared, name)
         if night is not None:
             found.append(Night(OVERNIGHT, store.overnight(name), night))
-        found += [Night(point, root / point, manifest) for point, manifest in kept[name].items() if manifest]
+        found += [Night(point, engine.folder(point), manifest) for point, manifest in kept[name].items() if manifest]
     return found
 
 

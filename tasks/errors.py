@@ -90,6 +90,14 @@ class TransferInterrupted(CommandFailed):
     exit_code = TRY_AGAIN_LATER
 
 
+class NotNow(CommandFailed):
+    """A backup application says that it may work later, by its exit status: (command, exit status, stderr)."""
+
+    template = "{0} cannot be done now (status {1}): {2}"
+    transient = True
+    exit_code = TRY_AGAIN_LATER
+
+
 class SourceRefused(GbsError):
     """A source failed a gate (empty, unmounted, shrunk, mass deletion) and nothing was replaced: (source, reason)."""
 

@@ -5,9 +5,10 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from tasks.drivers import inventory_file, permanent, restore_points
+from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.permanent import PermanentPlace
 from tasks.errors import ConfigError, UnknownName
-from tasks.model.inventory import Inventory, Policy
+from tasks.model.inventory import Policy
 from tasks.model.names import new_id, slug
 from tasks.model.night_choice import Night, choose
 from tasks.model.retention import SYNC, Pin, Point, after, plan
@@ -24,10 +25,12 @@ class Explained:
 def explain(client: str) -> list[Explained]:
     """Every restore point of a client, newest first; as if a night that went well ended now."""
     declared = inventory_file.load()
-    place, root = _root(declared, client)
+    engine, place = engine_of(declared, client), permanent.place_of(declared.permanent)
     rules, now = declared.policy_of(declared.systems[client]).rules, datetime.now(UTC)
     permanent.prove(place, permanent.LOOK_DEADLINE_S)
-    points = permanent.look(place, restore_points.retained, root)
+    points = engine.retained()
+    if not engine.forgets:
+        return [Explained(point, "stays as long as its backup application keeps it") for point in points]
     moves = {move.point: move for move in plan(points, rules, now, now)}
     rows = []
     for point in points:
@@ -60,13 +63,12 @@ def simulate(policy: str, nights: int, every_days: int) -> list[Point]:
 def pin(client: str, wanted: str, until: date, reason: str) -> Night:
     """Keep the restore point that `wanted` names (a point, a night, a date) until the end of a day.
 
-    Raises ConfigError when the day is over, NothingToRecover when there is no such point, StoreNotMounted.
+    Raises ConfigError when the day is over or the engine keeps what it likes, NothingToRecover when there is no such
+    point, StoreNotMounted.
     """
     if until < datetime.now(UTC).date():
         raise ConfigError(f"{until} is over", "--until", "give a day to come")
-    place, root = _root(inventory_file.load(), client)
-    permanent.prove(place)
-    night = _chosen(place, root, client, wanted)
+    place, root, night = _chosen(client, wanted)
     permanent.at(
         place, restore_points.pin, root, Pin(night=night.manifest.id, until=until, reason=reason), night.manifest.id
     )
@@ -75,20 +77,19 @@ def pin(client: str, wanted: str, until: date, reason: str) -> Night:
 
 def unpin(client: str, wanted: str) -> Night:
     """Leave a restore point to retention again; as `pin`."""
-    place, root = _root(inventory_file.load(), client)
-    permanent.prove(place)
-    night = _chosen(place, root, client, wanted)
+    place, root, night = _chosen(client, wanted)
     permanent.at(place, restore_points.pin, root, None, night.manifest.id)
     return night
 
 
-def _chosen(place: PermanentPlace, root: Path, client: str, wanted: str) -> Night:
-    found = permanent.look(place, restore_points.points, root)
-    return choose(client, [Night(name, root / name, manifest) for name, manifest in found.items() if manifest], wanted)
-
-
-def _root(declared: Inventory, client: str) -> tuple[PermanentPlace, Path]:
-    if client not in declared.systems:
-        raise UnknownName("client", client, list(declared.systems))
-    place = permanent.place_of(declared.permanent)
-    return place, place.path / slug(client)
+def _chosen(client: str, wanted: str) -> tuple[PermanentPlace, Path, Night]:
+    """A client's restore point, and where what is noted of it lies."""
+    declared = inventory_file.load()
+    engine, place = engine_of(declared, client), permanent.place_of(declared.permanent)
+    if not engine.forgets:
+        policy = declared.systems[client].policy
+        raise ConfigError("its backup application decides what is kept", f"policy {policy}", "keep the night there")
+    permanent.prove(place)
+    found = engine.points()
+    nights = [Night(name, engine.folder(name), night) for name, night in found.items() if night]
+    return place, place.path / slug(client), choose(client, nights, wanted)

@@ -1,13 +1,16 @@
 """The nights of a client that can be recovered: the overnight copy and the restore points."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from tasks import places
 from tasks.drivers import permanent, restore_points
 from tasks.drivers.digest import verify_listing
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import verify_night
-from tasks.errors import IntegrityError, StoreError
+from tasks.errors import GbsError, StoreError
 from tasks.model.manifest import LISTING, NightManifest
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night, choose
@@ -18,17 +21,17 @@ log = logging.getLogger(__name__)
 
 def nights_of(client: str) -> list[Night]:
     """Every night with a manifest: the overnight copy, then the restore points if the permanent store is there."""
-    store, place = places.store(), places.permanent()
+    store, engine = places.store(), places.engine_of(client)
     night = store.night_of(client)
     found = [Night(OVERNIGHT, store.overnight(client), night)] if night else []
-    root = place.path / slug(client)
     try:
-        permanent.prove(place)
-        points = permanent.at(place, restore_points.points, root).items()
-    except (StoreError, IntegrityError) as exc:
+        if engine.on_permanent:
+            permanent.prove(places.permanent())
+        points = engine.points().items()
+    except GbsError as exc:
         log.warning("restore points are out of reach: %s", exc)
         return found
-    return [*found, *(Night(name, root / name, manifest) for name, manifest in points if manifest is not None)]
+    return [*found, *(Night(name, engine.folder(name), manifest) for name, manifest in points if manifest is not None)]
 
 
 @retryable("choose night", "choose night {wanted} of {client}", retries=0)
@@ -50,14 +53,32 @@ def _held_since(client: str) -> str | None:
     return waiting[0].night if waiting else None
 
 
+@contextmanager
+def opened(night: Night) -> Iterator[Path]:
+    """The folder of a night; one that its engine must bring lies in the store while the block lasts.
+
+    The caller holds the client's lock.
+    """
+    if night.folder is not None:
+        yield night.folder
+        return
+    try:
+        yield _bring(night)
+    finally:
+        places.engine_of(night.manifest.client).close(night.name)
+
+
+@retryable("bring night", "bring night {night.manifest.id} of {night.manifest.client}", retries=1)
+def _bring(night: Night) -> Path:
+    """A night from its engine, in the store."""
+    with reporting(log, f"bring {night.name} of {night.manifest.client}") as progress:
+        return places.engine_of(night.manifest.client).open(night.name, progress.update)
+
+
 @retryable("verify night", "verify night {night.manifest.id} of {night.manifest.client}", retries=0)
-def verify(night: Night) -> NightManifest:
-    """IntegrityError unless every file of the night has the sha256 that its listing says."""
-    verify_night(night.folder, night.manifest)
+def verify(night: Night, folder: Path) -> NightManifest:
+    """IntegrityError unless every file of the night, which lies in the folder, has the sha256 that its listing says."""
+    verify_night(folder, night.manifest)
     with reporting(log, f"verify night {night.manifest.id}") as progress:
-        verify_listing(
-            night.folder / "data",
-            night.folder / LISTING,
-            lambda done: progress.update(done, night.manifest.size_bytes),
-        )
+        verify_listing(folder / "data", folder / LISTING, lambda done: progress.update(done, night.manifest.size_bytes))
     return night.manifest

@@ -11,6 +11,7 @@ from prefect.settings import PREFECT_API_URL
 from blocks import DeviceLogin, KvmHost, PermanentStore, SshIdentity
 from blocks import Store as StoreBlock
 from tasks.drivers import inventory_file, libvirt_host, lock, ssh
+from tasks.drivers.engines import Engine, chosen
 from tasks.drivers.journal import Journal, journal_path
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.permanent import PermanentPlace
@@ -68,6 +69,11 @@ def permanent() -> PermanentPlace:
     """The permanent store that its block names."""
     block = _load(PermanentStore, PermanentStore.DOCUMENT)
     return PermanentPlace(block.path, block.store_id, block.kind, block.export, block.mount_options)
+
+
+def engine_of(client: str) -> Engine:
+    """What keeps the client's restore points."""
+    return chosen.engine_of(inventory(), client, store(), permanent())
 
 
 def target_of(name: str) -> SshTarget:

@@ -3,16 +3,16 @@
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import changed, held_nights, permanent, restore_points, rsnapshot
+from tasks.drivers import held_nights, permanent, restore_points
 from tasks.drivers.held_nights import Braking
-from tasks.drivers.point_check import Checked, check_points
+from tasks.drivers.point_check import Checked
 from tasks.drivers.progress import reporting
-from tasks.drivers.renewal import Renewal
-from tasks.drivers.store import Store, keeps_nanoseconds, verify_night
+from tasks.drivers.store import verify_night
 from tasks.errors import (
     GbsError,
     IntegrityError,
@@ -22,7 +22,6 @@ from tasks.errors import (
     StoreNotMounted,
     StoreSilent,
 )
-from tasks.model.inventory import Policy
 from tasks.model.names import one_line, slug
 from tasks.model.retention import Move, Reading
 from tasks.retryable import retryable
@@ -33,31 +32,29 @@ log = logging.getLogger(__name__)
 
 
 def root_of(client: str) -> Path:
-    """The client's rsnapshot root in the permanent store."""
+    """The client's folder of the permanent store: rsnapshot's root, and what every engine notes there."""
     return places.permanent().path / slug(client)
 
 
+@dataclass(frozen=True)
+class Synced:
+    """The night that was synced, and what its engine had to say."""
+
+    night: str
+    warnings: tuple[str, ...] = ()
+
+
 @retryable("sync restore point", "sync {client}")
-def sync(client: str) -> str:
-    """The overnight copy, verified, in the client's `.sync`; returns the night's id."""
-    _, policy = places.system_of(client)
-    store, place = places.store(), places.permanent()
-    permanent.prove(place)
+def sync(client: str) -> Synced:
+    """The overnight copy, verified, in the client's engine, and stamped; not a restore point before it rotates."""
+    store, engine = places.store(), places.engine_of(client)
+    permanent.prove(places.permanent())
     night = store.night_of(client)
     if night is None:
         raise NothingToRecover(f"client {client}", f"{store.overnight(client)} has no published night")
     verify_night(store.overnight(client), night)
-    with reporting(log, f"sync {client}"):
-        options = rsnapshot.rsync_options(
-            fake_super=night.fake_super, whole_seconds=not permanent.at(place, keeps_nanoseconds, place.path)
-        )
-        config = _config(client, store, policy, options)
-        found = changed.read(store.changed(client))
-        renewal = None
-        if found is not None and found.night == night.id:
-            renewal = Renewal(found, options, config.with_suffix(".list"), config.with_suffix(".renewals"))
-        rsnapshot.sync(place, config, store.overnight(client), root_of(client), policy.transfer_deadline_s, renewal)
-    return night.id
+    with reporting(log, f"sync {client}") as progress:
+        return Synced(night.id, engine.sync(night, progress.update))
 
 
 def brake(client: str) -> list[str]:
@@ -85,11 +82,9 @@ def brake(client: str) -> list[str]:
 @retryable("rotate restore points", "rotate {client}", retries=0)
 def rotate(client: str) -> list[Move]:
     """Rotate as far as the fresh sync asks for, with reasons; [] when it holds nothing newer."""
-    _, policy = places.system_of(client)
-    place = places.permanent()
-    permanent.prove(place)
+    permanent.prove(places.permanent())
     with reporting(log, f"rotate {client}"):
-        moves = restore_points.rotate(place, root_of(client), policy.rules, policy.trash_days)
+        moves = places.engine_of(client).rotate()
     for move in moves:
         log.info("%s: %s becomes %s: %s", client, move.point, move.to or "trash", move.reason)
     return moves
@@ -101,35 +96,36 @@ def verify(client: str, percent: float) -> list[Checked]:
 
     Raises IntegrityError for the first that stays damaged, when all have been read.
     """
-    place, root = places.permanent(), root_of(client)
+    place, engine, now = places.permanent(), places.engine_of(client), datetime.now(UTC)
     permanent.prove(place)
-    now, good = datetime.now(UTC), places.store().overnight(client) / "data"
     with reporting(log, f"verify restore points of {client}"):
-        found = permanent.at(place, check_points, root, good, percent, int(now.timestamp()))
+        found = engine.verify(percent)
     left = {row.point: [path for path in row.damaged if path not in row.healed] for row in found}
     nights = {row.night: Reading(at=now, percent=percent, damaged=tuple(left[row.point][:MOST])) for row in found}
-    permanent.at(place, restore_points.note, root, nights)
+    permanent.at(place, restore_points.note, root_of(client), nights, [row.night for row in found if row.night])
     for row in found:
         for path in row.healed:
             log.warning("%s %s: %s was damaged and is healed by a good copy", client, row.point, one_line(path))
     for point, paths in left.items():
         if paths:
             others = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
-            raise IntegrityError(f"{root / point}: {one_line(paths[0])}{others}", "what its listing says", "another")
+            raise IntegrityError(
+                f"{engine.where(point)}: {one_line(paths[0])}{others}", "what its listing says", "another"
+            )
     return found
 
 
 @retryable("remove given up", retries=0)
 def tidy(clients: Sequence[str]) -> list[str]:
     """Remove what rotations gave up and is due by now, one client after the other; what went wrong."""
-    place, problems = places.permanent(), list[str]()
+    problems = list[str]()
     with reporting(log, "remove given up") as progress:
         for number, client in enumerate(clients):
             progress.say(f"{client}, {number + 1} of {len(clients)}")
             try:
                 with places.locked("client", client):
-                    permanent.prove(place)
-                    restore_points.tidy(place, root_of(client))
+                    permanent.prove(places.permanent())
+                    places.engine_of(client).tidy()
             except Locked:
                 continue  # the next night does
             except (StoreSilent, StoreNotMounted) as exc:
@@ -137,15 +133,3 @@ def tidy(clients: Sequence[str]) -> list[str]:
             except GbsError as exc:
                 problems.append(f"{client}: {exc}")
     return problems
-
-
-def _config(client: str, store: Store, policy: Policy, options: Sequence[str]) -> Path:
-    folder = store.root / "rsnapshot"
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / f"{slug(client)}.conf"
-    # GBS's own lock keeps two runs apart; a pid file of rsnapshot's that a killed run left would make it skip.
-    lock = folder / f"{slug(client)}.pid"
-    lock.unlink(missing_ok=True)
-    retain = policy.rules.retain
-    config.write_text(rsnapshot.render_config(store.overnight(client), root_of(client), lock, retain, options))
-    return config

@@ -13,6 +13,7 @@ from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
 from tasks.model.inventory_databases import Database
+from tasks.model.inventory_engines import RSNAPSHOT
 from tasks.model.inventory_systems import KvmHost, System
 from tasks.model.names import human_bytes
 from tasks.model.platform import Platform, Transport
@@ -43,6 +44,8 @@ def check() -> Iterator[Finding]:
     if declared.server.recovery_set:
         yield _recovery_key(declared.server.recovery_keys)
     for name, system in declared.systems.items():
+        if (engine := declared.policy_of(system).engine) != RSNAPSHOT:
+            yield _try(f"client {name}", f"engine {engine}", partial(_engine, name))
         yield from _system(name, system, name in declared.kvm_hosts)
 
 
@@ -83,6 +86,10 @@ def _permanent() -> str:
 def _recovery_key(keys: tuple[str, ...]) -> Finding:
     seen = f"{len(keys)} declared" if keys else recovery_set.NO_KEY
     return Finding("this server", "recovery key", bool(keys), seen)
+
+
+def _engine(client: str) -> str:
+    return f"{len(places.engine_of(client).points())} restore points"
 
 
 def _system(name: str, system: System, is_kvm_host: bool) -> Iterator[Finding]:

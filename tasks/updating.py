@@ -82,11 +82,11 @@ def copy_image(sources: Sources) -> Path:
 
 
 @retryable("update image", "update {sources.vm} to night {sources.night.id}", retries=0)
-def update(sources: Sources, folder: Path) -> UpdateResult:
-    """Make the file systems in the copied disks hold the night's files, in libguestfs' appliance."""
-    facts = read_model(sources.night_folder / "facts.json", Facts)
+def update(sources: Sources, files: Path, folder: Path) -> UpdateResult:
+    """Make the file systems in the disks copied to `folder` hold the night's files, in libguestfs' appliance."""
+    facts = read_model(files / "facts.json", Facts)
     if facts is None:
-        raise IntegrityError(str(sources.night_folder / "facts.json"), "the facts of the night", "nothing")
+        raise IntegrityError(str(files / "facts.json"), "the facts of the night", "nothing")
     if not facts.file_systems:
         reason = f"the facts of night {sources.night.id} ({facts.os_name}) name no file systems to put its files into"
         raise RecoveryRefused(f"VM {sources.vm}", reason, "define the VM with its image as it is, copy the files then")
@@ -106,7 +106,7 @@ def update(sources: Sources, folder: Path) -> UpdateResult:
             folder / disk.file,
             disk.format,
             [MountedBy(row.mountpoint, row.uuid or "", row.fstype) for row in systems],
-            sources.night_folder / "data",
+            files / "data",
             keep=(*kept, *BELONGS_TO_DISK),
             fake_super=sources.night.fake_super,
             deadline_s=UPDATE_DEADLINE_S,

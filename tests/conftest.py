@@ -7,6 +7,7 @@ import pytest
 LONGEST_FIRST = (
     "test_spine.py",
     "test_nfs.py",
+    "test_engine_contract.py",
     "test_snaplive_crash.py",
     "test_backup_api.py",
     "test_appliance.py",

@@ -18,7 +18,8 @@ from netmiko.exceptions import (
     ReadTimeout,
 )
 
-from tasks.errors import AccessDenied, CommandFailed, CommandTimedOut, ConfigError, Unreachable
+from tasks.drivers.secret_file import read_secret
+from tasks.errors import AccessDenied, CommandFailed, CommandTimedOut, Unreachable
 from tasks.model.device import DeviceProfile, DeviceTarget, is_whole
 
 CONNECT_DEADLINE_S = 20
@@ -114,14 +115,7 @@ def _ask(connection: Any, target: DeviceTarget, profile: DeviceProfile, command:
 
 
 def _secret(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigError("file can be read by others", str(path), f"chmod 600 {path}")
-        return path.read_text().strip("\n")
-    except FileNotFoundError as exc:
-        raise ConfigError("file is missing", str(path), "create it or correct the login") from exc
+    return read_secret(path) if path else ""
 
 
 def _line(error: Exception) -> str:

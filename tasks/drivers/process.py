@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from tasks.errors import CommandFailed, CommandTimedOut
@@ -27,6 +28,7 @@ TAIL_BYTES = 4000
 WATCH_EVERY_S = 1.0
 GATHER_BYTES, GATHER_S = 4096, 0.02
 """Output that comes a few bytes at a time may gather: rsync tells its progress after every file."""
+Watch = Callable[[], None]
 DYING_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 """Before an argv: the program gets SIGKILL when the thread that started it ends."""
 
@@ -76,9 +78,10 @@ def run(
     deadline_s: float,
     stdin: bytes | None = None,
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     accept: Callable[[int], bool] = lambda status: status == 0,
     on_output: Callable[[bytes], None] | None = None,
-    watch: Callable[[], None] | None = None,
+    watch: Watch | None = None,
     name: str | None = None,
 ) -> Finished:
     """Run `argv` to its end and return what it left; `on_output` sees standard output as it comes.
@@ -93,6 +96,7 @@ def run(
         process = spawn(
             argv,
             env=env,
+            cwd=cwd,
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -125,7 +129,7 @@ def _communicate(
     stdin: bytes | None,
     ends_at: float,
     on_output: Callable[[bytes], None] | None,
-    watch: Callable[[], None] | None,
+    watch: Watch | None,
 ) -> tuple[bytes, str]:
     """Feed and drain the pipes until both outputs close; TimeoutError carries the end of standard error."""
     assert process.stdout is not None  # noqa: S101 - both are pipes: `run` asked for them

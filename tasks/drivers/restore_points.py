@@ -6,7 +6,7 @@ permanent store and are called by `tasks.drivers.permanent.at`; those that are g
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -82,15 +82,15 @@ def _pinned(root: Path) -> dict[str, Pin]:
     }
 
 
-def retained(root: Path) -> list[Point]:
-    """The restore points as retention looks at them."""
+def retained(root: Path, found: Mapping[str, NightManifest | None] | None = None) -> list[Point]:
+    """The restore points as retention looks at them: those below the root, or those that another engine has `found`."""
     pinned = _pinned(root)
     read = readings(root).nights
     return [
-        Point(name, found.id, found.ended, pinned.get(found.id), found.id in read and bool(read[found.id].damaged))
-        if found
+        Point(name, night.id, night.ended, pinned.get(night.id), night.id in read and bool(read[night.id].damaged))
+        if night
         else Point(name)
-        for name, found in points(root).items()
+        for name, night in (points(root) if found is None else found).items()
     ]
 
 
@@ -102,14 +102,18 @@ def readings(root: Path) -> Readings:
         return Readings()  # the next reading makes it anew
 
 
-def note(root: Path, nights: Mapping[str, Reading]) -> None:
-    """Note readings; those of nights that are gone are forgotten. A sample does not make a night whole again."""
+def note(root: Path, nights: Mapping[str, Reading], there: Collection[str] | None = None) -> None:
+    """Note readings; those of nights that are gone are forgotten. A sample does not make a night whole again.
+
+    `there` are the nights of an engine that does not keep them below the root.
+    """
     known = dict(readings(root).nights)
     for night, reading in nights.items():
         before = known.get(night)
         still = before.damaged if before and reading.percent < WHOLE else ()
         known[night] = reading.model_copy(update={"damaged": tuple(dict.fromkeys((*still, *reading.damaged)))})
-    there = {found.id for found in points(root).values() if found}
+    if there is None:
+        there = {found.id for found in points(root).values() if found}
     write_model(root / READINGS, Readings(nights={night: one for night, one in known.items() if night in there}))
 
 

@@ -83,6 +83,10 @@ class Store:
         """Where an updated image is made before it goes to a KVM host."""
         return self.root / "recovery" / slug(name)
 
+    def opened(self, client: str) -> Path:
+        """Where a client's restore points are brought from an engine that does not keep them as folders."""
+        return self.root / "opened" / slug(client)
+
     def lock(self, kind: str, name: str) -> Path:
         """The lock file of a client, a VM or a target."""
         return self.root / "locks" / f"{kind}-{slug(name)}"

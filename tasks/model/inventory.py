@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from tasks.model.anomaly import Figure
 from tasks.model.image_method import WantedMethod
 from tasks.model.inventory_devices import Device, Login
+from tasks.model.inventory_engines import RSNAPSHOT, Engine, login_in
 from tasks.model.inventory_fields import AbsolutePath, Name, Section, User
 from tasks.model.inventory_systems import Client, KvmHost, System
 from tasks.model.mountinfo import SOFT
@@ -83,6 +84,7 @@ class Policy(Section):
         "auto", description="How images are taken: auto is the backup API where a trial shows it, else SnapLive."
     )
     image_max_age_days: int = Field(90, ge=1, description="A VM's image older than this is taken again.")
+    engine: Name = Field(RSNAPSHOT, description="What keeps the restore points: rsnapshot, or one of `engines`.")
     daily: int = Field(14, ge=2)
     weekly: int = Field(4, ge=0)
     monthly: int = Field(3, ge=0)
@@ -153,6 +155,7 @@ class Inventory(Section):
     server: ServerSection = ServerSection()
     identities: dict[Name, Identity] = Field(min_length=1)
     policies: dict[Name, Policy] = Field(default_factory=dict)
+    engines: dict[Name, Engine] = Field(default_factory=dict)
     kvm_hosts: dict[Name, Annotated[KvmHost, BeforeValidator(_shorthand)]] = Field(default_factory=dict)
     clients: dict[Name, Annotated[Client, BeforeValidator(_shorthand)]] = Field(default_factory=dict)
     logins: dict[Name, Login] = Field(default_factory=dict)
@@ -174,7 +177,27 @@ class Inventory(Section):
 
     def mistakes(self) -> list[tuple[tuple[str, ...], str]]:
         """What is wrong between sections: (path in the file, problem). Empty when the inventory holds together."""
-        return [*self._unknown_references(), *self._devices(), *self._clashes(), *self._overlaps()]
+        return [
+            *(*self._unknown_references(), *self._engines(), *self._devices(), *self._clashes(), *self._overlaps()),
+        ]
+
+    def _engines(self) -> list[tuple[tuple[str, ...], str]]:
+        found: list[tuple[tuple[str, ...], str]] = []
+        if RSNAPSHOT in self.engines:
+            found.append((("engines", RSNAPSHOT), "rsnapshot needs no declaration: give this one another name"))
+        for name, policy in self.policies.items():
+            if policy.engine not in (RSNAPSHOT, *self.engines):
+                known = ", ".join((RSNAPSHOT, *self.engines))
+                found.append((("policies", name, "engine"), f"no engine {policy.engine!r}; known are {known}"))
+        store = PurePosixPath(self.store.path)
+        for name, engine in self.engines.items():
+            repository = (engine.restic.repository if engine.restic else None) or ""
+            where = ("engines", name, "restic", "repository")
+            if login_in(repository):  # told here, as what validates shows the value
+                found.append((where, "a login is a secret: put it into environment_file"))
+            if store in PurePosixPath(repository).parents:
+                found.append((where, f"lies in the store {store}: history must not lie inside what it copies"))
+        return found
 
     def _unknown_references(self) -> list[tuple[tuple[str, ...], str]]:
         found: list[tuple[tuple[str, ...], str]] = []

@@ -16,10 +16,13 @@ OVERNIGHT = "overnight"
 
 @dataclass(frozen=True)
 class Night:
-    """A client's files as of one night: `name` is `overnight`, or the restore point's (`daily.0`)."""
+    """A client's files as of one night: `name` is `overnight`, or the restore point's (`daily.0`).
+
+    `folder` is None of a point that its engine must bring first.
+    """
 
     name: str
-    folder: Path
+    folder: Path | None
     manifest: NightManifest
 
 

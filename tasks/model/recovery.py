@@ -23,7 +23,8 @@ class Sources(_Frozen):
     image_folder: Path
     image: ImageManifest
     night_name: str
-    night_folder: Path
+    night_folder: Path | None
+    """None of a night that its engine must bring first."""
     night: NightManifest
 
 

@@ -75,3 +75,16 @@ def _make_long_path(root: Path) -> None:
         os.close(handle)
         handle = below
     os.close(handle)
+
+
+def looks(root: Path) -> bytes:
+    """What find, getfacl, getfattr and getcap say of all of it; sizes of folders are the file system's own."""
+    script = r"""
+        find . -mindepth 1 \( -type d -printf '%P %y %m %U %G %T@\0' -o -printf '%P %y %m %U %G %s %T@ %n %l\0' \) |
+            sort -z | tr '\0' '\n'
+        find . -type f -links +1 -printf '%i %P\n' | sort | awk '{ print $1 == last, $2; last = $1 }'
+        find . -not -path '*ddd/*' -print0 | sort -z | xargs -0 getfacl -n -p
+        find . -not -path '*ddd/*' -print0 | sort -z | xargs -0 getfattr -h -d -m - -e hex
+        getcap -r kinds
+    """
+    return subprocess.run(["bash", "-c", script], cwd=root, capture_output=True, check=True).stdout

@@ -20,7 +20,7 @@ from tasks.drivers.rsync import Wanted
 from tasks.drivers.store import keeps_nanoseconds
 from tasks.errors import CommandFailed, GbsError, TransferInterrupted
 from tasks.model.ssh_target import SshTarget, ssh_argv
-from tests.lab.hostile_tree import NAMES, make_tree
+from tests.lab.hostile_tree import NAMES, looks, make_tree
 from tests.lab.sshd import Sshd, make_key
 
 NOBODY = 65534
@@ -43,19 +43,6 @@ def tree(tmp_path: Path) -> Path:
     root.mkdir()
     make_tree(root)
     return root
-
-
-def looks(root: Path) -> bytes:
-    """What find, getfacl, getfattr and getcap say of all of it; sizes of folders are the file system's own."""
-    script = r"""
-        find . -mindepth 1 \( -type d -printf '%P %y %m %U %G %T@\0' -o -printf '%P %y %m %U %G %s %T@ %n %l\0' \) |
-            sort -z | tr '\0' '\n'
-        find . -type f -links +1 -printf '%i %P\n' | sort | awk '{ print $1 == last, $2; last = $1 }'
-        find . -not -path '*ddd/*' -print0 | sort -z | xargs -0 getfacl -n -p
-        find . -not -path '*ddd/*' -print0 | sort -z | xargs -0 getfattr -h -d -m - -e hex
-        getcap -r kinds
-    """
-    return subprocess.run(["bash", "-c", script], cwd=root, capture_output=True, check=True).stdout
 
 
 def differences(tree: Path, copied: Path) -> bytes:

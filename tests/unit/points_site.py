@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from tasks.drivers import restore_points, rsnapshot
-from tasks.drivers.digest import sha256_file, write_listing
+from tasks.drivers.digest import opened, regular_files, sha256_file, write_listing
 from tasks.drivers.permanent import MARKER, PermanentPlace
 from tasks.drivers.restore_points import points
 from tasks.drivers.rsnapshot import render_config, rsync_options
@@ -51,11 +51,14 @@ class Site:
         self.publish(number)
         discard(old, self.source.with_name("trash"), "old")
 
-    def publish(self, number: int) -> None:
+    def publish(self, number: int, **changed: object) -> None:
         """Write the manifest of what lies there as the overnight copy."""
         ended = NIGHT + timedelta(days=number)
         sums, facts = sha256_file(self.source / "SHA256SUMS"), sha256_file(self.source / "facts.json")
-        write_model(self.source / "manifest.json", night_manifest(ended, listing_sha256=sums, facts_sha256=facts))
+        with opened(self.source / "data") as data:
+            sizes = [size_bytes for _, size_bytes, _ in regular_files(data)]
+        there = {"files": len(sizes), "size_bytes": sum(sizes), "listing_sha256": sums, "facts_sha256": facts}
+        write_model(self.source / "manifest.json", night_manifest(ended, **there, **changed))
 
     def place(self, name: str, number: int) -> None:
         """Make the restore point of a night without running rsnapshot."""

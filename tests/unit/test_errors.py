@@ -30,10 +30,13 @@ CODES = {
     "Unreachable": 75,
     "CommandTimedOut": 75,
     "TransferInterrupted": 75,
+    "NotNow": 75,
     "DomainBusy": 75,
     "StoreSilent": 75,
 }
-TRANSIENT = {"Unreachable", "CommandTimedOut", "TransferInterrupted", "DomainBusy", "StoreSilent", "WriteLost"}
+TRANSIENT = {
+    *("Unreachable", "CommandTimedOut", "TransferInterrupted", "NotNow", "DomainBusy", "StoreSilent", "WriteLost"),
+}
 
 
 def sample(kind: type[GbsError]) -> GbsError:

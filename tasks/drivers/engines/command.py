@@ -1,0 +1,216 @@
+"""A vendor's backup application as an engine: its own commands, with its exit statuses mapped by a table.
+
+A night is handed over under its id. What the application has is what its `list` prints; what makes a listed night a
+point is its manifest in the client's folder of the permanent store (`.nights/<id>.json`), written by a rotation.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tasks.drivers import process
+from tasks.drivers.engines import Advance, Ground, cascade
+from tasks.drivers.engines.cascade import Copy, Stamp
+from tasks.drivers.permanent import at
+from tasks.drivers.point_check import Checked, check_points
+from tasks.drivers.restic import WHOLE
+from tasks.drivers.secret_file import read_environment, struck_out
+from tasks.drivers.store import read_model, remove, write_model
+from tasks.errors import CommandFailed, IntegrityError, NotNow
+from tasks.model.inventory_engines import Vendor, filled
+from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.names import one_line, slug, time_of_id
+from tasks.model.retention import SYNC, Move, Point
+
+NIGHTS = ".nights"
+TRASH = "trash-"
+QUICK_S = 600
+_ID = re.compile(r"\b\d{8}T\d{6}Z\b")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CommandEngine:
+    """Points are the nights that the application lists and whose manifests are kept; they are named by their age."""
+
+    ground: Ground
+    declared: Vendor
+    called: str
+    on_permanent: bool = True
+
+    @property
+    def forgets(self) -> bool:
+        """As the contract says."""
+        return bool(self.declared.forget)
+
+    def where(self, point: str) -> str:
+        """As the contract says."""
+        return f"{self.called}, {self.ground.client} {point}"
+
+    def points(self) -> dict[str, NightManifest | None]:
+        """As the contract says."""
+        return cascade.manifests(self._arranged())
+
+    def folder(self, point: str) -> None:
+        """As the contract says."""
+        return
+
+    def retained(self) -> list[Point]:
+        """As the contract says."""
+        return cascade.retained(self.ground, self._arranged())
+
+    def sync(self, night: NightManifest, advance: Advance) -> tuple[str, ...]:
+        """Call `backup`; proven is that it said so, and that `list` names the night then."""
+        cascade.make_root(self.ground)
+        cascade.unstamp(self.ground)
+        if self._records().get(night.id) == night and night.id in self._listed():
+            cascade.stamp(self.ground, night.id, night)
+            return ()
+        source = self.ground.store.overnight(self.ground.client)
+        deadline_s = self.ground.policy.transfer_deadline_s
+        warnings = self._run("backup", deadline_s, source=str(source), night=night.id)[1]
+        if night.id not in self._listed():
+            raise IntegrityError(
+                f"backup of {self.ground.client} by {self.called}", f"a listing with {night.id}", "none"
+            )
+        cascade.stamp(self.ground, night.id, night)
+        return warnings
+
+    def rotate(self) -> list[Move]:
+        """Write the manifest; without `forget` nothing is given up: what is kept is the vendor's affair."""
+        sync, points = cascade.stamped(self.ground), self._arranged()
+        moves = cascade.planned(self.ground, points, sync)
+        if not moves:
+            return []
+        at(self.ground.place, _keep, self.ground.root / NIGHTS, sync)
+        if self.forgets:
+            due = datetime.now(UTC) + timedelta(days=self.ground.policy.trash_days)
+            for name in cascade.given_up(moves):
+                at(self.ground.place, _give_up, self.ground.root / NIGHTS, points[name].night, f"{due:%Y-%m-%d}")
+        else:
+            moves = [move for move in moves if move.point == SYNC]
+        cascade.unstamp(self.ground)
+        return moves
+
+    def tidy(self) -> None:
+        """Call `forget` for what is due."""
+        due = at(self.ground.place, _due, self.ground.root / NIGHTS, f"{datetime.now(UTC):%Y-%m-%d}")
+        there = self._listed() if due else set()
+        for night, record in due.items():
+            if night in there:
+                self._run("forget", self.ground.policy.transfer_deadline_s, night=night)
+            at(self.ground.place, Path.unlink, record, missing_ok=True)
+
+    def open(self, point: str, advance: Advance) -> Path:
+        """Call `restore`."""
+        found = self._arranged().get(point)
+        deadline_s = self.ground.policy.transfer_deadline_s
+
+        def bring(folder: Path, on_wait: process.Watch) -> None:
+            assert found is not None  # noqa: S101 - `scratch` has asked
+            folder.mkdir(parents=True)
+            for warning in self._run("restore", deadline_s, on_wait, night=found.night, target=str(folder))[1]:
+                log.warning("%s", warning)
+
+        return cascade.scratch(self.ground, point, found, advance, bring)
+
+    def close(self, point: str) -> None:
+        """As the contract says."""
+        remove(self.ground.store.opened(self.ground.client) / point)
+
+    def verify(self, percent: float) -> list[Checked]:
+        """Call `verify` for each night; without it each is restored in turn and `percent` of its files are read.
+
+        A night that we did not let go of and that is not listed any more is a damaged one.
+        """
+        found = [self._verified(name, copy, percent) for name, copy in self._arranged().items()]
+        lost = self._records().keys() - self._listed() if self.forgets else set()
+        gone = f"{self.called} does not list it any more"
+        return [*found, *(Checked(night, night, 0, 0, (gone,), ()) for night in sorted(lost))]
+
+    def _verified(self, name: str, copy: Copy, percent: float) -> Checked:
+        if copy.manifest is None:
+            return Checked(name, copy.night, 0, 0, (f"{MANIFEST}: cannot be read",), ())
+        files = copy.manifest.files if percent >= WHOLE else 0
+        try:
+            if self.declared.verify:
+                deadline_s = self.ground.policy.transfer_deadline_s
+                self._run("verify", deadline_s, night=copy.night, percent=f"{percent:g}")
+                return Checked(name, copy.night, files, 0, (), ())
+            folder = self.open(name, lambda done, total: None)
+        except IntegrityError as exc:  # any other failure is no word about what is kept
+            return Checked(name, copy.night, 0, 0, (one_line(str(exc)),), ())
+        try:
+            rows = check_points(folder.parent, None, percent, int(datetime.now(UTC).timestamp()))
+            return next(row for row in rows if row.point == name)
+        finally:
+            self.close(name)
+
+    def _arranged(self) -> dict[str, Copy]:
+        records, there = self._records(), self._listed()
+        copies = [
+            Copy(night, night, found.ended if found else time_of_id(night), found)
+            for night, found in records.items()
+            if night in there
+        ]
+        return cascade.arranged(self.ground, copies)
+
+    def _records(self) -> dict[str, NightManifest | None]:
+        return at(self.ground.place, _records, self.ground.root / NIGHTS)
+
+    def _listed(self) -> set[str]:
+        return set(_ID.findall(self._run("list", QUICK_S)[0]))
+
+    def _run(
+        self, verb: str, deadline_s: float, on_wait: process.Watch | None = None, **values: str
+    ) -> tuple[str, tuple[str, ...]]:
+        """What the command printed, and warnings; NotNow, IntegrityError or CommandFailed by the table of statuses."""
+        file = self.declared.environment_file
+        secrets = read_environment(Path(file) if file else None)
+        argv = filled(getattr(self.declared, verb), client=slug(self.ground.client), **values)
+        called = f"{self.called} {verb} of {self.ground.client}"
+        finished = process.run(
+            argv, deadline_s=deadline_s, env=secrets, accept=lambda status: True, watch=on_wait, name=called
+        )
+        said = struck_out(finished.stderr or finished.text[-process.TAIL_BYTES :].strip(), secrets)
+        match self.declared.meaning(finished.status):
+            case "ok":
+                return finished.text, ()
+            case "warning":
+                return finished.text, (f"{called} ended with status {finished.status}: {one_line(said)}",)
+            case "retry":
+                raise NotNow(called, finished.status, said)
+            case "damaged":
+                raise IntegrityError(called, "a night as it was", f"status {finished.status}: {one_line(said)}")
+            case "failed":
+                raise CommandFailed(called, finished.status, said)
+
+
+def _records(folder: Path) -> dict[str, NightManifest | None]:
+    """The manifests of the nights that were taken in; None for one that cannot be read."""
+    found: dict[str, NightManifest | None] = {}
+    for path in folder.glob("[0-9]*.json"):
+        try:
+            found[path.stem] = read_model(path, NightManifest)
+        except IntegrityError:
+            found[path.stem] = None
+    return found
+
+
+def _keep(folder: Path, sync: Stamp) -> None:
+    write_model(folder / f"{sync.night.id}.json", sync.night)
+
+
+def _give_up(folder: Path, night: str, due: str) -> None:
+    (folder / f"{night}.json").rename(folder / f"{TRASH}{due}-{night}.json")
+
+
+def _due(folder: Path, today: str) -> dict[str, Path]:
+    """The nights that were given up and whose day has come, and where that stands."""
+    found = {}
+    for path in folder.glob(f"{TRASH}*.json"):
+        if path.stem.removeprefix(TRASH)[:10] <= today:
+            found[path.stem.removeprefix(TRASH)[11:]] = path
+    return found

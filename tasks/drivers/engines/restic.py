@@ -1,0 +1,282 @@
+"""restic as an engine: a repository for each client, encrypted; a point is a snapshot that is tagged so.
+
+A night's tags are `gbs-sync` when it is made, `gbs-point` when a rotation took it in, `gbs-trash-<day>` when one gave
+it up; `night-<id>` stays. restic writes a snapshot after all that it refers to: what a kill leaves is none, or whole.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.drivers import restic
+from tasks.drivers.engines import Advance, Ground, cascade
+from tasks.drivers.engines.cascade import Copy
+from tasks.drivers.permanent import at, watching
+from tasks.drivers.point_check import Checked
+from tasks.drivers.process import Watch
+from tasks.drivers.restic import WHOLE, Snapshot
+from tasks.drivers.restic_repository import QUICK_S, Repository
+from tasks.drivers.store import read_model, remove, verify_night, write_model
+from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreNotMounted
+from tasks.model.inventory_engines import Restic, filled
+from tasks.model.manifest import LISTING, MANIFEST, NightManifest
+from tasks.model.names import one_line, slug
+from tasks.model.retention import Move, Point
+
+SYNC, POINT, TRASH, NIGHT = "gbs-sync", "gbs-point", "gbs-trash-", "night-"
+FACTS = "facts.json"
+RECORD = ".restic.json"
+LONGEST_PATH = 4095
+PACKS_BYTES = 128 << 20
+"""What restic writes at once: several packs of 16 MiB and more."""
+log = logging.getLogger(__name__)
+
+
+class Made(BaseModel):
+    """That a repository was made: where it is gone, none is made in its place."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repository: str
+
+
+@dataclass(frozen=True)
+class ResticEngine:
+    """Points are snapshots; they are named by their age."""
+
+    ground: Ground
+    declared: Restic
+    forgets: bool = True
+
+    @cached_property
+    def _repository(self) -> Repository:
+        url = self.declared.repository
+        at_home = str(self.ground.root / "restic")
+        where = filled((url,), client=slug(self.ground.client))[0] if url else at_home
+        return Repository(
+            where,
+            Path(self.declared.password_file),
+            Path(self.declared.environment_file) if self.declared.environment_file else None,
+            self.ground.store.root / "restic" / "cache",
+            watching(self.ground.place) if self.on_permanent else None,
+        )
+
+    @property
+    def on_permanent(self) -> bool:
+        """As the contract says."""
+        url = self.declared.repository
+        return url is None or Path(url).is_relative_to(self.ground.place.path)
+
+    def where(self, point: str) -> str:
+        """As the contract says."""
+        return f"{self._repository.url} {point}"
+
+    def points(self) -> dict[str, NightManifest | None]:
+        """As the contract says."""
+        return cascade.manifests(self._arranged())
+
+    def folder(self, point: str) -> None:
+        """As the contract says."""
+        return
+
+    def retained(self) -> list[Point]:
+        """As the contract says."""
+        return cascade.retained(self.ground, self._arranged())
+
+    def sync(self, night: NightManifest, advance: Advance) -> tuple[str, ...]:
+        """A snapshot of the night, whose listing and facts are brought back and compared."""
+        cascade.make_root(self.ground)
+        found = self._opened()
+        cascade.unstamp(self.ground)
+        present = next((copy for copy in self._copies(found) if copy.manifest == night), None)
+        if present is not None:
+            cascade.stamp(self.ground, present.key, night)
+            return ()
+        folder = self.ground.store.overnight(self.ground.client)
+        made = self._backup(folder, night, advance)
+        try:
+            self._prove(made, night)
+        except IntegrityError:
+            restic.forget(self._repository, [made.id])
+            raise
+        restic.forget(self._repository, [snapshot.id for snapshot in found if SYNC in snapshot.tags])
+        cascade.stamp(self.ground, made.id, night)
+        return self._too_long(folder)
+
+    def rotate(self) -> list[Move]:
+        """Tags are changed; what was given up is forgotten by `tidy` when its day has come."""
+        sync, found = cascade.stamped(self.ground), self._snapshots() or []
+        points = cascade.arranged(self.ground, self._copies(found))
+        moves = cascade.planned(self.ground, points, sync)
+        if moves:
+            # The manifest of a new point is known: it need not be read from the repository.
+            for tree in {snapshot.tree for snapshot in found if snapshot.id.startswith(sync.key)}:
+                write_model(self._cached(tree), sync.night)
+            restic.retag(self._repository, [sync.key], add=POINT, remove=SYNC)
+            due = datetime.now(UTC) + timedelta(days=self.ground.policy.trash_days)
+            leaving = [points[name].key for name in cascade.given_up(moves)]
+            restic.retag(self._repository, leaving, add=f"{TRASH}{due:%Y-%m-%d}", remove=POINT)
+            cascade.unstamp(self.ground)
+        return moves
+
+    def tidy(self) -> None:
+        """Snapshots are forgotten, and what nothing refers to any more is pruned."""
+        found = self._snapshots() or []
+        today = datetime.now(UTC).date()
+        due = [snapshot.id for snapshot in found if any(_is_due(tag, today) for tag in snapshot.tags)]
+        restic.forget(self._repository, due, prune_deadline_s=self.ground.policy.transfer_deadline_s)
+        trees = {snapshot.tree for snapshot in found}
+        for path in self._cached("").parent.glob("*.json"):
+            if path.stem not in trees:
+                path.unlink()
+
+    def open(self, point: str, advance: Advance) -> Path:
+        """As the contract says; sockets are not brought back, and holes are filled."""
+        found = self._arranged().get(point)
+        deadline_s = self.ground.policy.transfer_deadline_s
+
+        def bring(folder: Path, on_wait: Watch) -> None:
+            assert found is not None  # noqa: S101 - `scratch` has asked
+            restic.restore(self._repository, found.key, folder, deadline_s=deadline_s, on_wait=on_wait)
+
+        return cascade.scratch(self.ground, point, found, advance, bring)
+
+    def close(self, point: str) -> None:
+        """As the contract says."""
+        remove(self.ground.store.opened(self.ground.client) / point)
+
+    def verify(self, percent: float) -> list[Checked]:
+        """restic reads its packs; which points are hit by a damaged one is asked then. Nothing is healed."""
+        points, deadline_s = self._arranged(), self.ground.policy.transfer_deadline_s
+        if not points:
+            return []
+        packs, said = restic.check(self._repository, percent, deadline_s)
+        hit = restic.files_in(self._repository, packs, deadline_s) if said else {}
+        found = []
+        for name, copy in points.items():
+            damaged = [f"{MANIFEST}: cannot be read"] if copy.manifest is None else []
+            damaged += [f"the repository: {one_line(said)}"] if hit is None else _on_client(hit.get(copy.key, set()))
+            files = copy.manifest.files if copy.manifest and percent >= WHOLE else 0
+            found.append(Checked(name, copy.night, files, 0, tuple(damaged), ()))
+        if said and not any(row.damaged for row in found):
+            # No point is hit, but the repository is not what it should be, and an operator must know.
+            raise IntegrityError(self._repository.url, "a whole repository", one_line(said))
+        return found
+
+    def _backup(self, folder: Path, night: NightManifest, advance: Advance) -> restic.Made:
+        try:
+            self._require_room()
+        except StoreFull:
+            restic.prune(self._repository, self.ground.policy.transfer_deadline_s)  # what failed runs left may fill it
+            self._require_room()
+        try:
+            return restic.backup(
+                self._repository,
+                folder,
+                ["data", LISTING, FACTS, MANIFEST],
+                host=self.ground.client,
+                instant=night.ended,
+                tags=[SYNC, f"{NIGHT}{night.id}"],
+                deadline_s=self.ground.policy.transfer_deadline_s,
+                on_progress=advance,
+                on_wait=self._require_room,
+            )
+        except CommandFailed:
+            self._require_room()
+            raise
+
+    def _require_room(self) -> None:
+        """StoreFull while there is still some room.
+
+        restic 0.14 that runs into a full store says so, or crashes, or waits for itself for ever; and what is full
+        cannot be pruned.
+        """
+        if not self.on_permanent:
+            return
+        status = at(self.ground.place, os.statvfs, self.ground.root)
+        free_bytes = status.f_bavail * status.f_frsize
+        if free_bytes < PACKS_BYTES:
+            raise StoreFull(self._repository.url, PACKS_BYTES, free_bytes)
+
+    def _opened(self) -> list[Snapshot]:
+        """The snapshots of the repository, which is made when there never was one."""
+        found = self._snapshots()
+        if found is None:
+            restic.initialise(self._repository)
+        at(self.ground.place, _record, self.ground.root / RECORD, Made(repository=self._repository.url))
+        return found or []
+
+    def _snapshots(self) -> list[Snapshot] | None:
+        """Every snapshot; None when there never was a repository, StoreNotMounted when there was one."""
+        found, record = restic.snapshots(self._repository), self.ground.root / RECORD
+        known = None if found is not None else at(self.ground.place, read_model, record, Made)
+        if known is not None:
+            fix = f"mount it; or, to begin anew, remove {record}"
+            raise StoreNotMounted(known.repository, "its restic repository is gone", fix)
+        return found
+
+    def _arranged(self) -> dict[str, Copy]:
+        return cascade.arranged(self.ground, self._copies(self._snapshots() or []))
+
+    def _copies(self, snapshots: list[Snapshot]) -> list[Copy]:
+        copies = []
+        for snapshot in snapshots:
+            night = next((tag.removeprefix(NIGHT) for tag in snapshot.tags if tag.startswith(NIGHT)), None)
+            if POINT in snapshot.tags and night is not None:
+                copies.append(Copy(snapshot.id, night, snapshot.time, self._manifest(snapshot)))
+        return copies
+
+    def _manifest(self, snapshot: Snapshot) -> NightManifest | None:
+        """The night's, from the repository once; None when it cannot be read there."""
+        cached = self._cached(snapshot.tree)
+        try:
+            if (known := read_model(cached, NightManifest)) is not None:
+                return known
+            content = restic.dump(self._repository, snapshot.id, f"/{MANIFEST}")
+            manifest = NightManifest.model_validate_json(content)
+        except (CommandFailed, IntegrityError, ValidationError) as exc:
+            log.warning("%s: the manifest of snapshot %s cannot be read: %s", self.ground.client, snapshot.id[:8], exc)
+            return None
+        write_model(cached, manifest)
+        return manifest
+
+    def _cached(self, tree: str) -> Path:
+        return self.ground.store.root / "restic" / slug(self.ground.client) / f"{tree}.json"
+
+    def _prove(self, made: restic.Made, night: NightManifest) -> None:
+        """IntegrityError unless the snapshot has as many files as the night, and its listing and facts."""
+        if made.files != night.files + len((LISTING, FACTS, MANIFEST)):
+            expected = f"{night.files} files of night {night.id}"
+            raise IntegrityError(f"snapshot {made.id} of {self.ground.client}", expected, f"{made.files - 3}")
+        with TemporaryDirectory(prefix=".proof-", dir=self.ground.store.root) as folder:
+            names = [f"/{name}" for name in (LISTING, FACTS, MANIFEST)]
+            restic.restore(self._repository, made.id, Path(folder), only=names, deadline_s=QUICK_S)
+            verify_night(Path(folder), night)
+
+    def _too_long(self, folder: Path) -> tuple[str, ...]:
+        """A warning when restic could not write a file again because of its length of path."""
+        prefix = len(str(self.ground.store.opened(self.ground.client) / "monthly.99" / "data")) + 1
+        with (folder / LISTING).open("rb") as lines:
+            longest = max((len(line) for line in lines), default=0) - len(f"{'0' * 64}  \n")
+        if longest + prefix <= LONGEST_PATH:
+            return ()
+        return (f"a path of {longest} bytes is too long for restic: this night can only be opened in part",)
+
+
+def _record(path: Path, made: Made) -> None:
+    if not path.exists():
+        write_model(path, made)
+
+
+def _is_due(tag: str, today: date) -> bool:
+    return tag.startswith(TRASH) and tag.removeprefix(TRASH) <= today.isoformat()
+
+
+def _on_client(paths: set[str]) -> list[str]:
+    return sorted(path.removeprefix("/data") for path in paths)

@@ -1,0 +1,464 @@
+"""One contract for every engine: rsnapshot, restic, a vendor's commands (tests/lab/vault.sh); judged by other tools."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tasks.drivers import engines, restore_points
+from tasks.errors import (
+    AccessDenied,
+    CommandFailed,
+    ConfigError,
+    IntegrityError,
+    Locked,
+    NothingToRecover,
+    NotNow,
+    StoreFull,
+    StoreNotMounted,
+)
+from tasks.model.inventory import Policy
+from tasks.model.retention import Pin, Reading
+from tests.lab.engine_bench import CODES, KEY, PASSWORD, POLICY, Bench, id_of, nothing, sync_in_child
+from tests.lab.hostile_tree import looks, make_tree
+
+KINDS = ("rsnapshot", "restic", "command")
+OTHERS = ("restic", "command")
+MIB = 1 << 20
+
+
+@pytest.fixture(params=KINDS)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    return Bench(request.param, tmp_path)
+
+
+def noise(bench: Bench, number: int, mib: int, name: str = "noise") -> None:
+    """A night with a file that nothing makes smaller."""
+    bench.night(number, {"same": "always", "number": str(number)})
+    with (bench.source / "data" / name).open("wb") as file:
+        for _ in range(mib):
+            file.write(os.urandom(MIB))
+    bench.tree_again(number)
+
+
+@pytest.mark.parametrize("fake_super", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_night_comes_back_as_it_was(
+    kind: str, fake_super: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bench = Bench(kind, tmp_path_factory.mktemp("e"))
+    # Its longest path must have room below the folder that a point is brought to.
+    made = bench.folder / "as long as store/opened/web1/daily.0"
+    made.mkdir(parents=True)
+    make_tree(made)
+    if fake_super:
+        argv = ["rsync", "-aHAX", "--fake-super", f"{made}/kinds", f"{made}/names", f"{made}.flat/"]
+        subprocess.run(argv, check=True)
+        made = made.with_name(f"{made.name}.flat")
+    bench.tree(1, made, fake_super=fake_super)
+    bench.sync_and_rotate()
+    with bench.opened("daily.0") as folder:
+        # Two of rsync's own xattrs it does not compare without being told to read them, and then not as what they are.
+        kinds = "-aHAS" if fake_super else "-aHAXS"
+        argv = ["rsync", "-n", "-i", kinds, "--numeric-ids", "--checksum", "--delete", "--modify-window=-1"]
+        said = subprocess.run([*argv, f"{bench.source}/data/", f"{folder}/data/"], capture_output=True, check=True)
+        # Sockets are their servers' to make anew; neither restic nor tar brings one back.
+        lost = [] if bench.kind == "rsnapshot" or fake_super else ["cS+++++++++ kinds/socket"]
+        assert said.stdout.decode().splitlines() == lost
+        if lost:
+            (bench.source / "data" / "kinds" / "socket").unlink()
+            os.utime(folder / "data" / "kinds", ns=(1, 1))
+            os.utime(bench.source / "data" / "kinds", ns=(1, 1))
+        assert looks(folder / "data") == looks(bench.source / "data")
+        argv = ["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"]
+        subprocess.run(argv, cwd=folder / "data", check=True, capture_output=True)
+
+
+def test_nights_are_points_with_their_manifests_and_the_same_night_is_none(bench: Bench) -> None:
+    assert [bench.kept(number) for number in (1, 2)] == [["daily"]] * 2
+    assert bench.sync_and_rotate() == []
+    assert bench.nights() == {"daily.0": 2, "daily.1": 1}
+    assert [point.night for point in bench.engine().retained()] == [id_of(2), id_of(1)]
+    with pytest.raises(NothingToRecover):
+        bench.engine().open("daily.7", nothing)
+
+
+def test_sync_is_no_point_before_it_rotates(bench: Bench) -> None:
+    bench.kept(1)
+    bench.night(2)
+    bench.engine().sync(bench.manifest, nothing)
+    assert bench.days() == {"daily.0": 1}
+    bench.night(3)
+    assert bench.sync_and_rotate() == ["daily"]
+    assert bench.days() == {"daily.0": 3, "daily.1": 1}
+
+
+def test_rotating_without_a_new_sync_is_refused(bench: Bench) -> None:
+    bench.kept(1)
+    with pytest.raises(IntegrityError, match="expected a stamped sync, found none"):
+        bench.engine().rotate()
+    assert bench.days() == {"daily.0": 1}
+
+
+def test_newest_point_of_the_future_is_told(bench: Bench) -> None:
+    bench.kept(365)
+    bench.night(2)
+    bench.engine().sync(bench.manifest, nothing)
+    with pytest.raises(IntegrityError, match="was a clock wrong"):
+        bench.engine().rotate()
+    assert bench.days() == {"daily.0": 365}
+
+
+def test_policy_gives_up_what_it_should_by_way_of_a_trash(bench: Bench) -> None:
+    bench.policy = POLICY.model_copy(update={"trash_days": 3})
+    for number in (1, 2, 3, 10):
+        bench.kept(number)
+    # The first daily point became weekly; the one after it was too near to become one.
+    assert bench.days() == {"daily.0": 10, "daily.1": 3, "weekly.0": 1}
+    held = {
+        "rsnapshot": lambda: len(list(bench.root.glob(".trash-*"))) + len(list(bench.root.glob("*.?"))),
+        "restic": lambda: bench.restic("snapshots").count("web1 "),
+        "command": lambda: len(list(bench.vault.glob("web1/*.tar"))),
+    }[bench.kind]
+    assert held() == 4
+    tomorrow(bench)
+    bench.engine().tidy()
+    assert held() == 3
+    assert bench.days() == {"daily.0": 10, "daily.1": 3, "weekly.0": 1}
+
+
+def tomorrow(bench: Bench) -> None:
+    """Let the day of what was given up come."""
+    due, today = f"{datetime.now(UTC) + timedelta(days=3):%Y-%m-%d}", f"{datetime.now(UTC):%Y-%m-%d}"
+    if bench.kind == "restic":
+        bench.restic("tag", "--add", f"gbs-trash-{today}", "--remove", f"gbs-trash-{due}", "--tag", f"gbs-trash-{due}")
+    for path in [*bench.root.glob(".trash-*"), *bench.root.glob(".nights/trash-*")]:
+        path.rename(path.with_name(path.name.replace(due, today)))
+
+
+def test_pinned_and_last_sound_points_stay(bench: Bench) -> None:
+    bench.policy = Policy(daily=2, weekly=0, monthly=0, least=2, trash_days=0)
+    bench.kept(1)
+    pin = Pin(night=id_of(1), until=datetime.now(UTC).date() + timedelta(days=30), reason="audit")
+    restore_points.pin(bench.root, pin, id_of(1))
+    bench.kept(2)
+    bench.kept(3)
+    assert bench.days() == {"daily.0": 3, "daily.1": 2, f"kept.{id_of(1)}": 1}
+    # Of the nights only the pinned one is sound: it stays without a pin, too.
+    damaged = {id_of(number): Reading(at=datetime.now(UTC), percent=100, damaged=("/a",)) for number in (2, 3)}
+    restore_points.note(bench.root, damaged, [id_of(number) for number in (1, 2, 3)])
+    restore_points.pin(bench.root, None, id_of(1))
+    bench.kept(4)
+    assert bench.days() == {"daily.0": 4, "daily.1": 3, f"kept.{id_of(1)}": 1}
+    bench.kept(5)
+    assert bench.days() == {"daily.0": 5, "daily.1": 4}
+
+
+def test_backup_that_was_killed_costs_nothing(bench: Bench) -> None:
+    bench.kept(1)
+    noise(bench, 2, 200)
+    begun = {
+        "rsnapshot": lambda: any((bench.root / ".sync" / "data").glob(".noise*")),
+        "restic": lambda: any((bench.repository / "locks").iterdir()) and packs_of(bench) > 6,
+        "command": lambda: any(bench.vault.glob("web1/*.part")),
+    }[bench.kind]
+    child = multiprocessing.get_context("spawn").Process(target=sync_in_child, args=(bench.kind, str(bench.folder)))
+    child.start()
+    while not begun() and child.is_alive():
+        time.sleep(0.005)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, "it was ready before it was killed"
+    while subprocess.run(["pgrep", "-f", str(bench.folder)], capture_output=True, check=False).stdout:
+        time.sleep(0.05)  # what it had started ends with it
+    assert bench.nights() == {"daily.0": 1}
+    assert bench.sync_and_rotate() == ["daily"]
+    assert bench.nights() == {"daily.0": 2, "daily.1": 1}
+
+
+def packs_of(bench: Bench) -> int:
+    return sum(path.is_file() for path in (bench.repository / "data").rglob("*"))
+
+
+@pytest.fixture
+def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB."""
+    image, folder = tmp_path / "image", tmp_path / "far"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(48 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_store_is_told_and_costs_nothing(
+    kind: str, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.restic, "PACKS_BYTES", 8 * MIB)
+    bench = Bench(kind, tmp_path, far=small)
+    bench.kept(1)
+    noise(bench, 2, 60)
+    # Why the vault says 12, only its operators know.
+    with pytest.raises(CommandFailed if kind == "command" else StoreFull, match=r"status 12|has no room"):
+        bench.engine().sync(bench.manifest, nothing)
+    with suppress(IntegrityError):
+        assert bench.engine().rotate() == []
+    assert bench.nights() == {"daily.0": 1}
+    bench.night(3)
+    assert bench.sync_and_rotate() == ["daily"]
+    assert bench.nights() == {"daily.0": 3, "daily.1": 1}
+
+
+def test_damage_is_found_and_the_other_points_are_not_blamed(bench: Bench) -> None:
+    noise(bench, 1, 40)
+    bench.sync_and_rotate()
+    noise(bench, 2, 2, "other")
+    bench.sync_and_rotate()
+    assert [row.damaged for row in bench.engine().verify(100)] == [(), ()]
+    shutil.rmtree(bench.source)  # or rsnapshot's points would be healed
+    bench.damage()
+    newer, older = bench.engine().verify(100)
+    assert (newer.point, newer.damaged) == ("daily.0", ())
+    assert older.point == "daily.1"
+    assert older.damaged == ("/noise",) if bench.kind != "command" else "status 10" in older.damaged[0]
+    with pytest.raises((CommandFailed, IntegrityError)):
+        check_by_hand(bench)
+    assert not any(bench.store.opened("web1").glob("*")), "what could not be brought stays"
+
+
+def check_by_hand(bench: Bench) -> None:
+    with bench.opened("daily.1") as folder:
+        argv = ["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"]
+        done = subprocess.run(argv, cwd=folder / "data", check=False, capture_output=True)
+        if done.returncode:
+            raise IntegrityError("daily.1", "what its listing says", "another")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+class TestOthers:
+    """Of engines whose points are no folders."""
+
+    def test_wrong_secret_is_told_without_showing_it(
+        self, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = Bench(kind, tmp_path)
+        bench.kept(1)
+        bench.night(2)
+        bench.secret("password", "a wrong one")
+        bench.secret("environment", f"VAULT_HOME={bench.vault}\nVAULT_KEY=a wrong one")
+        with pytest.raises(AccessDenied if kind == "restic" else CommandFailed) as caught:
+            bench.engine().sync(bench.manifest, nothing)
+        assert "a wrong one" not in f"{caught.value} {caplog.text}"
+        (tmp_path / "password").chmod(0o644)
+        (tmp_path / "environment").chmod(0o644)
+        with pytest.raises(ConfigError, match="can be read by others"):
+            bench.engine().points()
+
+    def test_secrets_are_on_no_command_line(self, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        bench, seen, ended = Bench(kind, tmp_path), set[bytes](), threading.Event()
+        noise(bench, 1, 40)
+
+        def look() -> None:
+            while not ended.is_set():
+                for path in Path("/proc").glob("[0-9]*/cmdline"):
+                    try:
+                        seen.add(path.read_bytes())
+                    except OSError:
+                        continue
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        try:
+            bench.sync_and_rotate()
+            bench.nights()
+        finally:
+            ended.set()
+            watcher.join()
+        tool = b"restic" if kind == "restic" else b"vault.sh"
+        assert any(tool in argv for argv in seen)
+        assert not [argv for argv in seen for secret in (PASSWORD, KEY) if secret.encode() in argv]
+        assert PASSWORD not in caplog.text
+        assert KEY not in caplog.text
+
+    def test_point_is_opened_where_there_is_room(self, kind: str, tmp_path: Path) -> None:
+        bench = Bench(kind, tmp_path)
+        bench.kept(1)
+        engine = bench.engine(reserve_bytes=1 << 60)
+        with pytest.raises(StoreFull):
+            engine.open("daily.0", nothing)
+        left = bench.store.opened("web1") / "daily.0"
+        left.mkdir(parents=True)
+        (left / "of a run that was killed").touch()
+        with bench.opened("daily.0") as folder:
+            assert folder == left
+            assert sorted(os.listdir(folder)) == ["SHA256SUMS", "data", "facts.json", "manifest.json"]
+        assert not left.exists()
+
+
+class TestRestic:
+    """What only restic has."""
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> Bench:
+        return Bench("restic", tmp_path)
+
+    def test_repository_that_is_gone_is_not_made_anew(self, bench: Bench) -> None:
+        bench.kept(1)
+        bench.repository.rename(bench.folder / "elsewhere")
+        bench.night(2)
+        for ask in (lambda: bench.engine().sync(bench.manifest, nothing), bench.engine().points):
+            with pytest.raises(StoreNotMounted, match=r"repository is gone.*mount it"):
+                ask()
+        assert not bench.repository.exists()
+        (bench.folder / "elsewhere").rename(bench.repository)
+        assert bench.sync_and_rotate() == ["daily"]
+
+    def test_lock_of_somebody_who_works_is_respected_and_a_dead_one_removed(self, bench: Bench) -> None:
+        bench.kept(1)
+        argv = ["restic", "--repo", str(bench.repository), "--password-file", str(bench.folder / "password")]
+        with subprocess.Popen([*argv, "backup", "--stdin"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as other:
+            while not any((bench.repository / "locks").iterdir()):
+                time.sleep(0.01)
+            bench.night(2)
+            bench.engine().sync(bench.manifest, nothing)
+            with pytest.raises(Locked, match=f"process {other.pid}"):
+                bench.engine().rotate()
+            other.kill()
+        assert any((bench.repository / "locks").iterdir())
+        assert bench.sync_and_rotate() == ["daily"]
+        assert not any((bench.repository / "locks").iterdir())
+        assert bench.days() == {"daily.0": 2, "daily.1": 1}
+
+    def test_night_that_cannot_be_read_whole_is_no_snapshot(self, bench: Bench) -> None:
+        bench.kept(1)
+        bench.night(2)
+        (bench.source / "facts.json").unlink()
+        (bench.source / "facts.json").symlink_to("/proc/self/mem")
+        with pytest.raises((CommandFailed, IntegrityError)):
+            bench.engine().sync(bench.manifest, nothing)
+        assert bench.restic("snapshots").count("web1 ") == 1
+
+    def test_path_that_cannot_be_brought_back_is_told_every_night(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        bench = Bench("restic", tmp_path_factory.mktemp("e"))
+        made = bench.folder / "t"
+        made.mkdir()
+        make_tree(made)
+        bench.tree(1, made)
+        (warning,) = bench.engine().sync(bench.manifest, nothing)
+        assert "is too long for restic" in warning
+        bench.engine().rotate()
+        with pytest.raises(CommandFailed, match="restic restore"):
+            bench.engine().open("daily.0", nothing)
+        assert not any(bench.store.opened("web1").glob("*"))
+
+    def test_manifest_that_cannot_be_read_is_no_backup(self, bench: Bench) -> None:
+        bench.kept(1)
+        shutil.rmtree(bench.store.root / "restic")
+        packs = [path for path in (bench.repository / "data").rglob("*") if path.is_file()]
+        for path in packs:
+            path.chmod(0o600)
+            path.write_bytes(b"x" * path.stat().st_size)
+        assert bench.engine().points() == {"daily.0": None}
+
+
+class TestCommand:
+    """What only a vendor's commands have."""
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> Bench:
+        return Bench("command", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("status", "outcome"), [*CODES.items(), (1, "failed"), (20, "failed"), (137, "failed"), (255, "failed")]
+    )
+    def test_exit_status_means_what_the_table_says(self, bench: Bench, status: int, outcome: str) -> None:
+        bench.kept(1)
+        bench.night(2)
+        script = bench.folder / "backup"
+        script.write_text(f'#!/bin/sh\necho "VLT {KEY}" >&2\ntouch "$VAULT_HOME/web1/$1.tar"\nexit {status}\n')
+        script.chmod(0o755)
+        engine = bench.engine(backup=[str(script), "{night}", "{source}"])
+        if outcome in ("ok", "warning"):
+            warnings = engine.sync(bench.manifest, nothing)
+            assert warnings == () if outcome == "ok" else "VLT ***" in warnings[0]
+            return
+        kind = {"retry": NotNow, "damaged": IntegrityError, "failed": CommandFailed}[outcome]
+        with pytest.raises(kind, match=rf"status {status}\)?: VLT \*\*\*"):
+            engine.sync(bench.manifest, nothing)
+        assert bench.days() == {"daily.0": 1}
+
+    def test_values_are_read_by_no_shell_and_not_twice(self, bench: Bench) -> None:
+        bench.night(1)
+        there = bench.folder / "said"
+        script = bench.folder / "backup"
+        script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{there}\ntouch "$VAULT_HOME/web1-$1.tar"\n')
+        script.chmod(0o755)
+        odd = "$(touch pwned); {night} `id` {unknown"
+        engine = bench.engine(backup=[str(script), "{night}", "{source}", odd], list=["echo", id_of(1)])
+        engine.sync(bench.manifest, nothing)
+        expected = odd.replace("{night}", id_of(1))
+        assert there.read_text().splitlines() == [id_of(1), str(bench.source), expected]
+
+    def test_backup_that_is_not_listed_is_none(self, bench: Bench) -> None:
+        bench.night(1)
+        with pytest.raises(IntegrityError, match=f"a listing with {id_of(1)}"):
+            bench.engine(backup=["true", "{night}", "{source}"]).sync(bench.manifest, nothing)
+        assert bench.engine().points() == {}
+
+    def test_without_forget_the_vendor_keeps_what_it_likes(self, bench: Bench) -> None:
+        engine = bench.engine(forget=[])
+        for number in (1, 2, 3, 4):
+            bench.night(number)
+            assert bench.sync_and_rotate(engine) == ["daily"]
+        assert not engine.forgets
+        assert list(bench.days().values()) == [4, 3, 1, 2]
+        (bench.vault / "web1" / f"{id_of(1)}.tar").unlink()
+        assert list(bench.days().values()) == [4, 3, 2]
+        assert [row.damaged for row in engine.verify(100)] == [(), (), ()]
+
+    def test_application_that_fails_to_verify_says_nothing_about_the_nights(self, bench: Bench) -> None:
+        bench.kept(1)
+        with pytest.raises(CommandFailed, match="status 1"):
+            bench.engine(verify=["false", "{night}"]).verify(100)
+
+    def test_night_that_the_vendor_lost_is_told(self, bench: Bench) -> None:
+        bench.kept(1)
+        bench.kept(2)
+        (bench.vault / "web1" / f"{id_of(1)}.tar").unlink()
+        rows = {row.night: row.damaged for row in bench.engine().verify(100)}
+        assert rows == {id_of(2): (), id_of(1): ("vault does not list it any more",)}
+
+    def test_without_verify_nights_are_restored_and_read(self, bench: Bench) -> None:
+        noise(bench, 1, 3)
+        bench.sync_and_rotate()
+        engine = bench.engine(verify=[])
+        assert [row.damaged for row in engine.verify(100)] == [()]
+        bench.damage()
+        assert [row.damaged for row in engine.verify(100)] == [("/noise",)]
+        assert not any(bench.store.opened("web1").glob("*"))
+
+    def test_busy_drive_is_tried_again_by_whoever_called(self, bench: Bench) -> None:
+        bench.night(1)
+        (bench.vault / "busy").touch()
+        with pytest.raises(NotNow, match="drive in use") as caught:
+            bench.engine().sync(bench.manifest, nothing)
+        assert caught.value.transient
