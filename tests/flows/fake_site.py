@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import time
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -106,6 +107,7 @@ class FakeSite:
         self.policies: dict[str, Any] = {}
         self.snapshot_warnings: tuple[str, ...] = ()
         self.snapshots_left: list[str] = []
+        self._last_night: dict[str, int] = {}
         self._failures: dict[tuple[str, str], list[Exception]] = {}
 
     def create(self, marker: str | None = STORE_ID) -> None:
@@ -202,8 +204,10 @@ class FakeSite:
         )
 
     def facts(self, shell: "FakeShell", now: datetime) -> Facts:
-        """Stands for facts.collect."""
+        """Stands for facts.collect. A night's id is its second: one does not begin in that of the last."""
         self.call("facts", shell.target.name)
+        while int(time.time()) <= self._last_night.get(shell.target.name, 0):
+            time.sleep(0.02)
         return Facts(
             collected=now,
             hostname=shell.target.name,
@@ -238,6 +242,7 @@ class FakeSite:
 
     def pull(self, target: SshTarget, wanted: Wanted, destination: Path, **_: Any) -> Transferred:
         """Stands for rsync.pull."""
+        self._last_night[target.name] = int(time.time())
         self.pulled = list(wanted.paths)
         for path, content in self.files[target.name].items():
             file = destination / path.lstrip("/")
