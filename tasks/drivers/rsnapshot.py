@@ -16,6 +16,7 @@ from tasks.drivers import process
 from tasks.drivers.permanent import PermanentPlace, at, watching
 from tasks.drivers.restore_points import hide, mend, remains
 from tasks.drivers.rsync import EXACT_TIMES
+from tasks.drivers.space import require_for_point
 from tasks.drivers.store import flush, read_model, remove, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreSilent, WriteLost
 from tasks.model.manifest import MANIFEST, NightManifest
@@ -74,6 +75,7 @@ def sync(place: PermanentPlace, config: Path, source: Path, root: Path, deadline
     try:
         for folder in at(place, remains, root):
             remove(folder, watching(place))  # first: what is to be copied may need the room
+        at(place, require_for_point, source, root)
         _run(config, "sync", root, deadline_s, watching(place))
         manifest = read_model(source / MANIFEST, NightManifest)
         if manifest is None:
