@@ -1,5 +1,7 @@
 """The night: every client through stages 0, 1 and 2, side by side, then devices, VM images that are due, the report."""
 
+import logging
+
 from prefect import State, flow
 
 from flows.devices import begin_devices
@@ -12,8 +14,10 @@ from flows.run_name import named
 from flows.side_by_side import begin_each, chosen, results_of, task_runner
 from flows.stage import skipped
 from flows.vm_name import ClientName
+from tasks import places, space
 from tasks.model.outcome import Outcome, StageResult
 
+log = logging.getLogger(__name__)
 STAGES = (("prepare", prepare_client), ("overnight", pull_client), ("permanent", keep_client))
 
 
@@ -42,4 +46,7 @@ def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     nights = begin_each(night_of, names)
     # Clients that are asked for by name are a part of the night; devices belong to the whole one.
     devices = {} if clients else begin_devices()
-    return conclude("nightly", tidied(with_images_due(nights)) + results_of(devices))
+    results = tidied(with_images_due(nights)) + results_of(devices)
+    for problem in space.sample(places.store(), places.permanent()):
+        log.warning("%s", problem)
+    return conclude("nightly", results)

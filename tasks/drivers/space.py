@@ -104,6 +104,13 @@ def _missing(source: Path, newest: Path | None) -> Need:
     return Need(size_bytes, inodes + len(folders), f"{human_bytes(size_bytes)} {than}")
 
 
+def walk_points(owner: str, root: Path, *, reflinks: bool) -> Walked:
+    """A client's restore points, the oldest first, then what is out of sight; as `walk`."""
+    visible = [*reversed([*points(root)])]
+    names = [*visible, *sorted({*os.listdir(root)} - {*visible})]
+    return walk(owner, [(name, root / name) for name in names], reflinks=reflinks)
+
+
 def walk(owner: str, folders: Sequence[tuple[str, Path]], *, reflinks: bool) -> Walked:
     """What an owner's folders (name and place, in this order) take on the file system of the first of them.
 
@@ -131,6 +138,14 @@ def walk(owner: str, folders: Sequence[tuple[str, Path]], *, reflinks: bool) -> 
         trees.append(Tree(name, new_bytes, new_inodes))
     elsewhere = {inode: size for inode, (left, size) in links.items() if left > 0}
     return Walked(owner, each, once, inodes, tuple(trees), elsewhere, shared)
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, sorted; nothing when there is none."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _statuses(

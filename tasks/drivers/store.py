@@ -87,6 +87,11 @@ class Store:
         return self.root / "reports"
 
     @property
+    def space(self) -> Path:
+        """How full the stores were, night by night, and what was measured of their folders."""
+        return self.root / "space"
+
+    @property
     def trash(self) -> Path:
         """What was replaced, until it is removed."""
         return self.root / "trash"

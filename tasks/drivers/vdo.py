@@ -1,6 +1,7 @@
 """VDO beneath a file system: which pool it lies on, what that has, and how one is made (lvmvdo(7), vdostats(8))."""
 
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from tasks.model.vdo import Setup, Step, on_device, parse_usage
 
 DEADLINE_S = 60
 MAKE_DEADLINE_S = 3600
+TOOLS = ("wipefs", "lsblk", "pvcreate", "vgcreate", "lvcreate", "vdoformat", "vdostats", "dmsetup", "mkfs.xfs")
 FSTAB = Path("/etc/fstab")
 _SYS = Path("/sys/dev/block")
 
@@ -86,6 +88,7 @@ def make(setup: Setup, say: Callable[[Step], None]) -> None:
     """
     if os.geteuid() != 0:
         raise AccessDenied("this server", "making a volume needs root", "run it as root, or the printed commands")
+    _require_tools()
     require_empty(setup.device)
     mounted = setup.mountpoint
     if mounted.exists() and (os.path.ismount(mounted) or any(mounted.iterdir())):
@@ -99,6 +102,19 @@ def make(setup: Setup, say: Callable[[Step], None]) -> None:
         except (CommandFailed, OSError) as exc:
             what = f"what was made of volume group {setup.name} on {setup.device}"
             raise LeftBehind(what, f"{exc}", setup.undo) from exc
+
+
+def _require_tools() -> None:
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise ConfigError(f"not installed: {' '.join(missing)}", "this server", "install lvm2, vdo and xfsprogs")
+    for module in ("dm-vdo", "kvdo"):  # the kernel's own, and what was built for it before 6.9
+        process.run(["modprobe", "--quiet", module], deadline_s=DEADLINE_S, accept=lambda status: True)
+    targets = process.run(["dmsetup", "targets"], deadline_s=DEADLINE_S, accept=lambda status: True).text
+    if not any(line.startswith("vdo ") for line in targets.splitlines()):
+        raise ConfigError(
+            "this kernel has no VDO", "this server", "Linux 6.9 has it if built so (dm-vdo), RHEL as kvdo"
+        )
 
 
 def _do(step: Step) -> None:

@@ -140,8 +140,10 @@ class Cost(_Record):
     """What would be free without them."""
     inodes: int
     newest: str
-    """The last of the folders, and what it added."""
+    """The newest restore point or the like, and what it added to those before it."""
     newest_bytes: int
+    given_up_bytes: int
+    """What only hidden folders hold: restore points in the trash, what failed runs left."""
 
 
 class Tally(_Record):
@@ -182,7 +184,8 @@ def _cost(walk: Walked, alone_bytes: int) -> Cost:
     """`alone_bytes` are those of its shared extents that nobody else's files have."""
     linked = sum(walk.elsewhere.values())
     reflinked = sum(length for inode, rows in walk.shared.items() if inode not in walk.elsewhere for _, length in rows)
-    newest = walk.trees[-1] if walk.trees else Tree("", 0, 0)
+    hidden = [tree for tree in walk.trees if tree.name.startswith(".")]
+    newest = next((tree for tree in reversed(walk.trees) if tree not in hidden), Tree("", 0, 0))
     return Cost(
         owner=walk.owner,
         each_bytes=walk.each_bytes,
@@ -191,6 +194,7 @@ def _cost(walk: Walked, alone_bytes: int) -> Cost:
         inodes=walk.inodes,
         newest=newest.name,
         newest_bytes=newest.new_bytes,
+        given_up_bytes=sum(tree.new_bytes for tree in hidden),
     )
 
 
@@ -215,6 +219,54 @@ def _shared(
         if len(there) == 1:
             alone[next(iter(there))] += end - start
     return saved, alone
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a mechanism saved and what was left then; None where that is not known, and why."""
+
+    mechanism: str
+    saved_bytes: int | None
+    left_bytes: int | None
+    note: str = ""
+
+
+NOT_MEASURED = "not measured: gbs space --deep"
+
+
+def savings(room: Room, measured: Tally | None) -> list[Saving]:
+    """What each mechanism saves on a file system, from what is nearest to the files to what is nearest to the disk."""
+    remote = room.fstype.startswith("nfs")
+    unseen = "not visible over NFS: ask its server"
+    if measured is None:
+        rows = [Saving(mechanism, None, None, NOT_MEASURED) for mechanism in ("hard links", "reflinks")]
+    else:
+        rows = [Saving("hard links", measured.each_bytes - measured.once_bytes, measured.once_bytes)]
+        why = unseen if remote else f"{room.fstype} knows none"
+        reflinked = Saving("reflinks", measured.once_bytes - measured.extents_bytes, measured.extents_bytes)
+        rows.append(reflinked if measured.reflinks_seen else Saving("reflinks", None, None, why))
+    if room.vdo is None:
+        return [*rows, Saving("VDO", None, None, unseen if remote else "it does not lie on VDO")]
+    return [*rows, Saving("VDO", room.vdo.saved_bytes, room.vdo.data_bytes, f"of the whole volume {room.vdo.pool}")]
+
+
+def doubts(room: Room, reserve_bytes: int) -> list[str]:
+    """What somebody who looks after a store should know of its room, a line each."""
+    found = []
+    if room.left_bytes < reserve_bytes:
+        kept, left = human_bytes(reserve_bytes), human_bytes(room.left_bytes)
+        found.append(f"{left} are left, less than the reserve of {kept}: no client is begun")
+    if (vdo := room.vdo) is None:
+        return found
+    if vdo.mode != "normal":
+        found.append(f"its VDO volume {vdo.pool} is in mode {vdo.mode}: look at it before anything is written")
+    if vdo.free_bytes < room.free_bytes:
+        shown, has = human_bytes(room.free_bytes), human_bytes(vdo.free_bytes)
+        found.append(f"df shows {shown} free, VDO has {has}: what is new must fit into that")
+    if vdo.logical_bytes > room.used_bytes + (1 << 30) + room.used_bytes // 10:
+        gone = human_bytes(vdo.logical_bytes - room.used_bytes)
+        found.append(f"VDO holds {gone} that were removed since: fstrim -v gives them back")
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from tasks.model.space import Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEAST_DAYS = 5
 WINDOW_DAYS = 60
@@ -29,6 +31,8 @@ def outlook(samples: Sequence[Sample], reserve_bytes: int) -> Outlook:
     The trend is the median of the slopes between any two of the last WINDOW_DAYS days (Theil and Sen): what is added
     in one night or removed in another bends it little.
     """
+    import pandas as pd  # noqa: PLC0415 - a second that a night need not wait
+
     if not samples:
         return Outlook(None, "no night has been sampled")
     rows = [(row.at, row.taken_bytes, row.used_inodes) for row in samples]

@@ -66,14 +66,15 @@ def setup(device: Path, size_bytes: int, name: str, logical_bytes: int | None, m
         raise ConfigError(f"{name!r} is no name of a volume group", "--name", "use small letters, digits, _ . -")
     logical_bytes = (logical_bytes or size_bytes * LOGICAL_TIMES) // _MIB * _MIB
     volume = f"/dev/{name}/store"
+    # Not --yes but here: on what is new to LVM it would wipe what it finds, and here only what an older volume left.
     # A pool has 8192 slabs at most, and slabs keep their size: small ones leave a large pool no room to grow.
     slab_mib = 128 if size_bytes < _SMALL else 2048 if size_bytes < _LARGE else 32768
     lvcreate = ["lvcreate", "--yes", "--type", "vdo", "--name", "store", "--extents", "100%FREE"]
     lvcreate += ["--virtualsize", f"{logical_bytes}b", "--config", _settings(slab_mib, size_bytes >= _SPARSE_FROM)]
     mounted = f"{volume} {mountpoint} xfs noatime 0 0"
     steps = (
-        Step("the disk becomes LVM's", ("pvcreate", "--yes", str(device))),
-        Step("a volume group of its own", ("vgcreate", "--yes", name, str(device))),
+        Step("the disk becomes LVM's", ("pvcreate", str(device))),
+        Step("a volume group of its own", ("vgcreate", name, str(device))),
         Step("deduplicated and compressed", (*lvcreate, f"{name}/pool")),
         Step("nothing to discard yet; reflinks", ("mkfs.xfs", "-q", "-K", "-m", "reflink=1", volume)),
         Step("where it is mounted", ("mkdir", "-p", str(mountpoint))),
@@ -85,7 +86,7 @@ def setup(device: Path, size_bytes: int, name: str, logical_bytes: int | None, m
     return Setup(name, device, mountpoint, steps)
 
 
-AFTERWARDS = "systemctl enable --now fstrim.timer   # VDO does not know what was removed until it is told"
+AFTERWARDS = ("systemctl enable --now fstrim.timer", "VDO learns what was removed when it is told")
 
 
 def _settings(slab_mib: int, sparse: bool) -> str:
