@@ -45,31 +45,25 @@ def _stores(stores: tuple[StoreSpace, ...]) -> None:
     for row in stores:
         room = row.room
         if room is None:
-            body.append((row.name, row.path, "", "", "", "", "", "", _when(row), "out of reach"))
+            body.append((row.name, row.path, "out of reach", "", "", "", "", "", _full(row)))
             continue
         body.append(
             (
                 *(row.name, row.path, room.fstype + (" on VDO" if room.vdo else "")),
                 *(human_bytes(room.taken_bytes + room.left_bytes), human_bytes(room.taken_bytes)),
                 *(human_bytes(room.left_bytes), human_bytes(row.reserve_bytes) if row.reserve_bytes else ""),
-                *(_inodes(room.free_inodes), _when(row), _growth(row)),
+                *("as needed" if room.free_inodes is None else f"{room.free_inodes:,}", _full(row)),
             )
         )
-    columns = (*("store", "at", "on", "size", "used", "free", "reserve", "inodes free", "full in", "why"),)
+    columns = ("store", "at", "on", "size", "used", "free", "reserve", "inodes free", "full in")
     terminal.rows("stores", columns, body, False)
+    terminal.out.print()
 
 
-def _inodes(free: int | None) -> str:
-    return "as needed" if free is None else f"{free:,}"
-
-
-def _when(row: StoreSpace) -> str:
-    return "?" if row.outlook.days is None else human_age(row.outlook.days * 86400)
-
-
-def _growth(row: StoreSpace) -> str:
-    a_day = row.outlook.a_day
-    return row.outlook.reason + (f", {human_bytes(a_day)} a day" if a_day else "")
+def _full(row: StoreSpace) -> str:
+    days, a_day, reason = row.outlook.days, row.outlook.a_day, row.outlook.reason
+    grows = f", {human_bytes(a_day)} a day" if a_day else ""
+    return f"not known: {reason}{grows}" if days is None else f"{human_age(days * 86400)}: {reason}{grows}"
 
 
 def _savings(stores: tuple[StoreSpace, ...]) -> None:
@@ -81,7 +75,8 @@ def _savings(stores: tuple[StoreSpace, ...]) -> None:
         for store in stores
         for row in store.savings
     ]
-    terminal.rows("what saves room", ("store", "by", "saves", "%", "leaves", "why"), body, False)
+    terminal.rows("what saves room", ("store", "by", "saves", "%", "leaves", "note"), body, False)
+    terminal.out.print()
 
 
 def _measured(store: StoreSpace) -> str:

@@ -36,7 +36,8 @@ def outlook(samples: Sequence[Sample], reserve_bytes: int) -> Outlook:
     if not samples:
         return Outlook(None, "no night has been sampled")
     rows = [(row.at, row.taken_bytes, row.used_inodes) for row in samples]
-    table = pd.DataFrame(rows, columns=["at", "bytes", "inodes"]).set_index("at").sort_index()
+    table = pd.DataFrame(rows, columns=["at", "bytes", "inodes"])
+    table = table.set_index(pd.to_datetime(table.pop("at"), utc=True)).sort_index()
     daily = table.astype("float64").resample("D").last().dropna(how="all").tail(WINDOW_DAYS)
     newest = max(samples, key=lambda row: row.at)
     size = _runs_out(daily["bytes"].dropna(), newest.left_bytes - reserve_bytes, "bytes")

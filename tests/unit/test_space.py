@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.drivers.permanent import MARKER, PermanentPlace
 from tasks.drivers.space import require, require_space, room, walk
+from tasks.drivers.store import write_model
 from tasks.errors import StoreFull
 from tasks.model.facts_mounts import FileSystem
-from tasks.model.manifest import NightCost
+from tasks.model.manifest import NightCost, NightManifest
 from tasks.model.space import KEPT_SAMPLES, Need, Sample, Samples, Walked, first_night, next_night, tally
 from tasks.model.trend import outlook
+from tests.unit.points_site import STORE_ID, Site
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 GIB = 1 << 30
@@ -148,6 +151,38 @@ def test_room_is_what_df_says_and_what_does_not_fit_is_refused_in_one_line(xfs: 
         require(xfs, Need(1 << 40, 0, "1.0 TiB by its facts"), 2 << 30, "web1")
     with pytest.raises(StoreFull, match=r"for web1, inodes instead of bytes has no room: 1000001000 bytes needed"):
         require(xfs, Need(0, 10**9, "x"), 0, "web1")
+
+
+def test_sync_that_does_not_fit_is_refused_before_it_begins_and_counts_only_what_is_new(
+    xfs: Path, tmp_path: Path
+) -> None:
+    far = PermanentPlace(xfs / "far", STORE_ID, "local")
+    far.path.mkdir()
+    (far.path / MARKER).write_text(STORE_ID)
+    site = Site(tmp_path, far=far)
+
+    def sync(number: int, files: dict[str, str]) -> None:
+        site.night(number, files)
+        night = NightManifest.model_validate_json((site.source / "manifest.json").read_bytes())
+        write_model(
+            site.source / "manifest.json", night.model_copy(update={"size_bytes": sum(map(len, files.values()))})
+        )
+        site.sync()
+
+    free = room(xfs).free_bytes
+    large = {"large": "x" * int(free * 0.7)}
+    sync(1, large)
+    site.rotate()
+    # Twice the large file would not fit; it is a hard link.
+    sync(2, large | {"more": "y" * 100_000})
+    site.rotate()
+    assert site.days() == {"daily.0": 2, "daily.1": 1}
+    said = r"far/web1 for web1: \d+.\d MiB that daily.0 has not, and 0 B in reserve has no room"
+    with pytest.raises(StoreFull, match=said):
+        sync(3, {"large": "z" * int(free * 0.7)})
+    assert not (site.root / ".sync").exists()
+    assert site.days() == {"daily.0": 2, "daily.1": 1}
+    subprocess.run(["rm", "-r", str(far.path)], check=True)
 
 
 def test_next_night_is_expected_as_the_last_ones_and_a_first_one_by_the_facts() -> None:
