@@ -15,9 +15,9 @@ from tasks.drivers import vdo
 from tasks.drivers.digest import opened, parse_listing_line
 from tasks.drivers.restore_points import points
 from tasks.drivers.store import read_model
-from tasks.errors import StoreFull
+from tasks.errors import CommandFailed, StoreFull
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
-from tasks.model.mountinfo import mount_of, parse_mounts
+from tasks.model.mountinfo import Mount, mount_of, parse_mounts
 from tasks.model.names import human_bytes
 from tasks.model.space import Extent, Need, Room, Tree, Walked
 
@@ -38,7 +38,12 @@ def room(folder: Path) -> Room:
     status = os.statvfs(folder)
     mounts = parse_mounts(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
     mount = mount_of(str(folder.resolve()), mounts)
-    pool = vdo.pool_of(mount.device)
+    usage, unread = None, ""
+    if pool := vdo.pool_of(_device(mount)):
+        try:
+            usage = vdo.usage(pool)
+        except CommandFailed as exc:
+            unread = str(exc)  # no reason to stop a night
     return Room(
         size_bytes=status.f_blocks * status.f_frsize,
         used_bytes=(status.f_blocks - status.f_bfree) * status.f_frsize,
@@ -47,8 +52,17 @@ def room(folder: Path) -> Room:
         free_inodes=status.f_favail if status.f_files else None,
         source=mount.source,
         fstype=mount.fstype,
-        vdo=vdo.usage(pool) if pool else None,
+        vdo=usage,
+        unread=unread,
     )
+
+
+def _device(mount: Mount) -> str:
+    """The number of what is mounted: btrfs shows one of its own."""
+    with suppress(OSError):
+        if mount.source.startswith("/dev/") and stat.S_ISBLK((status := os.stat(mount.source)).st_mode):
+            return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return mount.device
 
 
 def require_space(folder: Path, needed_bytes: int, reserve_bytes: int) -> None:

@@ -63,6 +63,8 @@ class Room(_Record):
     source: str = ""
     fstype: str = ""
     vdo: VdoUsage | None = None
+    unread: str = ""
+    """Why VDO lies beneath and does not say what it has."""
 
     @property
     def left_bytes(self) -> int:
@@ -246,7 +248,8 @@ def savings(room: Room, measured: Tally | None) -> list[Saving]:
         reflinked = Saving("reflinks", measured.once_bytes - measured.extents_bytes, measured.extents_bytes)
         rows.append(reflinked if measured.reflinks_seen else Saving("reflinks", None, None, why))
     if room.vdo is None:
-        return [*rows, Saving("VDO", None, None, unseen if remote else "it does not lie on VDO")]
+        why = unseen if remote else "its volume does not answer" if room.unread else "it does not lie on VDO"
+        return [*rows, Saving("VDO", None, None, why)]
     return [*rows, Saving("VDO", room.vdo.saved_bytes, room.vdo.data_bytes, f"of the whole volume {room.vdo.pool}")]
 
 
@@ -256,6 +259,8 @@ def doubts(room: Room, reserve_bytes: int) -> list[str]:
     if room.left_bytes < reserve_bytes:
         kept, left = human_bytes(reserve_bytes), human_bytes(room.left_bytes)
         found.append(f"{left} are left, less than the reserve of {kept}: no client is begun")
+    if room.unread:
+        found.append(f"it lies on VDO, and what df shows as free may not be: {room.unread}")
     if (vdo := room.vdo) is None:
         return found
     if vdo.mode != "normal":

@@ -71,7 +71,8 @@ def setup(device: Path, size_bytes: int, name: str, logical_bytes: int | None, m
     slab_mib = 128 if size_bytes < _SMALL else 2048 if size_bytes < _LARGE else 32768
     lvcreate = ["lvcreate", "--yes", "--type", "vdo", "--name", "store", "--extents", "100%FREE"]
     lvcreate += ["--virtualsize", f"{logical_bytes}b", "--config", _settings(slab_mib, size_bytes >= _SPARSE_FROM)]
-    mounted = f"{volume} {mountpoint} xfs noatime 0 0"
+    escaped = re.sub(r"[ \t\\]", lambda found: f"\\{ord(found[0]):03o}", str(mountpoint))  # fstab(5)
+    mounted = f"{volume} {escaped} xfs noatime 0 0"
     steps = (
         Step("the disk becomes LVM's", ("pvcreate", str(device))),
         Step("a volume group of its own", ("vgcreate", name, str(device))),
