@@ -7,7 +7,6 @@ import click
 
 from flows.cli import terminal
 from tasks import volume
-from tasks.model.vdo import AFTERWARDS
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -36,7 +35,6 @@ def create(device: Path, name: str, logical_size: str | None, mountpoint: Path, 
         width = max(len(step.line) for step in planned.steps if len(step.line) < 90)
         for step in planned.steps:
             click.echo(f"{step.line:{width}}   # {step.why}")
-        click.echo(f"{AFTERWARDS[0]:{width}}   # {AFTERWARDS[1]}")
         return
     volume.make(planned)
     where = shlex.quote(str(planned.mountpoint))
@@ -44,4 +42,3 @@ def create(device: Path, name: str, logical_size: str | None, mountpoint: Path, 
     terminal.out.print(
         f"in the inventory: path {where}; as the permanent store also store_id {planned.name}", markup=False
     )
-    terminal.out.print(f"now: {AFTERWARDS[0]} ({AFTERWARDS[1]})", markup=False)

@@ -17,6 +17,8 @@ LEAST_BYTES = 6 << 30
 _SMALL, _LARGE = 64 << 30, 4 << 40
 _SPARSE_FROM = 1 << 40
 _MIB = 1 << 20
+_DISCARD_BLOCKS = 256
+"""With 1, as LVM has it, giving back 12 GiB took six times as long (Linux 6.12)."""
 _SIZE = re.compile(r"(\d+)([KMGT])", re.IGNORECASE)
 _USAGE = re.compile(r"^\s+([^:]+?)\s*:\s*(.*?)\s*$", re.M)
 
@@ -72,26 +74,22 @@ def setup(device: Path, size_bytes: int, name: str, logical_bytes: int | None, m
     lvcreate = ["lvcreate", "--yes", "--type", "vdo", "--name", "store", "--extents", "100%FREE"]
     lvcreate += ["--virtualsize", f"{logical_bytes}b", "--config", _settings(slab_mib, size_bytes >= _SPARSE_FROM)]
     escaped = re.sub(r"[ \t\\]", lambda found: f"\\{ord(found[0]):03o}", str(mountpoint))  # fstab(5)
-    mounted = f"{volume} {escaped} xfs noatime 0 0"
+    mounted = f"{volume} {escaped} xfs noatime,discard 0 0"
     steps = (
         Step("the disk becomes LVM's", ("pvcreate", str(device))),
         Step("a volume group of its own", ("vgcreate", name, str(device))),
         Step("deduplicated and compressed", (*lvcreate, f"{name}/pool")),
         Step("nothing to discard yet; reflinks", ("mkfs.xfs", "-q", "-K", "-m", "reflink=1", volume)),
         Step("where it is mounted", ("mkdir", "-p", str(mountpoint))),
-        # Without the option discard, which makes every removal wait for VDO: fstrim gives back what was removed.
-        Step("at every boot", file=Path("/etc/fstab"), text=mounted),
-        Step("now", ("mount", volume, str(mountpoint))),
+        Step("at every boot; VDO is told what is removed", file=Path("/etc/fstab"), text=mounted),
+        Step("now", ("mount", str(mountpoint))),
         Step("its marker", file=mountpoint / ".gbs-store", text=name),
     )
     return Setup(name, device, mountpoint, steps)
 
 
-AFTERWARDS = ("systemctl enable --now fstrim.timer", "VDO learns what was removed when it is told")
-
-
 def _settings(slab_mib: int, sparse: bool) -> str:
-    settings = [f"vdo_slab_size_mb={slab_mib}"]
+    settings = [f"vdo_slab_size_mb={slab_mib}", f"vdo_max_discard={_DISCARD_BLOCKS}"]
     # A sparse index remembers ten times as much data in the same memory (lvm.conf(5)).
     settings += ["vdo_use_sparse_index=1"] if sparse else []
     return "allocation{" + " ".join(settings) + "}"

@@ -37,11 +37,11 @@ def test_printed_commands_are_the_ones_that_are_run() -> None:
         "pvcreate /dev/sdb",
         "vgcreate gbs /dev/sdb",
         "lvcreate --yes --type vdo --name store --extents 100%FREE --virtualsize 1610612736000b"
-        " --config 'allocation{vdo_slab_size_mb=2048}' gbs/pool",
+        " --config 'allocation{vdo_slab_size_mb=2048 vdo_max_discard=256}' gbs/pool",
         "mkfs.xfs -q -K -m reflink=1 /dev/gbs/store",
         "mkdir -p '/srv/my store'",
-        r"echo '/dev/gbs/store /srv/my\040store xfs noatime 0 0' >>/etc/fstab",
-        "mount /dev/gbs/store '/srv/my store'",
+        r"echo '/dev/gbs/store /srv/my\040store xfs noatime,discard 0 0' >>/etc/fstab",
+        "mount '/srv/my store'",
         "echo gbs >>'/srv/my store/.gbs-store'",
     ]
     assert all(shlex.split(line) for line in lines)
@@ -49,15 +49,21 @@ def test_printed_commands_are_the_ones_that_are_run() -> None:
 
 @pytest.mark.parametrize(
     ("size_bytes", "settings"),
-    [(8 * GIB, "128}"), (3 << 40, "2048 vdo_use_sparse_index=1}"), (9 << 40, "32768 vdo_use_sparse_index=1}")],
+    [
+        (8 * GIB, (128, "6}")),
+        (3 << 40, (2048, " vdo_use_sparse_index=1}")),
+        (9 << 40, (32768, " vdo_use_sparse_index=1}")),
+    ],
 )
-def test_slabs_leave_a_pool_room_to_grow(size_bytes: int, settings: str) -> None:
+def test_slabs_leave_a_pool_room_to_grow(size_bytes: int, settings: tuple[int, str]) -> None:
     (line,) = [
         step.line
         for step in setup(Path("/d"), size_bytes, "g", 1 << 40, Path("/m")).steps
         if step.argv[0:1] == ("lvcreate",)
     ]
-    assert f"vdo_slab_size_mb={settings}" in line
+    slab_mib, end = settings
+    assert f"vdo_slab_size_mb={slab_mib} " in line
+    assert f"{end}'" in line
     assert f"--virtualsize {1 << 40}b" in line
 
 
