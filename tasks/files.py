@@ -23,11 +23,11 @@ from tasks.model.inventory_systems import System
 from tasks.model.manifest import LISTING, MANIFEST, DumpRecord, NightCost, NightManifest
 from tasks.model.mounts import lost_mounts
 from tasks.model.names import new_id, one_line
+from tasks.model.need import KEPT_COSTS, Need, first_night, next_night
 from tasks.model.outcome import Outcome
 from tasks.model.platform import Transport
 from tasks.model.prepared import Prepared, paths_of
 from tasks.model.shape import compare, shape_of_facts
-from tasks.model.space import KEPT_COSTS, Need, first_night, next_night
 from tasks.retryable import retryable
 
 FEW_FILES = 20

@@ -14,8 +14,8 @@ from tasks.model.inventory_databases import Database
 from tasks.model.inventory_systems import KvmHost, System
 from tasks.model.names import human_bytes
 from tasks.model.platform import Platform, Transport
+from tasks.model.room import Room
 from tasks.model.rsync_daemon import DaemonTarget
-from tasks.model.space import Room
 
 LOCAL_TOOLS = ("setpriv", "rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
 HOST_TOOLS = ("virsh", "qemu-img", "mv")

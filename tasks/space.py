@@ -19,7 +19,8 @@ from tasks.errors import GbsError, IntegrityError, StoreError
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import NightCost
 from tasks.model.names import slug
-from tasks.model.space import Room, Samples, Saving, Tally, Walked, doubts, sample_of, savings, tally
+from tasks.model.room import Room, Samples, doubts, sample_of
+from tasks.model.space import Saving, Tally, Walked, savings, tally
 from tasks.model.trend import Outlook, outlook
 
 SOON_DAYS = 14

@@ -19,7 +19,9 @@ from tasks.errors import CommandFailed, StoreFull
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.mountinfo import Mount, mount_of, parse_mounts
 from tasks.model.names import human_bytes
-from tasks.model.space import Extent, Need, Room, Tree, Walked
+from tasks.model.need import Need
+from tasks.model.room import Room
+from tasks.model.space import Extent, Tree, Walked
 
 REFLINKS = ("xfs", "btrfs", "bcachefs", "ocfs2")
 """File systems whose files may share extents."""
@@ -104,7 +106,8 @@ def _missing(source: Path, newest: Path | None) -> Need:
     """What a night holds that a restore point does not, by their listings."""
     have = set[bytes]()
     if newest is not None and (newest / LISTING).exists():
-        have = {*(newest / LISTING).read_bytes().splitlines(keepends=True)}
+        with (newest / LISTING).open("rb") as lines:
+            have = {*lines}
     size_bytes = inodes = 0
     folders = set[bytes]()
     with (source / LISTING).open("rb") as lines, opened(source / "data") as data:
@@ -112,7 +115,8 @@ def _missing(source: Path, newest: Path | None) -> Need:
             path = parse_listing_line(line)[1]
             folders.add(path.rpartition(b"/")[0])
             if line not in have:
-                size_bytes += os.stat(path, dir_fd=data, follow_symlinks=False).st_blocks * 512
+                with suppress(FileNotFoundError):  # that is for others to say
+                    size_bytes += os.stat(path, dir_fd=data, follow_symlinks=False).st_blocks * 512
                 inodes += 1
     than = f"that {newest.name} has not" if newest else "of a first night"
     return Need(size_bytes, inodes + len(folders), f"{human_bytes(size_bytes)} {than}")

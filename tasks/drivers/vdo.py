@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.drivers import process
 from tasks.drivers.store import sync_folder
 from tasks.errors import AccessDenied, CommandFailed, ConfigError, LeftBehind
-from tasks.model.space import VdoUsage
+from tasks.model.room import VdoUsage
 from tasks.model.vdo import Setup, Step, on_device, parse_usage
 
 DEADLINE_S = 60

@@ -6,7 +6,7 @@ from itertools import combinations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tasks.model.space import Sample
+from tasks.model.room import Sample
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import CommandFailed, ConfigError
-from tasks.model.space import VdoUsage
+from tasks.model.room import VdoUsage
 
 LOGICAL_TIMES = 3
 """A file system of so many times the device's size: what several clients have alike is stored once. It can grow."""

@@ -19,7 +19,9 @@ from tasks.drivers.store import write_model
 from tasks.errors import StoreFull
 from tasks.model.facts_mounts import FileSystem
 from tasks.model.manifest import NightCost, NightManifest
-from tasks.model.space import KEPT_SAMPLES, Need, Sample, Samples, Walked, first_night, next_night, tally
+from tasks.model.need import Need, first_night, next_night
+from tasks.model.room import KEPT_SAMPLES, Sample, Samples
+from tasks.model.space import Walked, tally
 from tasks.model.trend import outlook
 from tests.unit.points_site import STORE_ID, Site
 

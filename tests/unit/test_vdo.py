@@ -11,7 +11,8 @@ import pytest
 
 from tasks.drivers.vdo import pool_of, require_empty
 from tasks.errors import CommandFailed, ConfigError
-from tasks.model.space import Room, doubts, savings
+from tasks.model.room import Room, doubts
+from tasks.model.space import savings
 from tasks.model.vdo import on_device, parse_usage, setup, size_from
 
 GIB = 1 << 30
