@@ -5,14 +5,15 @@ Needs no Prefect. A sample of a night is cheap; what lies in the stores is walke
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from tasks.drivers import inventory_file, permanent, space
-from tasks.drivers.permanent import MARKER, PermanentPlace
+from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import Store, read_model, write_model
 from tasks.errors import GbsError, IntegrityError, StoreError
@@ -29,6 +30,10 @@ STORE, PERMANENT = "store", "permanent"
 IN_WORK = "(in work, trash, records)"
 log = logging.getLogger(__name__)
 Model = TypeVar("Model", Samples, Tally)
+P = ParamSpec("P")
+T = TypeVar("T")
+Touch = Callable[..., Any]
+"""Calls a function that touches a store: directly, or by the child that can be killed."""
 Folders = dict[str, list[tuple[str, Path]]]
 """The folders of each owner, with what they are called."""
 
@@ -142,54 +147,61 @@ def _measure(declared: Inventory, store: Store, place: PermanentPlace, name: str
     """Walk a store's folders, and keep what they come to."""
     _note(store, name, room)
     reflinks = room.fstype in space.REFLINKS
+    touch: Touch = partial(permanent.at, place) if name == PERMANENT else _directly
     walks: list[Walked] = []
     with reporting(log, f"measure {name} store") as progress:
-        folders = _in_store(declared, store) if name == STORE else _in_permanent(declared, place)
-        for number, (owner, trees) in enumerate(folders.items()):
-            progress.say(f"{owner}, {number + 1} of {len(folders)}")
-            if name == STORE:
-                walks.append(space.walk(owner, trees, reflinks=reflinks))
-            elif owner == IN_WORK:
-                walks.append(permanent.at(place, space.walk, owner, trees, reflinks=reflinks))
-            else:
-                walks.append(permanent.at(place, space.walk_points, owner, trees[0][1], reflinks=reflinks))
-    found = tally(walks, datetime.now(UTC), reflinks_seen=reflinks)
-    write_model(store.space / f"measured-{name}.json", found)
+        found = _in_permanent(declared, place.path, touch) if name == PERMANENT else _in_store(declared, store)
+        for number, (owner, folders) in enumerate(found.items()):
+            progress.say(f"{owner}, {number + 1} of {len(found)}")
+            walks.append(touch(space.walk, owner, folders, reflinks=reflinks))
+    measured = tally(walks, datetime.now(UTC), reflinks_seen=reflinks)
+    write_model(store.space / f"measured-{name}.json", measured)
+
+
+def _directly(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return function(*args, **kwargs)
 
 
 def _in_store(declared: Inventory, store: Store) -> Folders:
     """The folders of the store by whose they are: a client's images are its own, as its files are."""
-    found: Folders = defaultdict(list)
-    vms = {slug(vm): client for vm, client in declared.vms.items()}
-    for host in space.names_in(store.root / "images"):
-        for vm in space.names_in(store.root / "images" / host):
-            folder = store.root / "images" / host / vm
-            owner = vms.get(vm, f"VM {vm} (no client's)")
-            found[owner] += [(f"image {image}", folder / image) for image in space.names_in(folder)]
+    found = _images(declared, store.root / "images", _directly)
     overnight = store.root / "overnight"
-    for name, owner in _clients(declared, space.names_in(overnight)):
-        found[owner].append((name, overnight / name))
+    for name in space.names_in(overnight):
+        found[IN_WORK if name.startswith(".") else _client(declared, name)].append((name, overnight / name))
     for name in space.names_in(store.root):
-        match name:
-            case "images" | "overnight":
-                continue
-            case "templates" | "devices":
-                found[f"({name})"].append((name, store.root / name))
-            case _:
-                found[IN_WORK].append((name, store.root / name))
+        if name not in ("images", "overnight"):
+            whose = f"({name})" if name in ("templates", "devices", "server") else IN_WORK
+            found[whose].append((name, store.root / name))
     return found
 
 
-def _in_permanent(declared: Inventory, place: PermanentPlace) -> Folders:
-    names = permanent.at(place, space.names_in, place.path)
-    return {owner: [(name, place.path / name)] for name, owner in _clients(declared, names) if name != MARKER}
+def _in_permanent(declared: Inventory, root: Path, touch: Touch) -> Folders:
+    """The folders of the permanent store likewise; those that are no client's begin with an underscore."""
+    found = _images(declared, root / "_images", touch)
+    for name in touch(space.names_in, root):
+        if name.startswith("."):
+            found[IN_WORK].append((name, root / name))
+        elif name.startswith("_") and name != "_images":
+            found[f"({name[1:]})"].append((name, root / name))
+        elif name != "_images":
+            found[_client(declared, name)] += touch(space.point_folders, root / name)
+    return found
 
 
-def _clients(declared: Inventory, names: list[str]) -> Iterator[tuple[str, str]]:
-    """Whose each folder is; hidden ones are in work."""
+def _images(declared: Inventory, root: Path, touch: Touch) -> Folders:
+    found: Folders = defaultdict(list)
+    vms = {slug(vm): client for vm, client in declared.vms.items()}
+    for host in touch(space.names_in, root):
+        for vm in touch(space.names_in, root / host):
+            folder = root / host / vm
+            images = touch(space.names_in, folder)
+            found[vms.get(vm, f"VM {vm} (no client's)")] += [(f"image {image}", folder / image) for image in images]
+    return found
+
+
+def _client(declared: Inventory, name: str) -> str:
     known = {slug(client): client for client in declared.systems}
-    for name in names:
-        yield name, IN_WORK if name.startswith(".") else known.get(name, f"{name} (not in the inventory)")
+    return known.get(name, f"{name} (not in the inventory)")
 
 
 def _owners(declared: Inventory, store: Store, tallies: dict[str, Tally | None]) -> Iterator[ClientSpace]:

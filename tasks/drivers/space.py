@@ -122,11 +122,10 @@ def _missing(source: Path, newest: Path | None) -> Need:
     return Need(size_bytes, inodes + len(folders), f"{human_bytes(size_bytes)} {than}")
 
 
-def walk_points(owner: str, root: Path, *, reflinks: bool) -> Walked:
-    """A client's restore points, the oldest first, then what is out of sight; as `walk`."""
+def point_folders(root: Path) -> list[tuple[str, Path]]:
+    """What lies in a client's root, for `walk`: its restore points, the oldest first, then all else."""
     visible = [*reversed([*points(root)])]
-    names = [*visible, *sorted({*os.listdir(root)} - {*visible})]
-    return walk(owner, [(name, root / name) for name in names], reflinks=reflinks)
+    return [(name, root / name) for name in (*visible, *sorted({*os.listdir(root)} - {*visible}))]
 
 
 def walk(owner: str, folders: Sequence[tuple[str, Path]], *, reflinks: bool) -> Walked:

@@ -12,6 +12,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from tasks.model.room import Room
 
+GIVEN_UP = (".trash-", ".delete-", "_delete.")
+"""How the names of what is to be removed begin (tasks.drivers.restore_points)."""
 Extent = tuple[int, int]
 """Where some of a file's bytes lie on the device, and how many."""
 
@@ -59,7 +61,7 @@ class Cost(_Record):
     """The newest restore point or the like, and what it added to those before it."""
     newest_bytes: int
     given_up_bytes: int
-    """What only hidden folders hold: restore points in the trash, what failed runs left."""
+    """What only restore points in the trash hold, and what failed runs left."""
 
 
 class Tally(_Record):
@@ -100,8 +102,7 @@ def _cost(walk: Walked, alone_bytes: int) -> Cost:
     """`alone_bytes` are those of its shared extents that nobody else's files have."""
     linked = sum(walk.elsewhere.values())
     reflinked = sum(length for inode, rows in walk.shared.items() if inode not in walk.elsewhere for _, length in rows)
-    hidden = [tree for tree in walk.trees if tree.name.startswith(".")]
-    newest = next((tree for tree in reversed(walk.trees) if tree not in hidden), Tree("", 0, 0))
+    newest = next((tree for tree in reversed(walk.trees) if tree.name[:1] not in "._"), Tree("", 0, 0))
     return Cost(
         owner=walk.owner,
         each_bytes=walk.each_bytes,
@@ -110,7 +111,7 @@ def _cost(walk: Walked, alone_bytes: int) -> Cost:
         inodes=walk.inodes,
         newest=newest.name,
         newest_bytes=newest.new_bytes,
-        given_up_bytes=sum(tree.new_bytes for tree in hidden),
+        given_up_bytes=sum(tree.new_bytes for tree in walk.trees if tree.name.startswith(GIVEN_UP)),
     )
 
 

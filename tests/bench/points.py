@@ -25,7 +25,7 @@ from tests.bench import run
 from tests.lab.progress import phase, say
 from tests.unit.points_site import STORE_ID, Site
 
-TREE = Path("/usr/share")
+TREE = Path("/usr/lib/python3")
 NIGHTS, POLICY_NIGHTS = 20, 120
 AIM = 2.5
 BLOCK = 4096

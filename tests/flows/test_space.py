@@ -50,7 +50,8 @@ def test_nights_are_sampled_and_what_the_folders_come_to_is_walked_when_asked(si
     links = {row["mechanism"]: row for row in stores["permanent"]["savings"]}["hard links"]
     # The records beside the points, and the folder that has them, are the client's too.
     records = du(*(path for path in points.iterdir() if path not in every)) if len([*points.iterdir()]) > 2 else 0
-    assert links["left_bytes"] == du(*every) + records == owners["db1"]["permanent_bytes"]
+    assert owners["db1"]["permanent_bytes"] == du(*every) + records
+    assert links["left_bytes"] == du(*every) + records + du(site.permanent / ".gbs-store")
     assert links["saved_bytes"] == du("-l", *every) - du(*every)
     assert owners["db1"]["store_bytes"] == du(night)
     assert owners["db1"]["newest_point"] == "daily.0"
@@ -70,8 +71,14 @@ def test_table_says_what_is_not_known_and_what_lies_there_for_nobody(site: FakeS
     trash = site.permanent / "db1/.trash-2026-12-01-daily.13-abcd"
     trash.mkdir()
     (trash / "file").write_bytes(b"x" * 1_000_000)
+    for name in ("_images/kvm1/web1/20261101T000000Z", "_images/kvm1/stray/20261101T000000Z", "_server/test/1"):
+        (site.permanent / name).mkdir(parents=True)
     said = space("--deep").stdout
     assert "old1 (not in the inventory)" in said
+    assert "VM stray (no client's)" in said
+    assert "(server)" in said
+    (row,) = [line for line in said.splitlines() if line.startswith("web1 ")]
+    assert "4.0 KiB" in row, "an image's replica is its client's"
     assert "not known: 1 of 5 days sampled" in said
     assert "it does not lie on VDO" in said
     (row,) = [line for line in said.splitlines() if line.startswith("db1 ")]

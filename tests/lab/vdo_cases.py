@@ -131,8 +131,8 @@ def test_what_would_not_fit_on_the_device_is_refused_though_df_has_room_for_it()
     with pytest.raises(StoreFull):
         require_space(PLACE, left + (64 << 20), 0)
     done = gbs("space")
-    assert re.search(r"store: df shows \d+.\d GiB free, VDO has \d.\d GiB", done.stderr)
-    assert "xfs on VDO" in done.stdout
+    assert re.search(r"store: df shows \d+.\d GiB free, VDO has \d.\d GiB", done.output)
+    assert "xfs on VDO" in done.output
 
 
 def test_room_of_removed_files_comes_back_by_itself() -> None:
