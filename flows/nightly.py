@@ -47,6 +47,6 @@ def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     # Clients that are asked for by name are a part of the night; devices belong to the whole one.
     devices = {} if clients else begin_devices()
     results = tidied(with_images_due(nights)) + results_of(devices)
-    for problem in space.sample(places.store(), places.permanent()):
+    for problem in space.note_levels(places.store(), places.permanent()):
         log.warning("%s", problem)
     return conclude("nightly", results)

@@ -1,6 +1,6 @@
 """How full the stores are, since when and until when, what saves room on them, and what each client costs.
 
-Needs no Prefect. A sample of a night is cheap; what lies in the stores is walked only when that is asked for.
+Needs no Prefect. A level is cheap to note; what lies in the stores is walked only when that is asked for.
 """
 
 import logging
@@ -20,7 +20,7 @@ from tasks.errors import GbsError, IntegrityError, StoreError
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import NightCost
 from tasks.model.names import slug
-from tasks.model.room import Room, Samples, doubts, sample_of
+from tasks.model.room import Levels, Room, doubts, level_of, remarks
 from tasks.model.space import Saving, Tally, Walked, savings, tally
 from tasks.model.trend import Outlook, outlook
 
@@ -29,7 +29,7 @@ SOON_DAYS = 14
 STORE, PERMANENT = "store", "permanent"
 IN_WORK = "(in work, trash, records)"
 log = logging.getLogger(__name__)
-Model = TypeVar("Model", Samples, Tally)
+Model = TypeVar("Model", Levels, Tally)
 P = ParamSpec("P")
 T = TypeVar("T")
 Touch = Callable[..., Any]
@@ -51,6 +51,7 @@ class StoreSpace:
     measured: datetime | None
     """When its folders were walked."""
     doubts: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Survey:
         )
 
 
-def sample(store: Store, place: PermanentPlace) -> list[str]:
+def note_levels(store: Store, place: PermanentPlace) -> list[str]:
     """Note how full both stores are now; what went wrong."""
     problems = []
     for name in (STORE, PERMANENT):
@@ -111,15 +112,16 @@ def survey(*, deep: bool) -> Survey:
         except (StoreError, OSError) as exc:
             wrong.append(str(exc))
         tallies[name] = measured = _read(store, f"measured-{name}.json", Tally)
-        samples = _read(store, f"samples-{name}.json", Samples) or Samples()
+        levels = _read(store, f"levels-{name}.json", Levels) or Levels()
         if room:
-            samples = samples.with_one(sample_of(room, datetime.now(UTC)))
+            levels = levels.with_one(level_of(room, datetime.now(UTC)))
         stores.append(
             StoreSpace(
-                *(name, str(path), room, reserve, outlook(samples.samples, reserve)),
+                *(name, str(path), room, reserve, outlook(levels.levels, reserve)),
                 savings=tuple(savings(room, measured)) if room else (),
                 measured=measured.at if measured else None,
                 doubts=(*wrong, *(doubts(room, reserve) if room else ())),
+                remarks=tuple(remarks(room)) if room else (),
             )
         )
     return Survey(tuple(stores), tuple(_owners(declared, store, tallies)))
@@ -131,8 +133,8 @@ def _room_there(place: PermanentPlace) -> Room:
 
 
 def _note(store: Store, name: str, room: Room) -> None:
-    kept = _read(store, f"samples-{name}.json", Samples) or Samples()
-    write_model(store.space / f"samples-{name}.json", kept.with_one(sample_of(room, datetime.now(UTC))))
+    kept = _read(store, f"levels-{name}.json", Levels) or Levels()
+    write_model(store.space / f"levels-{name}.json", kept.with_one(level_of(room, datetime.now(UTC))))
 
 
 def _read(store: Store, file: str, model: type[Model]) -> Model | None:

@@ -30,6 +30,8 @@ def space_command(deep: bool, as_json: bool) -> int:
     _savings(found.stores)
     _owners(found.owners)
     for store in found.stores:
+        for remark in store.remarks:
+            terminal.err.print(f"{store.name}: {remark}", markup=False)
         for doubt in store.doubts:
             terminal.err.print(f"{store.name}: {doubt}", style="yellow", markup=False)
     return 0 if found.good else 3

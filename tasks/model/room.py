@@ -4,7 +4,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from tasks.model.names import human_bytes
 
-KEPT_SAMPLES = 400
+KEPT_LEVELS = 400
 
 
 class _Record(BaseModel):
@@ -64,7 +64,7 @@ class Room(_Record):
         return vdo.overhead_bytes + vdo.data_bytes if vdo and vdo.free_bytes < self.free_bytes else self.used_bytes
 
 
-class Sample(_Record):
+class Level(_Record):
     """How full a store was at one time."""
 
     at: AwareDatetime
@@ -74,40 +74,46 @@ class Sample(_Record):
     free_inodes: int | None = None
 
 
-class Samples(_Record):
+class Levels(_Record):
     """How full a store was, night by night."""
 
-    samples: tuple[Sample, ...] = ()
+    levels: tuple[Level, ...] = ()
 
-    def with_one(self, sample: Sample) -> "Samples":
+    def with_one(self, level: Level) -> "Levels":
         """These and a newer one; of the oldest only so many are kept."""
-        return Samples(samples=(*self.samples, sample)[-KEPT_SAMPLES:])
+        return Levels(levels=(*self.levels, level)[-KEPT_LEVELS:])
 
 
-def sample_of(room: Room, at: AwareDatetime) -> Sample:
+def level_of(room: Room, at: AwareDatetime) -> Level:
     """How full it was then."""
     used = room.inodes - room.free_inodes if room.inodes is not None and room.free_inodes is not None else None
-    return Sample(
+    return Level(
         at=at, taken_bytes=room.taken_bytes, left_bytes=room.left_bytes, used_inodes=used, free_inodes=room.free_inodes
     )
 
 
 def doubts(room: Room, reserve_bytes: int) -> list[str]:
-    """What somebody who looks after a store should know of its room, a line each."""
+    """What somebody should do something about, a line each."""
     found = []
     if room.left_bytes < reserve_bytes:
         kept, left = human_bytes(reserve_bytes), human_bytes(room.left_bytes)
         found.append(f"{left} are left, less than the reserve of {kept}: no client is begun")
     if room.unread:
         found.append(f"it lies on VDO, and what df shows as free may not be: {room.unread}")
-    if (vdo := room.vdo) is None:
-        return found
-    if vdo.mode != "normal":
-        found.append(f"its VDO volume {vdo.pool} is in mode {vdo.mode}: look at it before anything is written")
-    if vdo.free_bytes < room.free_bytes:
+    if room.vdo and room.vdo.mode != "normal":
+        found.append(
+            f"its VDO volume {room.vdo.pool} is in mode {room.vdo.mode}: look at it before anything is written"
+        )
+    return found
+
+
+def remarks(room: Room) -> list[str]:
+    """What explains the figures of a store on VDO, a line each."""
+    found = []
+    if (vdo := room.vdo) and vdo.free_bytes < room.free_bytes:
         shown, has = human_bytes(room.free_bytes), human_bytes(vdo.free_bytes)
         found.append(f"df shows {shown} free, VDO has {has}: what is new must fit into that")
-    if vdo.logical_bytes > room.used_bytes + (1 << 30) + room.used_bytes // 10:
+    if vdo and vdo.logical_bytes > room.used_bytes + (1 << 30) + room.used_bytes // 10:
         gone = human_bytes(vdo.logical_bytes - room.used_bytes)
         found.append(f"VDO holds {gone} that were removed since: fstrim -v gives them back")
     return found

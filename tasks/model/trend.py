@@ -1,4 +1,4 @@
-"""When a store will be full, by the samples of its nights."""
+"""When a store will be full, by its level night by night."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from itertools import combinations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tasks.model.room import Sample
+from tasks.model.room import Level
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ class Outlook:
     a_day: float | None = None
 
 
-def outlook(samples: Sequence[Sample], reserve_bytes: int) -> Outlook:
+def outlook(levels: Sequence[Level], reserve_bytes: int) -> Outlook:
     """When the bytes or the inodes run out, whichever is sooner.
 
     The trend is the median of the slopes between any two of the last WINDOW_DAYS days (Theil and Sen): what is added
@@ -33,13 +33,13 @@ def outlook(samples: Sequence[Sample], reserve_bytes: int) -> Outlook:
     """
     import pandas as pd  # noqa: PLC0415 - a second that a night need not wait
 
-    if not samples:
-        return Outlook(None, "no night has been sampled")
-    rows = [(row.at, row.taken_bytes, row.used_inodes) for row in samples]
+    if not levels:
+        return Outlook(None, "no night has been noted")
+    rows = [(row.at, row.taken_bytes, row.used_inodes) for row in levels]
     table = pd.DataFrame(rows, columns=["at", "bytes", "inodes"])
     table = table.set_index(pd.to_datetime(table.pop("at"), utc=True)).sort_index()
     daily = table.astype("float64").resample("D").last().dropna(how="all").tail(WINDOW_DAYS)
-    newest = max(samples, key=lambda row: row.at)
+    newest = max(levels, key=lambda row: row.at)
     size = _runs_out(daily["bytes"].dropna(), newest.left_bytes - reserve_bytes, "bytes")
     if newest.free_inodes is None:
         return size
@@ -54,7 +54,7 @@ def _runs_out(series: "pd.Series[float]", left: int, unit: str) -> Outlook:
         return Outlook(0, f"no {unit} are left")
     days = [moment.timestamp() / 86400 for moment in series.index]
     if len(days) < LEAST_DAYS:
-        return Outlook(None, f"{len(days)} of {LEAST_DAYS} days sampled")
+        return Outlook(None, f"{len(days)} of {LEAST_DAYS} days noted")
     points = list(zip(days, series, strict=True))
     slope = median((later - earlier) / (end - begin) for (begin, earlier), (end, later) in combinations(points, 2))
     if slope <= 0:

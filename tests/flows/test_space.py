@@ -30,7 +30,7 @@ def du(*words: str | Path) -> int:
     return sum(int(line.split()[0]) for line in lines)
 
 
-def test_nights_are_sampled_and_what_the_folders_come_to_is_walked_when_asked(site: FakeSite) -> None:
+def test_levels_are_noted_and_what_the_folders_come_to_is_walked_when_asked(site: FakeSite) -> None:
     site.files["db1"]["/srv/large"] = bytes(range(256)) * 4096 * 2
     nightly(["db1"])
     site.files["db1"]["/srv/more"] = b"x" * (1 << 20)
@@ -38,8 +38,8 @@ def test_nights_are_sampled_and_what_the_folders_come_to_is_walked_when_asked(si
     assert (first["measured"], first["outlook"]["days"]) == (None, None)
     assert "not measured: gbs space --deep" in [row["note"] for row in first["savings"]]
     for name in ("store", "permanent"):
-        kept = json.loads((site.store / f"space/samples-{name}.json").read_text())
-        assert len(kept["samples"]) == 1
+        kept = json.loads((site.store / f"space/levels-{name}.json").read_text())
+        assert len(kept["levels"]) == 1
     time.sleep(1)  # a night's id is of the second
     nightly(["db1"])
     found = asked("--deep")
@@ -79,7 +79,7 @@ def test_table_says_what_is_not_known_and_what_lies_there_for_nobody(site: FakeS
     assert "(server)" in said
     (row,) = [line for line in said.splitlines() if line.startswith("web1 ")]
     assert "4.0 KiB" in row, "an image's replica is its client's"
-    assert "not known: 1 of 5 days sampled" in said
+    assert "not known: 1 of 5 days noted" in said
     assert "it does not lie on VDO" in said
     (row,) = [line for line in said.splitlines() if line.startswith("db1 ")]
     assert "KiB" in row

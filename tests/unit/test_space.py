@@ -20,7 +20,7 @@ from tasks.errors import StoreFull
 from tasks.model.facts_mounts import FileSystem
 from tasks.model.manifest import NightCost, NightManifest
 from tasks.model.need import Need, first_night, next_night
-from tasks.model.room import KEPT_SAMPLES, Sample, Samples
+from tasks.model.room import KEPT_LEVELS, Level, Levels
 from tasks.model.space import Walked, tally
 from tasks.model.trend import outlook
 from tests.unit.points_site import STORE_ID, Site
@@ -200,9 +200,9 @@ def test_next_night_is_expected_as_the_last_ones_and_a_first_one_by_the_facts() 
     assert first_night(rows, ["/", "/srv", "/scratch", "/home/a"], ["/scratch/*"]).size_bytes == 30
 
 
-def days(*taken: float, left: int = 100 * GIB, free_inodes: int | None = None, inodes: int = 0) -> list[Sample]:
+def days(*taken: float, left: int = 100 * GIB, free_inodes: int | None = None, inodes: int = 0) -> list[Level]:
     return [
-        Sample(
+        Level(
             at=NOW + timedelta(days=day),
             taken_bytes=int(size * GIB),
             left_bytes=left,
@@ -222,7 +222,7 @@ def test_days_to_full_follow_the_trend_and_not_one_night() -> None:
     assert outlook(days(*jumped), 0).days == pytest.approx(100 / 1.3, rel=0.6)
     twice_a_day = [
         *days(*range(6)),
-        *(sample.model_copy(update={"at": sample.at + timedelta(hours=3)}) for sample in days(*range(6))),
+        *(level.model_copy(update={"at": level.at + timedelta(hours=3)}) for level in days(*range(6))),
     ]
     assert outlook(twice_a_day, 0).days == pytest.approx(100)
     assert outlook(days(*range(10), free_inodes=1000, inodes=100), 0).reason == "inodes run out"
@@ -230,8 +230,8 @@ def test_days_to_full_follow_the_trend_and_not_one_night() -> None:
 
 
 def test_days_to_full_are_not_guessed() -> None:
-    assert outlook([], 0).reason == "no night has been sampled"
-    assert outlook(days(1, 2, 3), 0).reason == "3 of 5 days sampled"
+    assert outlook([], 0).reason == "no night has been noted"
+    assert outlook(days(1, 2, 3), 0).reason == "3 of 5 days noted"
     assert outlook(days(5, 5, 5, 5, 5), 0).reason == "it does not grow"
     assert outlook(days(9, 8, 7, 6, 5, 4), 0).days is None
     assert outlook(days(1, 1.001, 1.002, 1.003, 1.004), 0).reason == "not within ten years"
@@ -239,9 +239,9 @@ def test_days_to_full_are_not_guessed() -> None:
     assert (full.days, full.reason) == (0, "no bytes are left")
 
 
-def test_samples_are_pruned() -> None:
-    kept = Samples()
-    for sample in days(*range(KEPT_SAMPLES + 3)):
-        kept = kept.with_one(sample)
-    assert len(kept.samples) == KEPT_SAMPLES
-    assert kept.samples[-1].taken_bytes == (KEPT_SAMPLES + 2) * GIB
+def test_levels_are_pruned() -> None:
+    kept = Levels()
+    for level in days(*range(KEPT_LEVELS + 3)):
+        kept = kept.with_one(level)
+    assert len(kept.levels) == KEPT_LEVELS
+    assert kept.levels[-1].taken_bytes == (KEPT_LEVELS + 2) * GIB
