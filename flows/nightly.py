@@ -1,5 +1,7 @@
 """The night: every client through stages 0, 1 and 2, side by side, then devices, images that are due, replicas."""
 
+import logging
+
 from prefect import State, flow
 
 from flows.devices import begin_devices
@@ -13,8 +15,10 @@ from flows.run_name import named
 from flows.side_by_side import begin_each, chosen, results_of, task_runner
 from flows.stage import skipped
 from flows.vm_name import ClientName
+from tasks import places, space
 from tasks.model.outcome import Outcome, StageResult
 
+log = logging.getLogger(__name__)
 STAGES = (("prepare", prepare_client), ("overnight", pull_client), ("permanent", keep_client))
 
 
@@ -45,4 +49,7 @@ def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     devices = {} if clients else begin_devices()
     results = with_images_due(nights) + results_of(devices)
     replicas = begin_replicas(names if clients else None)
-    return conclude("nightly", tidied(results) + results_of(replicas))
+    results = tidied(results) + results_of(replicas)
+    for problem in space.note_levels(places.store(), places.permanent()):
+        log.warning("%s", problem)
+    return conclude("nightly", results)

@@ -10,19 +10,21 @@ from tasks import places
 from tasks.drivers import changed, rsync, saveset, ssh, tar_stream
 from tasks.drivers.changed import Changed
 from tasks.drivers.databases import data_patterns, proving
-from tasks.drivers.digest import sha256_file, write_listing
+from tasks.drivers.digest import Listed, sha256_file, write_listing
 from tasks.drivers.progress import reporting
 from tasks.drivers.rsync import OnProgress, Transferred, Wanted
-from tasks.drivers.store import discard, keeps_nanoseconds, read_model, replace, require_space, sync_folder, write_model
+from tasks.drivers.space import require
+from tasks.drivers.store import Store, discard, keeps_nanoseconds, read_model, replace, sync_folder, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import IntegrityError, NothingToRecover, SourceRefused
 from tasks.model.client_snapshot import SnapshotTree
 from tasks.model.differences import differences
 from tasks.model.facts import Facts
 from tasks.model.inventory_systems import System
-from tasks.model.manifest import LISTING, MANIFEST, DumpRecord, NightManifest
+from tasks.model.manifest import LISTING, MANIFEST, DumpRecord, NightCost, NightManifest
 from tasks.model.mounts import lost_mounts
 from tasks.model.names import new_id, one_line
+from tasks.model.need import KEPT_COSTS, Need, first_night, next_night
 from tasks.model.outcome import Outcome
 from tasks.model.platform import Transport
 from tasks.model.prepared import Prepared, paths_of
@@ -90,10 +92,10 @@ def pull(client: str, tree: SnapshotTree | None = None) -> Transferred:
     system, policy = places.system_of(client)
     store, prepared = places.store(), read_prepared(client)
     staging, aborted = store.staging(client), store.aborted(client)
-    require_space(store.root, 0, places.reserve_bytes())
     if staging.exists() and not aborted.exists():
         staging.rename(aborted)
     discard(staging, store.trash, staging.name)
+    require(store.root, _need(client, store, system, prepared, tree), places.reserve_bytes(), client)
     (staging / "data").mkdir(parents=True)
     carried = rsync.carry_partial(aborted / "data", staging / "data")
     with reporting(log, f"pull {client}") as progress:
@@ -112,6 +114,14 @@ def pull(client: str, tree: SnapshotTree | None = None) -> Transferred:
     discard(aborted, store.trash, aborted.name)
     _require_plausible(client, moved, store.night_of(client), policy.max_shrink_percent)
     return moved
+
+
+def _need(client: str, store: Store, system: System, prepared: Prepared, tree: SnapshotTree | None) -> Need:
+    """What tonight is expected to add to the store; nothing where nothing is known."""
+    night = store.night_of(client)
+    if night is None and not store.aborted(client).exists():
+        return first_night(prepared.facts.file_systems, paths_of(system, prepared), excludes_of(system, prepared, tree))
+    return next_night(night.costs if night else ()) or Need(0, 0, "its next night's size is not known")
 
 
 def _bring(
@@ -199,12 +209,11 @@ def publish(
     _verify_dumps(staging / "data", prepared.dumps)
     dumps = {dump.path: dump for dump in (*prepared.dumps, *proven)}
     failures = (*prepared.failures, *doubts)
+    last, last_listing = store.night_of(client), store.listing_of(client)
     with reporting(log, f"list files of {client}"):
-        files, size_bytes = write_listing(
-            staging / "data", staging / LISTING, published / "data", store.listing_of(client)
-        )
-    if (last := store.night_of(client)) is not None:
-        _require_not_shrunk(client, "files", last.files, files, policy.max_shrink_percent)
+        listed = write_listing(staging / "data", staging / LISTING, published / "data", last_listing)
+    if last is not None:
+        _require_not_shrunk(client, "files", last.files, listed.files, policy.max_shrink_percent)
     write_model(staging / "facts.json", prepared.facts)
     vanished = (f"vanished while read: {line}" for line in moved.vanished)
     warnings = (*failures, *(tree.warnings if tree else ()), *vanished)
@@ -220,8 +229,9 @@ def publish(
         sources=tree.sources if tree else (),
         dumps=tuple(dumps.values()),
         flavour=shape_of_facts(prepared.facts).flavour,
-        files=files,
-        size_bytes=size_bytes,
+        files=listed.files,
+        size_bytes=listed.size_bytes,
+        costs=_costs(last, listed if last_listing else None, new_id(started)),
         fake_super=places.fake_super(),
         listing_sha256=sha256_file(staging / LISTING),
         facts_sha256=sha256_file(staging / "facts.json"),
@@ -247,6 +257,12 @@ def _note_changed(client: str, last: NightManifest, night: NightManifest) -> Non
             changed.write(path, Changed(last.id, night.id, found))
     except OSError as exc:
         log.warning("what changed is not noted: %s", exc)
+
+
+def _costs(last: NightManifest | None, listed: Listed | None, night: str) -> tuple[NightCost, ...]:
+    """What the last nights added, with this one; without last night's listing what was linked to it is not known."""
+    tonight = [NightCost(night=night, new_bytes=listed.new_bytes, new_inodes=listed.new_inodes)] if listed else []
+    return (*(last.costs if last else ()), *tonight)[-KEPT_COSTS:]
 
 
 def _verify_dumps(data: Path, dumps: tuple[DumpRecord, ...]) -> None:

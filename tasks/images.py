@@ -14,7 +14,8 @@ from tasks.drivers.chunks import SUFFIX
 from tasks.drivers.digest import record
 from tasks.drivers.image_order import Order
 from tasks.drivers.progress import reporting
-from tasks.drivers.store import discard, publish, require_space, write_model
+from tasks.drivers.space import require_space
+from tasks.drivers.store import discard, publish, write_model
 from tasks.drivers.tool_versions import tool_versions
 from tasks.errors import GbsError, IntegrityError
 from tasks.model.definition import Definition

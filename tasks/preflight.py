@@ -1,14 +1,12 @@
 """A preflight: every connection, tool, mount and free space, tried now; one finding each."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from tasks import places
-from tasks.drivers import client_snapshot, databases, host_files, permanent, recovery_set, rsync, ssh
+from tasks.drivers import client_snapshot, databases, host_files, permanent, recovery_set, rsync, space, ssh
 from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, LeftBehind, StoreFull
@@ -17,6 +15,7 @@ from tasks.model.inventory_engines import RSNAPSHOT
 from tasks.model.inventory_systems import KvmHost, System
 from tasks.model.names import human_bytes
 from tasks.model.platform import Platform, Transport
+from tasks.model.room import Room
 from tasks.model.rsync_daemon import DaemonTarget
 
 LOCAL_TOOLS = ("setpriv", "age", "rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
@@ -39,7 +38,9 @@ def check() -> Iterator[Finding]:
     declared = places.inventory()
     yield from _tools("this server", LOCAL_TOOLS)
     yield _try("this server", "libguestfs", _libguestfs)
-    yield _try("store", str(declared.store.path), lambda: _free(Path(declared.store.path), places.reserve_bytes()))
+    yield _try(
+        "store", str(declared.store.path), lambda: _free(space.room(places.store().root), places.reserve_bytes())
+    )
     yield _try("permanent store", str(declared.permanent.path), _permanent)
     if declared.server.recovery_set:
         yield _recovery_key(declared.server.recovery_keys)
@@ -69,18 +70,16 @@ def _libguestfs() -> str:
     return f"{version['major']}.{version['minor']}.{version['release']}"
 
 
-def _free(folder: Path, reserve_bytes: int) -> str:
-    status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
-    if free < reserve_bytes:
-        raise OSError(f"{human_bytes(free)} free, less than the reserve of {human_bytes(reserve_bytes)}")
-    return f"{human_bytes(free)} free"
+def _free(room: Room, reserve_bytes: int) -> str:
+    if room.left_bytes < reserve_bytes:
+        raise OSError(f"{human_bytes(room.left_bytes)} free, less than the reserve of {human_bytes(reserve_bytes)}")
+    return f"{human_bytes(room.left_bytes)} free"
 
 
 def _permanent() -> str:
     place = places.permanent()
     permanent.prove(place)
-    return f"{place.kind}, marker {place.store_id}, {_free(place.path, 0)}"
+    return f"{place.kind}, marker {place.store_id}, {_free(permanent.at(place, space.room, place.path), 0)}"
 
 
 def _recovery_key(keys: tuple[str, ...]) -> Finding:

@@ -12,7 +12,8 @@ from tasks.drivers.appliance import MountedBy, UpdateResult
 from tasks.drivers.digest import record
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
-from tasks.drivers.store import read_model, require_space, sync_tree, verify_image, write_model
+from tasks.drivers.space import require_space
+from tasks.drivers.store import read_model, sync_tree, verify_image, write_model
 from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused
 from tasks.model.definition import Definition
 from tasks.model.facts import Facts

@@ -12,6 +12,8 @@ COMMANDS = {
     "run": ("flows.cli.run", "Run a stage, or the whole night, now."),
     "status": ("flows.cli.show", "What is protected, how well, and since when."),
     "list": ("flows.cli.show", "Images and restore points."),
+    "space": ("flows.cli.space", "How full the stores are, until when, what saves room, what each client costs."),
+    "store": ("flows.cli.store", "Make a store: on VDO, which deduplicates and compresses."),
     "retention": ("flows.cli.retention", "Which restore points are kept, why, and what a policy would keep."),
     "pin": ("flows.cli.retention", "Keep a restore point until a day, whatever the policy says."),
     "unpin": ("flows.cli.retention", "Leave a pinned restore point to the policy again."),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.errors import IntegrityError
 from tasks.model.manifest import FileRecord
@@ -119,14 +120,27 @@ def parse_listing_line(line: bytes) -> tuple[str, bytes]:
     return sha256.decode(), b"-" if path == b"./-" else path
 
 
-def write_listing(root: Path, listing: Path, previous_root: Path | None, previous: Path | None) -> tuple[int, int]:
-    """Write the sha256 of every regular file of `root` to `listing`; return their number and their bytes.
+class Listed(NamedTuple):
+    """How many files were listed and their bytes; what is not an inode of the previous tree: allocated bytes, inodes.
+
+    Holes are not allocated; folders are always new ones.
+    """
+
+    files: int
+    size_bytes: int
+    new_bytes: int
+    new_inodes: int
+
+
+def write_listing(root: Path, listing: Path, previous_root: Path | None, previous: Path | None) -> Listed:
+    """Write the sha256 of every regular file of `root` to `listing`.
 
     A file that is the same inode as its namesake below `previous_root` keeps the hash of the `previous` listing: what
     is published is never modified, so it need not be read again.
     """
     known = _read_known(previous) if previous_root and previous and previous.exists() else {}
-    count = size_bytes = 0
+    count = size_bytes = new_bytes = new_inodes = 0
+    folders: set[bytes] = set()
     with listing.open("wb") as out, opened(root) as new, ExitStack() as stack:
         last = None
         if known and previous_root and previous_root.exists():
@@ -137,9 +151,12 @@ def write_listing(root: Path, listing: Path, previous_root: Path | None, previou
             digest = known.get(path) if same else None
             out.write(listing_line(digest or sha256_of(os.open(path, _READ, dir_fd=new)), path))
             count, size_bytes = count + 1, size_bytes + file_bytes
+            folders.add(path.rpartition(b"/")[0])
+            if not same:
+                new_inodes, new_bytes = new_inodes + 1, new_bytes + os.stat(path, dir_fd=new).st_blocks * 512
         out.flush()
         os.fsync(out.fileno())
-    return count, size_bytes
+    return Listed(count, size_bytes, new_bytes, new_inodes + len(folders))
 
 
 def _read_known(listing: Path) -> dict[bytes, str]:

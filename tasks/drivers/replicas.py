@@ -17,7 +17,8 @@ from tasks.drivers.chunks import CHUNK_BYTES, read_chunks, with_data
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.permanent import PermanentPlace, at, prove, watching
 from tasks.drivers.proven_copy import Digests, copy_chunks, copy_file, sha256_far
-from tasks.drivers.store import publish, read_model, remove, require_space, sync_folder, write_model
+from tasks.drivers.space import require_space
+from tasks.drivers.store import publish, read_model, remove, sync_folder, write_model
 from tasks.errors import IntegrityError
 from tasks.model.manifest import MANIFEST, DeviceManifest, FileRecord
 from tasks.model.replica import DEVICES, IMAGES, SERVER, TEMPLATES, Kind, Original

@@ -19,6 +19,7 @@ from tasks.drivers.permanent import PermanentPlace, at, watching
 from tasks.drivers.renewal import FULL_EVERY, Renewal, begin
 from tasks.drivers.restore_points import hide, mend, remains
 from tasks.drivers.rsync import EXACT_TIMES
+from tasks.drivers.space import require_for_point
 from tasks.drivers.store import flush, read_model, remove, verify_night, write_model
 from tasks.errors import (
     CommandFailed,
@@ -97,6 +98,7 @@ def sync(
     try:
         for folder in at(place, remains, root):
             remove(folder, watching(place))  # first: what is to be copied may need the room
+        at(place, require_for_point, source, root)
         if renewal is None or not _renewed(place, source, root, deadline_s, renewal):
             at(place, Path.mkdir, root / SYNC, 0o700)  # rsnapshot would not say why it cannot
             argv = ["rsnapshot", "-c", str(config), "sync"]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from tasks.drivers import process
 from tasks.drivers.chunks import read_chunks, verify_chunks
 from tasks.drivers.digest import sha256_file
-from tasks.errors import IntegrityError, StoreError, StoreFull
+from tasks.errors import IntegrityError, StoreError
 from tasks.model.manifest import LISTING, MANIFEST, DeviceManifest, ImageManifest, NightManifest
 from tasks.model.names import slug
 
@@ -100,6 +100,11 @@ class Store:
     def reports(self) -> Path:
         """What runs did, one file each."""
         return self.root / "reports"
+
+    @property
+    def space(self) -> Path:
+        """How full the stores were, night by night, and what was measured of their folders."""
+        return self.root / "space"
 
     @property
     def trash(self) -> Path:
@@ -292,12 +297,3 @@ def keeps_nanoseconds(folder: Path) -> bool:
     with tempfile.TemporaryFile(dir=folder) as file:
         os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
         return os.fstat(file.fileno()).st_mtime_ns == mtime_ns
-
-
-def require_space(folder: Path, needed_bytes: int, reserve_bytes: int) -> None:
-    """Raise StoreFull unless the file system of `folder` has room for `needed_bytes` and the reserve."""
-    folder.mkdir(parents=True, exist_ok=True)
-    status = os.statvfs(folder)
-    free_bytes = status.f_bavail * status.f_frsize
-    if free_bytes < needed_bytes + reserve_bytes or (status.f_files and status.f_favail < 1000):
-        raise StoreFull(str(folder), needed_bytes + reserve_bytes, free_bytes)

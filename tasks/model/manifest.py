@@ -77,6 +77,14 @@ class SourceRecord(_Record):
     """Why it was read live."""
 
 
+class NightCost(_Record):
+    """What a night added to its client's overnight copy: what is no hard link to the night before."""
+
+    night: str
+    new_bytes: int = Field(ge=0)
+    new_inodes: int = Field(ge=0)
+
+
 class NightManifest(_Record):
     """A client's files as of one night. Every file is in `SHA256SUMS` beside it, whose own hash stands here."""
 
@@ -96,6 +104,8 @@ class NightManifest(_Record):
     flavour: str = ""
     files: int = Field(ge=0)
     size_bytes: int = Field(ge=0)
+    costs: tuple[NightCost, ...] = ()
+    """Of this night, and before it of the last ones; a first night, which adds everything, is not among them."""
     fake_super: bool = False
     """Whether owners, devices and xattrs are in an xattr of rsync's, which reads them again with --fake-super."""
     listing_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -99,7 +99,7 @@ class Bench:
     def _publish(self, new: Path) -> float:
         ended = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=self.number)
         last = self.night / "SHA256SUMS"
-        files, size_bytes = write_listing(new / "data", new / "SHA256SUMS", self.night / "data", last)
+        listed = write_listing(new / "data", new / "SHA256SUMS", self.night / "data", last)
         (new / "facts.json").write_text("{}")
         manifest = NightManifest(
             id=new_id(ended),
@@ -109,8 +109,8 @@ class Bench:
             outcome=Outcome.OK,
             paths=("/",),
             excluded=(),
-            files=files,
-            size_bytes=size_bytes,
+            files=listed.files,
+            size_bytes=listed.size_bytes,
             listing_sha256=sha256_file(new / "SHA256SUMS"),
             facts_sha256=sha256_file(new / "facts.json"),
         )
@@ -120,7 +120,7 @@ class Bench:
             since = new_id(ended - timedelta(days=1))
 
             def find() -> None:
-                found = changed.find(new / "data", self.night / "data", files // changed.ONE_IN)
+                found = changed.find(new / "data", self.night / "data", listed.files // changed.ONE_IN)
                 changed.write(self.folder / "changed", Changed(since, manifest.id, found or frozenset()))
 
             seconds = timed(find)

@@ -73,11 +73,11 @@ class Held(Site):
         (self.source / "data").mkdir()
         for name, content in tree.items():
             (self.source / "data" / name).write_bytes(content)
-        files, size_bytes = write_listing(self.source / "data", self.source / "SHA256SUMS", None, None)
+        listed = write_listing(self.source / "data", self.source / "SHA256SUMS", None, None)
         self.publish(number)
         manifest = read_model(self.source / "manifest.json", NightManifest)
         assert manifest is not None
-        manifest = manifest.model_copy(update={"files": files, "size_bytes": size_bytes})
+        manifest = manifest.model_copy(update={"files": listed.files, "size_bytes": listed.size_bytes})
         write_model(self.source / "manifest.json", manifest)
 
     def accept(self, night: str | None = None, dry_run: bool = False) -> Decision:

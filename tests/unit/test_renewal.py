@@ -54,7 +54,7 @@ class Client:
         (new / "data").mkdir(parents=True)
         links = [f"--link-dest={source}/data"] if source.exists() else []
         subprocess.run(["rsync", "-aHAXS", "--modify-window=-1", *links, f"{self.tree}/", f"{new}/data/"], check=True)
-        files, _ = write_listing(new / "data", new / "SHA256SUMS", None, None)
+        files = write_listing(new / "data", new / "SHA256SUMS", None, None).files
         (new / "facts.json").write_text("{}")
         sums, facts = sha256_file(new / "SHA256SUMS"), sha256_file(new / "facts.json")
         manifest = night_manifest(ended, files=files, listing_sha256=sums, facts_sha256=facts)

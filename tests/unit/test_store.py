@@ -18,12 +18,11 @@ from tasks.drivers.store import (
     publish,
     read_model,
     replace,
-    require_space,
     verify_image,
     verify_night,
     write_model,
 )
-from tasks.errors import IntegrityError, StoreError, StoreFull
+from tasks.errors import IntegrityError, StoreError
 from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest
 from tests.unit.records import NIGHT, ZEROS, image_manifest, night_manifest
 
@@ -264,12 +263,6 @@ def test_images_are_those_of_the_vm_newest_first(tmp_path: Path) -> None:
     (store.images("kvm1", "web1") / "20260104T000000Z").mkdir()
     assert [found.id[7] for _, found in store.images_of("web1")] == ["3", "2", "1"]
     assert len(list(store.all_images())) == 4
-
-
-def test_require_space_says_what_is_needed_and_free(tmp_path: Path) -> None:
-    require_space(tmp_path, 1, 1)
-    with pytest.raises(StoreFull, match="bytes needed"):
-        require_space(tmp_path, 1 << 60, 0)
 
 
 def test_image_manifest_of_a_store_keeps_unlisted_disks_out() -> None:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from tasks.drivers import restore_points
 from tasks.drivers.engines import Advance, Ground
 from tasks.drivers.permanent import at
-from tasks.drivers.store import read_model, remove, require_space, verify_night, write_model
+from tasks.drivers.space import require_space
+from tasks.drivers.store import read_model, remove, verify_night, write_model
 from tasks.errors import IntegrityError, NothingToRecover, StoreError
 from tasks.model.manifest import NightManifest
 from tasks.model.point_names import named
