@@ -76,7 +76,8 @@ def require(folder: Path, need: Need, reserve_bytes: int, whose: str = "") -> No
     """Raise StoreFull unless the file system of `folder` has room for what is needed, and the reserve beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     has = room(folder)
-    what = f" for {whose}: {need.why}, and {human_bytes(reserve_bytes)} in reserve" if whose else ""
+    reserve = f", and {human_bytes(reserve_bytes)} in reserve" if reserve_bytes else ""
+    what = f" for {whose} ({need.why}{reserve})" if whose else ""
     if has.left_bytes < need.size_bytes + reserve_bytes:
         raise StoreFull(f"{folder}{what}", need.size_bytes + reserve_bytes, has.left_bytes)
     if has.free_inodes is not None and has.free_inodes < need.inodes + LEAST_INODES:
