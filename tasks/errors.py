@@ -205,6 +205,12 @@ class StoreFull(StoreError):
     template = "store {0} has no room: {1} bytes needed, {2} free; nothing was replaced"
 
 
+class InodesFull(StoreFull):
+    """There are not enough inodes, found before writing: (path, needed, free)."""
+
+    template = "store {0} has no inodes left: {1} needed, {2} free (df -i); nothing was replaced"
+
+
 class StoreFilled(StoreFull):
     """It became full while it was written to: (path, what the system said). A quota counts, and so do inodes."""
 

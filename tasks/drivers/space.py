@@ -15,7 +15,7 @@ from tasks.drivers import vdo
 from tasks.drivers.digest import opened, parse_listing_line
 from tasks.drivers.restore_points import points
 from tasks.drivers.store import read_model
-from tasks.errors import CommandFailed, StoreFull
+from tasks.errors import CommandFailed, InodesFull, StoreFull
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.mountinfo import Mount, mount_of, parse_mounts
 from tasks.model.names import human_bytes
@@ -81,8 +81,7 @@ def require(folder: Path, need: Need, reserve_bytes: int, whose: str = "") -> No
     if has.left_bytes < need.size_bytes + reserve_bytes:
         raise StoreFull(f"{folder}{what}", need.size_bytes + reserve_bytes, has.left_bytes)
     if has.free_inodes is not None and has.free_inodes < need.inodes + LEAST_INODES:
-        counted = f"{folder}{f' for {whose}' if whose else ''}, inodes instead of bytes"
-        raise StoreFull(counted, need.inodes + LEAST_INODES, has.free_inodes)
+        raise InodesFull(f"{folder}{f' for {whose}' if whose else ''}", need.inodes + LEAST_INODES, has.free_inodes)
 
 
 def require_for_point(source: Path, root: Path) -> None:

@@ -103,8 +103,6 @@ def test_client_whose_first_night_does_not_fit_is_refused_before_anything_is_pul
         return found.model_copy(update={"file_systems": tuple(rows)})
 
     monkeypatch.setattr("tasks.preparation.facts.collect", huge)
-    with pytest.raises(
-        ClientsFailed, match=r"store for db1 \(1048576.0 TiB by its facts\) has no room"
-    ):
+    with pytest.raises(ClientsFailed, match=r"store for db1 \(1048576.0 TiB by its facts\) has no room"):
         nightly(["db1"])
     assert site.count("pull", "db1") == 0

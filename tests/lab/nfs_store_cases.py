@@ -59,7 +59,7 @@ def test_a_store_without_inodes_keeps_what_it_has(place: PermanentPlace, tmp_pat
         site.keep(1)
         server(f"mkdir {FAR}/ballast; touch {FAR}/ballast/{{1..1000}}")
         site.night(2)
-        with pytest.raises(StoreFull, match="for web1, inodes instead of bytes has no room"):
+        with pytest.raises(StoreFull, match="for web1 has no inodes left"):
             site.sync()
         nothing_rotates(site)
         assert at_the_server(site) == {"daily.0": 1}
