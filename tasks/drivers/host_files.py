@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tasks.drivers.host_shell import HostShell, run_each
 from tasks.drivers.ssh import Output
-from tasks.errors import CommandFailed, StoreFull
+from tasks.errors import CommandFailed, InodesFull, StoreFull
 
 DEADLINE_S = 30
 MIN_FREE_INODES = 100
@@ -78,7 +78,7 @@ def require_free(left: FreeSpace, what: str, size_bytes: int) -> None:
     if left.size_bytes < size_bytes:
         raise StoreFull(what, size_bytes, left.size_bytes)
     if left.inodes is not None and left.inodes < MIN_FREE_INODES:
-        raise StoreFull(f"{what}, inodes instead of bytes", MIN_FREE_INODES, left.inodes)
+        raise InodesFull(what, MIN_FREE_INODES, left.inodes)
 
 
 def free_space(shell: HostShell, folder: str) -> FreeSpace:
