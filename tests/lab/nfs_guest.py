@@ -12,7 +12,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.lab.accelerator import cache_folder
@@ -21,13 +22,14 @@ from tests.lab.process import LabError, ProcessRecord
 
 KERNEL = Path("/usr/bin/linux.uml")
 MODULES = Path("/usr/lib/uml/modules")
+_MODULES = ("xfs", "nfsd", "nfsv4", "veth")
 _DISK_BYTES = 4 << 30
 _SCRIPTS = Path(__file__).parent / "uml"
 _CHECKOUT = Path(__file__).parents[2]
 _COMMAND = """\
 cd {checkout}
 bash {scripts}/sites.sh || exit
-nsenter --net=/run/netns/near {pytest} </dev/null
+nsenter --net=/run/netns/near {program} </dev/null
 echo $? >/mnt/shared/status
 """
 
@@ -37,40 +39,58 @@ def run_tests(arguments: Sequence[str], report: Path) -> int:
 
     Raises LabError when the guest ends before pytest does.
     """
-    if not KERNEL.exists():
-        raise LabError(f"{KERNEL} is missing: make system")
-    sweep()
-    folder = LABS / f"test-nfs-{report.stem}-{os.getpid()}"
-    (folder / "modules/lib").mkdir(parents=True)
-    try:
-        (folder / "modules/lib/modules").symlink_to(MODULES)  # where modprobe --dirname looks
-        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        pytest += ["-p", "tests.lab.nfs_sites"]  # its fixtures
-        pytest += ["--junitxml=/mnt/shared/report.xml", "--color=no", *arguments]
-        command = _COMMAND.format(
-            checkout=shlex.quote(str(_CHECKOUT)), scripts=shlex.quote(str(_SCRIPTS)), pytest=shlex.join(pytest)
-        )
-        (folder / "command").write_text(command, encoding="utf-8")
-        with (folder / "disk").open("wb") as file:
-            file.truncate(_DISK_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(folder / "disk")], check=True)
-        _boot(folder)
-        if not (folder / "status").exists():
-            raise LabError(
-                f"the guest ended before pytest did: {(folder / 'console').read_text(errors='replace')[-2000:]}"
-            )
+    pytest = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    pytest += ["-p", "tests.lab.nfs_sites"]  # its fixtures
+    pytest += ["--junitxml=/mnt/shared/report.xml", "--color=no", *arguments]
+    with guest_folder(report.stem) as folder:
+        status = run_near(folder, pytest)
         shutil.copy(folder / "report.xml", report)
-        return int((folder / "status").read_text(encoding="ascii"))
+        return status
+
+
+@contextmanager
+def guest_folder(name: str) -> Iterator[Path]:
+    """A folder for a guest, which has it as /mnt/shared; it goes with all that is in it."""
+    sweep()
+    folder = LABS / f"test-nfs-{name}-{os.getpid()}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _boot(folder: Path) -> None:
+def run_near(folder: Path, arguments: Sequence[str], modules: Sequence[str] = ()) -> int:
+    """Run Python at the near site of a guest that is made for it, with more kernel `modules`: its exit status.
+
+    What it says is printed when it has ended. Raises LabError when the guest ends before.
+    """
+    if not KERNEL.exists():
+        raise LabError(f"{KERNEL} is missing: make system")
+    (folder / "modules/lib").mkdir(parents=True)
+    (folder / "modules/lib/modules").symlink_to(MODULES)  # where modprobe --dirname looks
+    command = _COMMAND.format(
+        checkout=shlex.quote(str(_CHECKOUT)),
+        scripts=shlex.quote(str(_SCRIPTS)),
+        program=shlex.join([sys.executable, *arguments]),
+    )
+    (folder / "command").write_text(command, encoding="utf-8")
+    with (folder / "disk").open("wb") as file:
+        file.truncate(_DISK_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(folder / "disk")], check=True)
+    _boot(folder, [*_MODULES, *modules])
+    if not (folder / "status").exists():
+        said = (folder / "console").read_text(errors="replace")
+        raise LabError(f"the guest ended before {shlex.join(arguments[:2])} did: {said[-2000:]}")
+    return int((folder / "status").read_text(encoding="ascii"))
+
+
+def _boot(folder: Path, modules: Sequence[str]) -> None:
     argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"]
     argv += ["env", "-i", f"HOME={folder}", "TMPDIR=/dev/shm", str(KERNEL)]
     argv += ["mem=1G", "root=/dev/root", "rootfstype=hostfs", "hostfs=/", "ro", f"init={_SCRIPTS}/init.sh"]
     argv += [f"ubda={folder}/disk", f"uml_dir={folder}", "con=null", "con0=null,fd:1", "quiet"]
-    argv += [f"gbs_kernel={folder}/modules", f"gbs_folder={folder}", "gbs_modules=xfs,nfsd,nfsv4,veth"]
+    argv += [f"gbs_kernel={folder}/modules", f"gbs_folder={folder}", f"gbs_modules={','.join(modules)}"]
     with (
         (folder / "console").open("wb") as console,
         subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console) as guest,
