@@ -350,7 +350,7 @@ def test_permanent_wrong_marker_nothing_written(site: FakeSite, marker: str | No
     (site.permanent / ".gbs-store").unlink()
     if marker:
         (site.permanent / ".gbs-store").write_text(marker)
-    with pytest.raises(ClientsFailed, match=r"^1 of 1 clients .* not the right one: the marker .* nothing was written"):
+    with pytest.raises(ClientsFailed, match=r"^1 of 1 systems .* not the right one: the marker .* nothing was written"):
         permanent(["db1"])
     assert [path.name for path in site.permanent.iterdir()] == ([".gbs-store"] if marker else [])
     assert not {"sync", "rotate"} & set(site.of("db1"))

@@ -137,7 +137,28 @@ def test_nightly_first_run_is_ok_in_every_stage(world: Demo, nights: Nights) -> 
     found = outcomes(nights.first)
     stages = ("prepare", "overnight", "permanent")
     expected = {(client, stage): "OK" for client in ("kvm1", "web1") for stage in stages}
-    assert found == {**expected, ("web1", "image"): "OK"}
+    server = {("GBS server", stage): "OK" for stage in ("recovery set", "replicate")}
+    assert found == {**expected, **server, ("web1", "image"): "OK", ("web1", "replicate"): "OK"}
+
+
+def test_image_and_recovery_set_are_in_the_permanent_store_and_open_with_the_recovery_key(
+    world: Demo, nights: Nights
+) -> None:
+    site = world.site
+    for folder in nights.images_first:
+        subprocess.run(["diff", "-r", folder, site.permanent / "_images/kvm1/web1" / Path(folder).name], check=True)
+    gathered = sorted((site.permanent / "_server/lab").glob("[!.]*"))[0]
+    subprocess.run(["diff", "-r", gathered, site.store / "server" / gathered.name], check=True)
+    opened = {
+        name: subprocess.run(
+            ["age", "--decrypt", "-i", site.recovery_key, gathered / name], check=True, capture_output=True
+        ).stdout
+        for name in ("keys.tar.age", "prefect.db.age")
+    }
+    argv = ["tar", "-x", "--to-stdout", str(world.lab.private_key).lstrip("/")]
+    key = subprocess.run(argv, input=opened["keys.tar.age"], check=True, capture_output=True).stdout
+    assert key == world.lab.private_key.read_bytes()
+    assert opened["prefect.db.age"].startswith(b"SQLite format 3")
 
 
 def test_snaplive_image_is_sound_and_window_closed(world: Demo, nights: Nights) -> None:
