@@ -129,13 +129,19 @@ def _line(said: str) -> str:
     return " ".join(said.split())[:300]
 
 
+def _locks(repository: Repository) -> list[str]:
+    return run(repository, "list", "locks", "--no-lock", deadline_s=QUICK_S).text.split()
+
+
 def _remove_dead_locks(repository: Repository) -> None:
     """Remove what killed ones left; Locked when one of the locks may be somebody's who works."""
-    ids = run(repository, "list", "locks", "--no-lock", deadline_s=QUICK_S).text.split()
+    ids = _locks(repository)
     for lock in ids:
         try:
             held = json.loads(run(repository, "cat", "lock", lock, "--no-lock", deadline_s=QUICK_S).text)
         except CommandFailed:
+            if lock in _locks(repository):
+                raise  # whose it is is not known
             continue  # it is gone meanwhile
         if not _is_dead(held, datetime.now(UTC)):
             who = f"{held.get('username')} on {held.get('hostname')}, process {held.get('pid')}, since {held['time']}"

@@ -22,9 +22,6 @@ from tests.unit.points_site import RULES, Site
 from tests.unit.records import NIGHT, night_manifest
 
 DAILY = Rules(RULES.retain[:1], 1)
-pytestmark = pytest.mark.skipif(
-    shutil.which("rsnapshot") is None and "CI" not in os.environ, reason="needs rsnapshot (it must be there in CI)"
-)
 
 
 @pytest.fixture
