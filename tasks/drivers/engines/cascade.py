@@ -1,5 +1,6 @@
 """What engines share whose points have no names and places of their own: names by age, the stamp, the plan, scratch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,14 +53,36 @@ def arranged(ground: Ground, copies: list[Copy]) -> dict[str, Copy]:
     return {name: nights[night] for night, name in names.items()}
 
 
-def manifests(points: Mapping[str, Copy]) -> dict[str, NightManifest | None]:
-    """The manifest of each point."""
-    return {name: copy.manifest for name, copy in points.items()}
+class PointsByAge(ABC):
+    """What engines have in common that bring a point before it can be read; what the methods do says the contract."""
+
+    ground: Ground
+
+    @abstractmethod
+    def arranged(self) -> dict[str, Copy]:
+        """The copies by the names of their points."""
+
+    def points(self) -> dict[str, NightManifest | None]:
+        """As the contract says."""
+        return {name: copy.manifest for name, copy in self.arranged().items()}
+
+    def folder(self, point: str) -> None:
+        """As the contract says."""
+        return
+
+    def retained(self) -> list[Point]:
+        """As the contract says."""
+        return retained(self.ground, self.arranged())
+
+    def close(self, point: str) -> None:
+        """As the contract says."""
+        remove(self.ground.store.opened(self.ground.client) / point)
 
 
 def retained(ground: Ground, points: Mapping[str, Copy]) -> list[Point]:
     """The points as retention looks at them."""
-    return at(ground.place, restore_points.retained, ground.root, manifests(points))
+    found = {name: copy.manifest for name, copy in points.items()}
+    return at(ground.place, restore_points.retained, ground.root, found)
 
 
 def stamp(ground: Ground, key: str, night: NightManifest) -> None:

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.engines import Advance, Ground, cascade
-from tasks.drivers.engines.cascade import Copy, Stamp
+from tasks.drivers.engines.cascade import Copy, PointsByAge, Stamp
 from tasks.drivers.permanent import at
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.restic import WHOLE
 from tasks.drivers.secret_file import read_environment, struck_out
-from tasks.drivers.store import read_model, remove, write_model
+from tasks.drivers.store import read_model, write_model
 from tasks.errors import CommandFailed, IntegrityError, NotNow
 from tasks.model.inventory_engines import Vendor, filled
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.names import one_line, slug, time_of_id
-from tasks.model.retention import SYNC, Move, Point
+from tasks.model.retention import SYNC, Move
 
 NIGHTS = ".nights"
 TRASH = "trash-"
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CommandEngine:
+class CommandEngine(PointsByAge):
     """Points are the nights that the application lists and whose manifests are kept; they are named by their age."""
 
     ground: Ground
@@ -48,18 +48,6 @@ class CommandEngine:
     def where(self, point: str) -> str:
         """As the contract says."""
         return f"{self.called}, {self.ground.client} {point}"
-
-    def points(self) -> dict[str, NightManifest | None]:
-        """As the contract says."""
-        return cascade.manifests(self._arranged())
-
-    def folder(self, point: str) -> None:
-        """As the contract says."""
-        return
-
-    def retained(self) -> list[Point]:
-        """As the contract says."""
-        return cascade.retained(self.ground, self._arranged())
 
     def sync(self, night: NightManifest, advance: Advance) -> tuple[str, ...]:
         """Call `backup`; proven is that it said so, and that `list` names the night then."""
@@ -80,7 +68,7 @@ class CommandEngine:
 
     def rotate(self) -> list[Move]:
         """Write the manifest; without `forget` nothing is given up: what is kept is the vendor's affair."""
-        sync, points = cascade.stamped(self.ground), self._arranged()
+        sync, points = cascade.stamped(self.ground), self.arranged()
         moves = cascade.planned(self.ground, points, sync)
         if not moves:
             return []
@@ -105,7 +93,7 @@ class CommandEngine:
 
     def open(self, point: str, advance: Advance) -> Path:
         """Call `restore`."""
-        found = self._arranged().get(point)
+        found = self.arranged().get(point)
         deadline_s = self.ground.policy.transfer_deadline_s
 
         def bring(folder: Path, on_wait: process.Watch) -> None:
@@ -116,16 +104,12 @@ class CommandEngine:
 
         return cascade.scratch(self.ground, point, found, advance, bring)
 
-    def close(self, point: str) -> None:
-        """As the contract says."""
-        remove(self.ground.store.opened(self.ground.client) / point)
-
     def verify(self, percent: float) -> list[Checked]:
         """Call `verify` for each night; without it each is restored in turn and `percent` of its files are read.
 
         A night that we did not let go of and that is not listed any more is a damaged one.
         """
-        found = [self._verified(name, copy, percent) for name, copy in self._arranged().items()]
+        found = [self._verified(name, copy, percent) for name, copy in self.arranged().items()]
         lost = self._records().keys() - self._listed() if self.forgets else set()
         gone = f"{self.called} does not list it any more"
         return [*found, *(Checked(night, night, 0, 0, (gone,), ()) for night in sorted(lost))]
@@ -148,7 +132,8 @@ class CommandEngine:
         finally:
             self.close(name)
 
-    def _arranged(self) -> dict[str, Copy]:
+    def arranged(self) -> dict[str, Copy]:
+        """The copies by the names of their points."""
         records, there = self._records(), self._listed()
         copies = [
             Copy(night, night, found.ended if found else time_of_id(night), found)

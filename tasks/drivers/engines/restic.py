@@ -16,18 +16,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.drivers import restic
 from tasks.drivers.engines import Advance, Ground, cascade
-from tasks.drivers.engines.cascade import Copy
+from tasks.drivers.engines.cascade import Copy, PointsByAge
 from tasks.drivers.permanent import at, watching
 from tasks.drivers.point_check import Checked
 from tasks.drivers.process import Watch
 from tasks.drivers.restic import WHOLE, Snapshot
 from tasks.drivers.restic_repository import QUICK_S, Repository
-from tasks.drivers.store import read_model, remove, verify_night, write_model
+from tasks.drivers.store import read_model, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreNotMounted
 from tasks.model.inventory_engines import Restic, filled
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.names import one_line, slug
-from tasks.model.retention import Move, Point
+from tasks.model.retention import Move
 
 SYNC, POINT, TRASH, NIGHT = "gbs-sync", "gbs-point", "gbs-trash-", "night-"
 FACTS = "facts.json"
@@ -47,7 +47,7 @@ class Made(BaseModel):
 
 
 @dataclass(frozen=True)
-class ResticEngine:
+class ResticEngine(PointsByAge):
     """Points are snapshots; they are named by their age."""
 
     ground: Ground
@@ -76,18 +76,6 @@ class ResticEngine:
     def where(self, point: str) -> str:
         """As the contract says."""
         return f"{self._repository.url} {point}"
-
-    def points(self) -> dict[str, NightManifest | None]:
-        """As the contract says."""
-        return cascade.manifests(self._arranged())
-
-    def folder(self, point: str) -> None:
-        """As the contract says."""
-        return
-
-    def retained(self) -> list[Point]:
-        """As the contract says."""
-        return cascade.retained(self.ground, self._arranged())
 
     def sync(self, night: NightManifest, advance: Advance) -> tuple[str, ...]:
         """A snapshot of the night, whose listing and facts are brought back and compared."""
@@ -138,7 +126,7 @@ class ResticEngine:
 
     def open(self, point: str, advance: Advance) -> Path:
         """As the contract says; sockets are not brought back, and holes are filled."""
-        found = self._arranged().get(point)
+        found = self.arranged().get(point)
         deadline_s = self.ground.policy.transfer_deadline_s
 
         def bring(folder: Path, on_wait: Watch) -> None:
@@ -147,13 +135,9 @@ class ResticEngine:
 
         return cascade.scratch(self.ground, point, found, advance, bring)
 
-    def close(self, point: str) -> None:
-        """As the contract says."""
-        remove(self.ground.store.opened(self.ground.client) / point)
-
     def verify(self, percent: float) -> list[Checked]:
         """restic reads its packs; which points are hit by a damaged one is asked then. Nothing is healed."""
-        points, deadline_s = self._arranged(), self.ground.policy.transfer_deadline_s
+        points, deadline_s = self.arranged(), self.ground.policy.transfer_deadline_s
         if not points:
             return []
         packs, said = restic.check(self._repository, percent, deadline_s)
@@ -221,7 +205,8 @@ class ResticEngine:
             raise StoreNotMounted(known.repository, "its restic repository is gone", fix)
         return found
 
-    def _arranged(self) -> dict[str, Copy]:
+    def arranged(self) -> dict[str, Copy]:
+        """The copies by the names of their points."""
         return cascade.arranged(self.ground, self._copies(self._snapshots() or []))
 
     def _copies(self, snapshots: list[Snapshot]) -> list[Copy]:
