@@ -142,7 +142,8 @@ def fetch_image(vm: str, wanted: str) -> str:
         known = ", ".join(original.id for original in there) or "none"
         raise NothingToRecover(f"image {wanted} of VM {vm}", f"the permanent store {place.path}; it has {known}")
     with reporting(log, f"fetch image {chosen.id} of {vm}") as progress:
-        replicas.replicate(place, chosen, places.policy_of_vm(vm).bytes_per_s, progress.update, into=store.root)
+        bytes_per_s, reserve_bytes = places.policy_of_vm(vm).bytes_per_s, places.reserve_bytes()
+        replicas.replicate(place, chosen, bytes_per_s, progress.update, into=store.root, reserve_bytes=reserve_bytes)
     return chosen.id
 
 

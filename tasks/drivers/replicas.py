@@ -57,18 +57,19 @@ def replicate(
     on_progress: OnProgress | None = None,
     *,
     into: Path | None = None,
+    reserve_bytes: int = 0,
 ) -> int | None:
     """Make the replica of `original` unless it is there (None); the bytes that were written, at most so many a second.
 
-    It goes into the permanent store `place`, or `into` a folder when the original lies in there. Raises IntegrityError
-    when the original or what was read back is not what the manifest says, or when another replica is in its place,
-    which stays; StoreFull, StoreSilent, StoreNotMounted.
+    It goes into the permanent store `place`, or `into` a folder when the original lies in there, where `reserve_bytes`
+    must be left. Raises IntegrityError when the original or what was read back is not what the manifest says, or when
+    another replica is in its place, which stays; StoreFull, StoreSilent, StoreNotMounted.
     """
     root = into or place.path
     prove(place)
     if at(place, _is_there, root, original):
         return None
-    parts = at(place, _begin, root, original)
+    parts = at(place, _begin, root, original, reserve_bytes)
     total, done, written = sum(part.size_bytes for part in parts), 0, 0
     partial = _partial(root, original)
     for part in parts:
@@ -136,7 +137,7 @@ def _is_there(root: Path, original: Original) -> bool:
     raise IntegrityError(str(replica), f"the manifest of {original.folder}", "another")
 
 
-def _begin(root: Path, original: Original) -> list[_Part]:
+def _begin(root: Path, original: Original, reserve_bytes: int) -> list[_Part]:
     """Make its folder, clone what is there already, find room; what is to be written."""
     partial = _partial(root, original)
     resumed = partial.exists()
@@ -150,7 +151,7 @@ def _begin(root: Path, original: Original) -> list[_Part]:
             os.link(root / original.twin / file.path, partial / file.path)
         return []
     parts = [_part(root, original, file, partial, resumed) for file in original.files]
-    require_space(partial, 0 if resumed else sum(part.size_bytes for part in parts), 0)
+    require_space(partial, 0 if resumed else sum(part.size_bytes for part in parts), reserve_bytes)
     return parts
 
 

@@ -394,6 +394,13 @@ def test_a_store_without_its_marker_gets_nothing(vm: Vm, far: PermanentPlace) ->
     assert list(far.path.iterdir()) == []
 
 
+def test_what_is_kept_in_reserve_is_not_used(vm: Vm, far: PermanentPlace) -> None:
+    original = vm.image()
+    with pytest.raises(StoreFull):
+        replicas.replicate(far, original, reserve_bytes=1 << 60)
+    assert not (far.path / original.place).exists()
+
+
 def test_a_store_without_room_is_refused_before_it_is_filled(
     vm: Vm, far: PermanentPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
