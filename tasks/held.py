@@ -2,15 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from tasks.drivers import held_nights, inventory_file, lock, permanent
-from tasks.drivers.permanent import PermanentPlace
-from tasks.drivers.store import Store
-from tasks.errors import UnknownName
+from tasks.drivers.engines import Engine
+from tasks.drivers.engines.chosen import engine_of
 from tasks.model.anomaly import Decision
-from tasks.model.inventory import Inventory, Policy
-from tasks.model.names import slug
 
 
 def accept(client: str, night: str | None, reason: str, dry_run: bool = False) -> Decision:
@@ -18,26 +14,20 @@ def accept(client: str, night: str | None, reason: str, dry_run: bool = False) -
 
     Raises UnknownName, Locked while a run works on the client, StoreNotMounted.
     """
-    declared = inventory_file.load()
-    with _undisturbed(declared, client) as (place, root, policy):
-        return permanent.at(
-            place, held_nights.accept, root, night, reason, policy.rules, policy.trash_days, dry_run=dry_run
-        )
+    with _undisturbed(client) as engine:
+        return held_nights.accept(engine, night, reason, dry_run)
 
 
 def reject(client: str, night: str | None, reason: str, dry_run: bool = False) -> Decision:
     """Put a held night of a client, by default all of them, into the trash; errors as of `accept`."""
-    declared = inventory_file.load()
-    with _undisturbed(declared, client) as (place, root, policy):
-        return permanent.at(place, held_nights.reject, root, night, reason, policy.trash_days, dry_run=dry_run)
+    with _undisturbed(client) as engine:
+        return held_nights.reject(engine, night, reason, dry_run)
 
 
 @contextmanager
-def _undisturbed(declared: Inventory, client: str) -> Iterator[tuple[PermanentPlace, Path, Policy]]:
-    """The client's root in the permanent store, while no run works on it."""
-    if client not in declared.systems:
-        raise UnknownName("client", client, list(declared.systems))
-    place = permanent.place_of(declared.permanent)
-    with lock.hold(Store(Path(declared.store.path)).lock("client", client), f"client {client}"):
-        permanent.prove(place)
-        yield place, place.path / slug(client), declared.policy_of(declared.systems[client])
+def _undisturbed(client: str) -> Iterator[Engine]:
+    """What keeps the client's restore points, while no run works on it."""
+    engine = engine_of(inventory_file.load(), client)
+    with lock.hold(engine.ground.store.lock("client", client), f"client {client}"):
+        permanent.prove(engine.ground.place)
+        yield engine

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tasks import places
 from tasks.drivers import held_nights, permanent, restore_points
-from tasks.drivers.held_nights import Braking
 from tasks.drivers.point_check import Checked
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import verify_night
@@ -62,10 +61,8 @@ def brake(client: str) -> list[str]:
     _, policy = places.system_of(client)
     if policy.brake == "off":
         return []
-    place, night = places.permanent(), places.store().overnight(client)
-    permanent.prove(place)
-    braking = Braking(policy.ceilings, policy.brake == "hold", policy.held_nights, policy.trash_days)
-    found = permanent.at(place, held_nights.brake, root_of(client), night, braking)
+    permanent.prove(places.permanent())
+    found = held_nights.brake(places.engine_of(client))
     reasons = ", ".join(found.reasons)
     if found.change is not None:
         log.info("%s: %s", client, found.change.text)

@@ -1,51 +1,30 @@
 """Nights that are not like a client's others: kept aside before they rotate, until an operator decides.
 
 A held night is the stamped sync under another name, `.held-<night>`, with a record of why (`held.json`): one rename
-holds it, one rename decides about it, and what was killed in between is as it was. While it is there the point that it
-was compared with is pinned (`restore_points.retained`), which no record of its own has to say. Functions that are given
-a root touch the permanent store and are called by `tasks.drivers.permanent.at`.
+holds it, one rename decides about it, and what was killed in between is as it was. So it is with every engine; what an
+engine keeps elsewhere stays there as long as the folder is. While it is there the point that it was compared with is
+pinned (`restore_points.pinned`), which no record of its own has to say. Functions that are given a root touch the
+permanent store and are called by `tasks.drivers.permanent.at`; those that are given an engine do that themselves.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from tasks.drivers.night_changes import compare
-from tasks.drivers.restore_points import (
-    HELD,
-    RECORD,
-    give_up,
-    held,
-    hide,
-    in_trash,
-    make,
-    mend,
-    pin,
-    pins,
-    points,
-    retained,
-)
+from tasks.drivers.engines import Engine
+from tasks.drivers.permanent import at
+from tasks.drivers.restore_points import HELD, RECORD, give_up, held, hide, in_trash, pin, pins
 from tasks.drivers.store import read_model, sync_folder, write_model
 from tasks.errors import ConfigError, IntegrityError, UnknownName
-from tasks.model.anomaly import Change, Decision, Figure, HeldNight, Past, PastNight, judge
+from tasks.model.anomaly import Change, Decision, HeldNight, Past, PastNight, judge
+from tasks.model.inventory import Policy
 from tasks.model.manifest import MANIFEST, NightManifest
-from tasks.model.retention import SYNC, Move, Pin, Rules, plan
+from tasks.model.retention import SYNC, Move, Pin
 
 PAST = ".changes.json"
 """What a client's nights changed, in its root."""
 REJECTED_DAYS = 30
 """So long the last good point is pinned when a night is rejected: its successors need not be any better."""
-
-
-@dataclass(frozen=True)
-class Braking:
-    """How nights are braked: the policy's percentages, whether to hold, how many are kept, how long the trash is."""
-
-    ceilings: Mapping[Figure, float]
-    hold: bool
-    keep: int
-    trash_days: int
 
 
 @dataclass(frozen=True)
@@ -62,35 +41,25 @@ class Braked:
     """Newer points that it was not compared with, as their listings are not what they were."""
 
 
-def brake(root: Path, overnight: Path, braking: Braking) -> Braked:
+def brake(engine: Engine) -> Braked:
     """Judge the fresh sync against the newest restore point; hold it, or remember what it changed.
 
-    `overnight` is what was synced: it lies nearer. Nothing is judged without a stamp or a point to compare with.
+    Nothing is judged without a point to compare with.
     """
+    change, damaged = engine.changes()
+    return replace(at(engine.ground.place, _judged, engine.ground.root, change, engine.ground.policy), damaged=damaged)
+
+
+def _judged(root: Path, change: Change | None, policy: Policy) -> Braked:
     waiting = tuple(one.night for one in held(root))
-    stamp = read_model(root / SYNC / MANIFEST, NightManifest)
-    change, damaged = _change(root, stamp, overnight) if stamp else (None, ())
-    if stamp is None or change is None or change.against == stamp.id:
-        return Braked(change, waiting=waiting, damaged=damaged)
+    if change is None or change.against == change.night:
+        return Braked(change, waiting=waiting)
     past = _past(root)
-    reasons = tuple(judge(change, past, braking.ceilings))
-    if reasons and braking.hold:
-        return Braked(change, reasons, True, waiting, _hold(root, change, reasons, braking), damaged)
+    reasons = tuple(judge(change, past, policy.ceilings))
+    if reasons and policy.brake == "hold":
+        return Braked(change, reasons, True, waiting, _hold(root, change, reasons, policy))
     write_model(root / PAST, past.with_night(PastNight(change=change)))
-    return Braked(change, reasons, waiting=waiting, damaged=damaged)
-
-
-def _change(root: Path, stamp: NightManifest, overnight: Path) -> tuple[Change | None, tuple[str, ...]]:
-    """The sync against the newest point whose listing is whole, None when there is none; and newer points."""
-    near = overnight if read_model(overnight / MANIFEST, NightManifest) == stamp else root / SYNC
-    stamped = [(name, found) for name, found in points(root).items() if found]
-    damaged: list[str] = []
-    for name, found in sorted(stamped, key=lambda item: item[1].ended, reverse=True):
-        try:
-            return compare(root / name, found, near, stamp), tuple(damaged)
-        except IntegrityError:
-            damaged.append(name)
-    return None, tuple(damaged)
+    return Braked(change, reasons, waiting=waiting)
 
 
 def _past(root: Path) -> Past:
@@ -100,7 +69,7 @@ def _past(root: Path) -> Past:
         return Past()  # it is known too little of the client then, as at its beginning
 
 
-def _hold(root: Path, change: Change, reasons: tuple[str, ...], braking: Braking) -> tuple[str, ...]:
+def _hold(root: Path, change: Change, reasons: tuple[str, ...], policy: Policy) -> tuple[str, ...]:
     """Keep the sync aside; which nights had to go for it. The first one stays: it has changed the least."""
     now = datetime.now(UTC)
     final = root / f"{HELD}{change.night}"
@@ -110,54 +79,52 @@ def _hold(root: Path, change: Change, reasons: tuple[str, ...], braking: Braking
         write_model(root / SYNC / RECORD, HeldNight(night=change.night, since=now, reasons=reasons, change=change))
         (root / SYNC).rename(final)
     nights = [one.night for one in held(root)]
-    too_many = nights[1 : 1 + len(nights) - braking.keep] if len(nights) > braking.keep else []
+    too_many = nights[1 : 1 + len(nights) - policy.held_nights] if len(nights) > policy.held_nights else []
     for night in too_many:
-        give_up(root / f"{HELD}{night}", now.date() + timedelta(days=braking.trash_days))
+        give_up(root / f"{HELD}{night}", now.date() + timedelta(days=policy.trash_days))
     sync_folder(root)
     return tuple(too_many)
 
 
-def accept(root: Path, night: str | None, reason: str, rules: Rules, trash_days: int, dry_run: bool) -> Decision:
+def accept(engine: Engine, night: str | None, reason: str, dry_run: bool = False) -> Decision:
     """Make a held night (by default the newest) the newest restore point; held ones before it go to the trash.
 
     It joins what is known of the client, so that the like of it is not held again. Once it is a restore point, this
     does what is left to do. Raises UnknownName, and ConfigError when there is a newer restore point by now.
     """
-    nights, now = [one.night for one in held(root)], datetime.now(UTC)
-    due = now.date() + timedelta(days=trash_days)
+    place, root = engine.ground.place, engine.ground.root
+    nights = [one.night for one in at(place, held, root)]
+    due = datetime.now(UTC).date() + timedelta(days=engine.ground.policy.trash_days)
     if night is None and not nights:
         return Decision()
     night = night or nights[-1]
     older = tuple(one for one in nights if one < night)
-    there = {found.id for found in points(root).values() if found}
-    if night not in nights and night not in there:
+    points = [found for found in engine.points().values() if found]
+    there = night in {found.id for found in points}
+    if night not in nights and not there:
         raise UnknownName("held night", night, nights)
-    moves: tuple[Move, ...] = ()
-    if night in nights:
-        moves = _accepting(root, night, rules, now)
-        if not dry_run:
-            _accept(root, night, reason, rules, due)
+    moves = [] if there else _taken_in(engine, night, reason, points, dry_run)
     if not dry_run:
-        for one in older:
-            give_up(root / f"{HELD}{one}", due)
-        sync_folder(root)
-    return Decision(moves, older, due)
+        at(place, _settle, root, night, older, due)
+    return Decision(tuple(moves), older, due)
 
 
-def _accepting(root: Path, night: str, rules: Rules, now: datetime) -> tuple[Move, ...]:
-    """The moves that make a held night the newest point."""
-    folder = root / f"{HELD}{night}"
-    stamp = _stamp(folder)
-    moves = [
-        Move(folder.name, move.to, move.reason) if move.point == SYNC else move
-        for move in plan(retained(root), rules, stamp.ended, now)
-    ]
-    if not moves:
+def _taken_in(engine: Engine, night: str, reason: str, points: list[NightManifest], dry_run: bool) -> list[Move]:
+    """Make a held night the newest point; the moves.
+
+    Its figures first: should this be killed, the like of it is let through, as the operator wants.
+    """
+    place, root, folder = engine.ground.place, engine.ground.root, f"{HELD}{night}"
+    stamp = at(place, _stamp, root / folder)
+    if any(point.ended >= stamp.ended for point in points):
         what = "there is a restore point of a later time, which was like the last good one"
         raise ConfigError(
             f"night {night} cannot become the newest", what, "reject it; until it is removed it can be had back"
         )
-    return tuple(moves)
+    if dry_run:
+        return engine.planned(folder)
+    at(place, _remember, root, night, reason)
+    return engine.rotate(folder)
 
 
 def _stamp(folder: Path) -> NightManifest:
@@ -167,22 +134,32 @@ def _stamp(folder: Path) -> NightManifest:
     return stamp
 
 
-def _accept(root: Path, night: str, reason: str, rules: Rules, due: date) -> None:
-    """Its figures first: should this be killed, the like of it is let through, as the operator wants."""
-    folder = root / f"{HELD}{night}"
-    stamp, record = _stamp(folder), next(one for one in held(root) if one.night == night)
-    if record.change is not None:
-        write_model(root / PAST, _past(root).with_night(PastNight(change=record.change, accepted=reason)))
-    mend(root)
-    make(root, _accepting(root, night, rules, datetime.now(UTC)), rules, stamp, due)
-    (root / f"{rules.retain[0].interval}.0" / RECORD).unlink(missing_ok=True)
+def _remember(root: Path, night: str, reason: str) -> None:
+    """Note what a held night changed as accepted."""
+    change = next((one.change for one in held(root) if one.night == night), None)
+    if change is not None:
+        write_model(root / PAST, _past(root).with_night(PastNight(change=change, accepted=reason)))
 
 
-def reject(root: Path, night: str | None, reason: str, trash_days: int, dry_run: bool) -> Decision:
+def _settle(root: Path, accepted: str, older: tuple[str, ...], due: date) -> None:
+    """What was accepted is a restore point: neither it nor what was held before it waits any more."""
+    if (root / f"{HELD}{accepted}").exists():
+        hide(root / f"{HELD}{accepted}")
+    for night in older:
+        give_up(root / f"{HELD}{night}", due)
+    sync_folder(root)
+
+
+def reject(engine: Engine, night: str | None, reason: str, dry_run: bool = False) -> Decision:
     """Put a held night, by default all of them, into the trash; what it was compared with stays pinned for a while.
 
-    Raises UnknownName for a night that is not held and was not.
+    Not where the engine keeps what it likes. Raises UnknownName for a night that is not held and was not.
     """
+    ground = engine.ground
+    return at(ground.place, _reject, ground.root, night, reason, ground.policy.trash_days, engine.forgets, dry_run)
+
+
+def _reject(root: Path, night: str | None, reason: str, trash_days: int, forgets: bool, dry_run: bool) -> Decision:
     waiting = {one.night: one for one in held(root)}
     if night is not None and night not in waiting:
         if in_trash(root, f"{HELD}{night}"):
@@ -191,7 +168,7 @@ def reject(root: Path, night: str | None, reason: str, trash_days: int, dry_run:
     chosen = [waiting[night]] if night else [*waiting.values()]
     today = datetime.now(UTC).date()
     due = today + timedelta(days=trash_days)
-    good = {one.change.against: one.night for one in chosen if one.change}
+    good = {one.change.against: one.night for one in chosen if one.change and forgets}
     pinned = tuple(_longer(root, point, today, f"night {one} was rejected: {reason}") for point, one in good.items())
     if not dry_run:
         for wanted in pinned:

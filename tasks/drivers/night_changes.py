@@ -7,9 +7,10 @@ changes costs nothing. Of their content nothing but the number of each byte is l
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tasks.drivers.digest import opened, parse_listing_line, sha256_file
 from tasks.errors import IntegrityError
@@ -20,9 +21,50 @@ from tasks.model.manifest import LISTING, NightManifest
 MOST_PAIRS, MOST_OTHERS = 200, 100
 """So many files are opened at most: of those that changed, and of those that are new or gone."""
 T = TypeVar("T")
+Pair = tuple[bytes, bytes]
+"""What a file was called, and what it is called now."""
 
 
-def compare(old_folder: Path, old: NightManifest, new_folder: Path, new: NightManifest) -> Change:
+class Before(Protocol):
+    """A restore point as a comparison needs it; far away, and asked for as little as will do."""
+
+    def listing(self) -> Path:
+        """Its listing; IntegrityError when it cannot be had."""
+
+    def files(self, paths: Sequence[bytes]) -> Path | None:
+        """The folder below which these of its files lie, as far as they can be had; None when none can."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A night that lies in a folder."""
+
+    path: Path
+
+    def listing(self) -> Path:
+        """As `Before` says."""
+        return self.path / LISTING
+
+    def files(self, paths: Sequence[bytes]) -> Path:
+        """As `Before` says."""
+        return self.path / "data"
+
+
+def against_newest(
+    points: Mapping[str, NightManifest | None], compared: Callable[[str, NightManifest], Change]
+) -> tuple[Change | None, tuple[str, ...]]:
+    """A night against the newest point whose listing is whole, None when there is none; and newer points."""
+    stamped = [(name, found) for name, found in points.items() if found]
+    damaged: list[str] = []
+    for name, found in sorted(stamped, key=lambda item: item[1].ended, reverse=True):
+        try:
+            return compared(name, found), tuple(damaged)
+        except IntegrityError:
+            damaged.append(name)
+    return None, tuple(damaged)
+
+
+def compare(before: Before, old: NightManifest, new_folder: Path, new: NightManifest) -> Change:
     """The figures of a night against a point; IntegrityError when a listing is not the one of its manifest."""
     change = Change(
         night=new.id,
@@ -34,13 +76,13 @@ def compare(old_folder: Path, old: NightManifest, new_folder: Path, new: NightMa
     )
     if old.listing_sha256 == new.listing_sha256:
         return change
-    gone, came = _differences(_proven(old_folder, old), _proven(new_folder, new))
+    gone, came = _differences(_proven(before.listing(), old), _proven(new_folder / LISTING, new))
     changed = sorted(gone.keys() & came.keys())
     deleted = {path: sha256 for path, sha256 in gone.items() if path not in came}
     fresh = {path: sha256 for path, sha256 in came.items() if path not in gone}
     moved = Counter(deleted.values()) & Counter(fresh.values())
     deleted, fresh = _without(deleted, moved), _without(fresh, moved)
-    with opened(old_folder / "data") as before, opened(new_folder / "data") as after:
+    with opened(new_folder / "data") as after:
         written_bytes = sum(_size(after, path) for path in (*changed, *fresh))
         estimate = _scrambled(before, after, changed, deleted, fresh, random.Random(new.id))  # noqa: S311 - a sample
     return change.model_copy(
@@ -55,8 +97,7 @@ def compare(old_folder: Path, old: NightManifest, new_folder: Path, new: NightMa
     )
 
 
-def _proven(folder: Path, manifest: NightManifest) -> Path:
-    listing = folder / LISTING
+def _proven(listing: Path, manifest: NightManifest) -> Path:
     found = sha256_file(listing) if listing.is_file() else "nothing"
     if found != manifest.listing_sha256:
         raise IntegrityError(str(listing), manifest.listing_sha256, found)
@@ -90,17 +131,18 @@ def _without(files: dict[bytes, str], moved: Counter[str]) -> dict[bytes, str]:
 
 
 def _scrambled(
-    before: int,
+    before: Before,
     after: int,
     changed: Sequence[bytes],
-    deleted: dict[bytes, str],
-    fresh: dict[bytes, str],
+    deleted: Mapping[bytes, str],
+    fresh: Mapping[bytes, str],
     choice: random.Random,
 ) -> int:
     """How many files, plain before, look encrypted now, as far as a sample tells.
 
     A file is looked at beside itself, or beside the one whose name it has with an ending added. Of those that bear
-    quite other names, as many count as both plain ones are gone and scrambled ones are new.
+    quite other names, as many count as both plain ones are gone and scrambled ones are new. Older versions are opened
+    only where the new one looks like chance, and mostly none does.
     """
     renamed = [(path.rpartition(b".")[0], path) for path in sorted(fresh) if path.rpartition(b".")[0] in deleted]
     pairs = [*((path, path) for path in changed), *renamed]
@@ -108,23 +150,34 @@ def _scrambled(
     found = sorted(fresh.keys() - {new for _, new in renamed})
     if len(pairs) + min(len(lost), len(found)) < FEW_FILES:
         return 0
-    turned = _estimate(choice, pairs, MOST_PAIRS, lambda pair: _turned(before, after, *pair))
-    is_random = _estimate(choice, found, MOST_OTHERS, lambda path: _is_random(after, path))
-    was_plain = _estimate(choice, lost, MOST_OTHERS, lambda path: _was_plain(before, path)) if is_random else 0
-    return turned + min(was_plain, is_random)
+    looked, came = _sample(choice, pairs, MOST_PAIRS), _sample(choice, found, MOST_OTHERS)
+    suspects = {pair: pieces for pair in looked if (pieces := _like_chance(after, pair[1]))}
+    random_ones = sum(_is_random(after, path) for path in came)
+    went = _sample(choice, lost, MOST_OTHERS) if random_ones else []
+    wanted = [*(old for old, _ in suspects), *went]
+    folder = before.files(wanted) if wanted else None
+    if folder is None:
+        # Without its older version the ending is what tells a scrambled file from a picture.
+        return _of_all(pairs, looked, sum(old != new for old, new in suspects))
+    with opened(folder) as there:
+        turned = sum(scrambled(_pieces(there, old), now) for (old, _), now in suspects.items())
+        plain_ones = sum(_was_plain(there, path) for path in went)
+    return _of_all(pairs, looked, turned) + min(_of_all(lost, went, plain_ones), _of_all(found, came, random_ones))
 
 
-def _estimate(choice: random.Random, files: Sequence[T], most: int, counts: Callable[[T], bool]) -> int:
-    """How many of the files count, if as many of all do as of a sample."""
-    sample = files if len(files) <= most else choice.sample(files, most)
-    return round(len(files) * sum(map(counts, sample)) / max(1, len(sample)))
+def _sample(choice: random.Random, files: Sequence[T], most: int) -> Sequence[T]:
+    return files if len(files) <= most else choice.sample(files, most)
 
 
-def _turned(before: int, after: int, old: bytes, new: bytes) -> bool:
-    now = _pieces(after, new)
-    if not any(map(random_looking, now)) or compressed(new, now[0]):
-        return False  # as mostly: the old one lies far away and need not be opened
-    return scrambled(_pieces(before, old), now)
+def _of_all(files: Sequence[T], sample: Sequence[T], count: int) -> int:
+    """How many of the files, if as many of all as of the sample."""
+    return round(len(files) * count / max(1, len(sample)))
+
+
+def _like_chance(folder: int, path: bytes) -> list[bytes]:
+    """The pieces of a file of which one looks like chance, unless a compressor made it; else []."""
+    pieces = _pieces(folder, path)
+    return [] if not any(map(random_looking, pieces)) or compressed(path, pieces[0]) else pieces
 
 
 def _was_plain(folder: int, path: bytes) -> bool:

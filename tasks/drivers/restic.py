@@ -23,6 +23,8 @@ _ABOUT_DAMAGE = re.compile(
     r"does not exist|unexpected file size|does not match|not found|[Ff]ailed|contains|error|[Dd]amaged"
 )
 LONGEST_WORDS = 300
+_PATTERN = re.compile(r"[\\*?\[\]]")
+"""What is no plain character in a pattern of restic's."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def backup(
     CommandTimedOut when nothing moves for STALLED_S: 0.14 may wait for itself after an error.
     CommandFailed when anything could not be read: restic makes a snapshot all the same, which is forgotten again.
     """
-    said = _Lines(on_progress)
+    said = _Backup(on_progress)
     words = ["backup", "--json", "--host", host, "--time", f"{instant.astimezone(UTC):%Y-%m-%d %H:%M:%S}"]
     # Hard links between nights change a file's ctime every night; stage 1 never changes a file that it has published.
     words += ["--ignore-ctime", *(word for tag in tags for word in ("--tag", tag)), "--", *names]
@@ -103,24 +105,34 @@ def backup(
 
 
 class _Lines:
-    """What `backup --json` says, line by line."""
+    """What restic says as lines of JSON, each given to `on_row` when it is there."""
 
-    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
-        self._on_progress, self._rest = on_progress, b""
-        self._done, self._moved = -1, time.monotonic()
-        self.summary: dict[str, Any] | None = None
+    def __init__(self, on_row: Callable[[dict[str, Any]], None]) -> None:
+        self._on_row, self._rest = on_row, b""
 
     def __call__(self, chunk: bytes) -> None:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
-            said = json.loads(line) if line.startswith(b"{") else {}
-            if said.get("message_type") == "summary":
-                self.summary = said
-            elif said.get("message_type") == "status":
-                done = said.get("bytes_done", 0)
-                if done != self._done:
-                    self._done, self._moved = done, time.monotonic()
-                self._on_progress(done, said.get("total_bytes", 0))
+            if line.startswith(b"{"):
+                self._on_row(json.loads(line))
+
+
+class _Backup(_Lines):
+    """What `backup --json` says."""
+
+    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
+        super().__init__(self._note)
+        self._on_progress, self._done, self._moved = on_progress, -1, time.monotonic()
+        self.summary: dict[str, Any] | None = None
+
+    def _note(self, said: dict[str, Any]) -> None:
+        if said.get("message_type") == "summary":
+            self.summary = said
+        elif said.get("message_type") == "status":
+            done = said.get("bytes_done", 0)
+            if done != self._done:
+                self._done, self._moved = done, time.monotonic()
+            self._on_progress(done, said.get("total_bytes", 0))
 
     def require_moving(self) -> None:
         if time.monotonic() - self._moved > STALLED_S:
@@ -158,9 +170,21 @@ def restore(
 
     CommandFailed when a single file cannot be brought back.
     """
-    included = [word for path in only for word in ("--include", path)]
+    included = [word for path in only for word in ("--include", _PATTERN.sub(r"\\\g<0>", path))]
     words = ["restore", snapshot, "--target", str(target), *included]
     run(repository, *words, deadline_s=deadline_s, on_wait=on_wait)
+
+
+def sizes(repository: Repository, snapshot: str, paths: Collection[str], deadline_s: float) -> dict[str, int]:
+    """The sizes of files of a snapshot in bytes, as far as they are there and their names are UTF-8."""
+    found: dict[str, int] = {}
+
+    def note(row: dict[str, Any]) -> None:
+        if row.get("type") == "file" and row.get("path") in paths:
+            found[row["path"]] = row["size"]
+
+    run(repository, "ls", "--json", "--no-lock", snapshot, deadline_s=deadline_s, on_output=_Lines(note))
+    return found
 
 
 def dump(repository: Repository, snapshot: str, path: str) -> bytes:

@@ -72,11 +72,11 @@ def held_of(roots: Mapping[str, Path]) -> dict[str, list[HeldNight]]:
     return {client: held(root) for client, root in roots.items()}
 
 
-def _pinned(root: Path) -> dict[str, Pin]:
+def pinned(root: Path) -> dict[str, Pin]:
     """The pins by their nights; what a night that is held was compared with is pinned as long as that is."""
     against = {one.change.against: one.night for one in held(root) if one.change}
-    pinned = {one.night: one for one in pins(root).pins}
-    return pinned | {
+    told = {one.night: one for one in pins(root).pins}
+    return told | {
         good: Pin(night=good, until=date.max, reason=f"held: night {night} is not like it")
         for good, night in against.items()
     }
@@ -84,10 +84,9 @@ def _pinned(root: Path) -> dict[str, Pin]:
 
 def retained(root: Path, found: Mapping[str, NightManifest | None] | None = None) -> list[Point]:
     """The restore points as retention looks at them: those below the root, or those that another engine has `found`."""
-    pinned = _pinned(root)
-    read = readings(root).nights
+    kept, read = pinned(root), readings(root).nights
     return [
-        Point(name, night.id, night.ended, pinned.get(night.id), night.id in read and bool(read[night.id].damaged))
+        Point(name, night.id, night.ended, kept.get(night.id), night.id in read and bool(read[night.id].damaged))
         if night
         else Point(name)
         for name, night in (points(root) if found is None else found).items()
@@ -127,14 +126,19 @@ def _order(name: str) -> tuple[int, int | str]:
     return (_INTERVALS.index(interval), int(number)) if interval in _INTERVALS else (len(_INTERVALS), number)
 
 
-def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int) -> list[Move]:
+def planned(root: Path, rules: Rules, now: datetime, sync: str) -> list[Move]:
+    """The moves that `rotate` would make."""
+    return plan(retained(root), rules, _stamp(root / sync).ended, now, sync)
+
+
+def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int, sync: str = SYNC) -> list[Move]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
     What is given up is out of sight, and removed by `tidy` once `trash_days` have passed. Raises IntegrityError when
     there is no stamped sync, when its stamp did not arrive in the newest point, or when the newest point is of a later
     time: nothing would rotate until then.
     """
-    return at(place, _rotate, root, rules, datetime.now(UTC), trash_days)
+    return at(place, _rotate, root, rules, datetime.now(UTC), trash_days, sync)
 
 
 def tidy(place: PermanentPlace, root: Path) -> int:
@@ -145,17 +149,22 @@ def tidy(place: PermanentPlace, root: Path) -> int:
     return len(doomed)
 
 
-def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int) -> list[Move]:
-    mend(root)
-    stamp = read_model(root / SYNC / MANIFEST, NightManifest)
+def _stamp(sync: Path) -> NightManifest:
+    """Of a sync that has its files; those of a held night may be another engine's."""
+    stamp = read_model(sync / MANIFEST, NightManifest) if (sync / "data").is_dir() else None
     if stamp is None:
-        raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
-    moves = plan(retained(root), rules, stamp.ended, now)
-    make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
+        raise IntegrityError(str(sync), "a stamped sync", "none")
+    return stamp
+
+
+def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC) -> list[Move]:
+    mend(root)
+    stamp, moves = _stamp(root / sync), planned(root, rules, now, sync)
+    _make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
     return moves
 
 
-def make(root: Path, moves: Sequence[Move], rules: Rules, stamp: NightManifest, due: date) -> None:
+def _make(root: Path, moves: Sequence[Move], rules: Rules, stamp: NightManifest, due: date) -> None:
     """Make planned moves; what is given up may be removed from the day `due`.
 
     IntegrityError when the newest point then has another stamp.
@@ -169,6 +178,7 @@ def make(root: Path, moves: Sequence[Move], rules: Rules, stamp: NightManifest, 
     if found != stamp:
         expected = f"the stamp of night {stamp.id}"
         raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
+    (newest / RECORD).unlink(missing_ok=True)  # of a night that was held
     for folder in leaving:
         give_up(folder, due)
     sync_folder(root)
@@ -217,6 +227,11 @@ def in_trash(root: Path, name: str) -> bool:
 def _doomed(root: Path, today: date) -> list[Path]:
     """What is to be removed by now."""
     return [*remains(root), *due(root, today)]
+
+
+def aside(root: Path) -> list[Path]:
+    """The folders of nights that are held, and of those that were and can still be had back."""
+    return [*root.glob(f"{HELD}*"), *root.glob(f"{_TRASH}*-{HELD.lstrip('.')}*")]
 
 
 def due(root: Path, today: date) -> list[Path]:

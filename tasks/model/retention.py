@@ -143,9 +143,10 @@ class Move:
     reason: str
 
 
-def plan(points: Sequence[Point], rules: Rules, synced: datetime, now: datetime) -> list[Move]:
+def plan(points: Sequence[Point], rules: Rules, synced: datetime, now: datetime, sync: str = SYNC) -> list[Move]:
     """The renames for a sync whose content is of `synced`, in the order in which every name is free when it is taken.
 
+    `sync` is where that lies.
     [] when the sync is not newer than the newest point. Otherwise what rsnapshot's rotations do (rsnapshot(1), "HOW
     IT WORKS"), but a point that would go stays as `kept.<night>` while it is pinned, or while fewer than `rules.least`
     sound ones would be left; and what a policy that was made smaller no longer keeps goes, too.
@@ -154,7 +155,7 @@ def plan(points: Sequence[Point], rules: Rules, synced: datetime, now: datetime)
     if not due:
         return []
     moves = [Move(point.name, None, "") for point in points if point.name.startswith(KEPT)]
-    moves += [*_beyond(points, rules.retain), *_cascade(points, rules.retain, due)]
+    moves += [*_beyond(points, rules.retain), *_cascade(points, rules.retain, due, sync)]
     leaving = {move.point for move in moves if move.to is None}
     left = 1 + sum(point.sound for point in points if point.name not in leaving)
     stays: dict[str, str] = {}
@@ -195,7 +196,7 @@ def _beyond(points: Sequence[Point], retain: Sequence[Retain]) -> list[Move]:
     ]
 
 
-def _cascade(points: Sequence[Point], retain: Sequence[Retain], due: Sequence[Rotation]) -> list[Move]:
+def _cascade(points: Sequence[Point], retain: Sequence[Retain], due: Sequence[Rotation], sync: str) -> list[Move]:
     names = {point.name for point in points}
     found: list[Move] = []
 
@@ -214,7 +215,7 @@ def _cascade(points: Sequence[Point], retain: Sequence[Retain], due: Sequence[Ro
             if (point := f"{row.interval}.{number}") in names:
                 move(point, f"{row.interval}.{number + 1}", "a newer one takes its place")
         finer = retain[position - 1]
-        oldest = SYNC if position == 0 else f"{finer.interval}.{finer.count - 1}"
+        oldest = sync if position == 0 else f"{finer.interval}.{finer.count - 1}"
         if position == 0 or oldest in names:
             move(oldest, f"{row.interval}.0", rotation.reason)
     return found

@@ -22,10 +22,11 @@ from functools import partial
 from pathlib import Path
 
 from tasks.drivers import held_nights, restore_points
-from tasks.drivers.held_nights import Braking
+from tasks.drivers.engines import Ground
+from tasks.drivers.engines.rsnapshot import RsnapshotEngine
 from tasks.drivers.permanent import MARKER, PermanentPlace, at, prove
 from tasks.drivers.renewal import FULL_EVERY
-from tasks.drivers.store import keeps_nanoseconds, read_model, verify_night
+from tasks.drivers.store import Store, keeps_nanoseconds, read_model, verify_night
 from tasks.errors import IntegrityError
 from tasks.model.inventory import Policy
 from tasks.model.manifest import MANIFEST, NightManifest
@@ -74,8 +75,7 @@ class Bench:
         at(self.place, keeps_nanoseconds, STORE)
         client.sync(renew=renew, before=before)
         prove(self.place)
-        braking = Braking(self.policy.ceilings, True, self.policy.held_nights, self.policy.trash_days)
-        at(self.place, held_nights.brake, client.root, client.night, braking)
+        held_nights.brake(RsnapshotEngine(Ground(client.root.name, self.policy, Store(client.folder), self.place)))
         prove(self.place)
         client.rotate()
 

@@ -15,7 +15,7 @@ from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.renewal import FULL_EVERY, Renewal
 from tasks.drivers.rsnapshot import render_config, rsync_options
-from tasks.drivers.store import write_model
+from tasks.drivers.store import Store, write_model
 from tasks.model.manifest import NightManifest
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome
@@ -34,10 +34,10 @@ class Client:
 
     def __init__(self, folder: Path, place: PermanentPlace, files: int, files_a_folder: int) -> None:
         self.folder, self.place, self.files, self.files_a_folder = folder, place, files, files_a_folder
-        self.night, self.root = folder / "overnight", place.path / folder.name
+        self.night, self.root = Store(folder).overnight(folder.name), place.path / folder.name
         self.number, self.random = 0, random.Random(folder.name)
         self.config, self.lock = folder / "ours.conf", folder / "ours.pid"
-        folder.mkdir()
+        self.night.parent.mkdir(parents=True)
         self.config.write_text(render_config(self.night, self.root, self.lock, RULES.retain, rsync_options()))
 
     def path(self, number: int) -> str:

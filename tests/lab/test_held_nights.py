@@ -14,22 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from tasks.drivers import held_nights, night_changes, restore_points
+from tasks.drivers import held_nights, night_changes, permanent, restore_points
 from tasks.drivers.digest import write_listing
-from tasks.drivers.held_nights import PAST, Braked, Braking
+from tasks.drivers.held_nights import PAST, Braked
 from tasks.drivers.restore_points import held, pins, points, retained
 from tasks.drivers.store import read_model, write_model
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.anomaly import Decision, Past
 from tasks.model.inventory import Policy
 from tasks.model.manifest import NightManifest
-from tasks.model.names import new_id
 from tasks.model.retention import Pin
-from tests.unit.points_site import Site
-from tests.unit.records import NIGHT
+from tests.lab.engine_bench import Bench, id_of, nothing
 
 FILES = 60
-BRAKING = Braking(Policy().ceilings, hold=True, keep=2, trash_days=3)
+POLICY = Policy(daily=3, weekly=2, monthly=0, least=1, trash_days=3)
 Tree = dict[str, bytes]
 RENAMES = {"hold": 2, "accept": 5, "reject": 3}
 """Records are renamed into their place, too."""
@@ -55,16 +53,23 @@ def encrypted(tree: Tree, only: Callable[[int], bool] = lambda _: True, ending: 
     return {name: content for name, content in tree.items() if name not in chosen} | turned
 
 
-class Held(Site):
-    """A site whose nights have any content, and are judged before they rotate."""
+class Held(Bench):
+    """A client whose nights have any content, and are judged before they rotate."""
 
-    def tree(self, number: int, tree: Tree) -> Braked:
+    def __init__(self, folder: Path) -> None:
+        super().__init__("rsnapshot", folder, POLICY)
+
+    def stage2(self, number: int, tree: Tree) -> Braked:
         self.pull(number, tree)
-        self.sync()
-        braked = held_nights.brake(self.root, self.source, BRAKING)
+        braked = self.judged()
         if not braked.held:
             self.rotate()
         return braked
+
+    def judged(self) -> Braked:
+        """Sync what lies there as the overnight copy, and judge it."""
+        self.engine().sync(self.manifest, nothing)
+        return held_nights.brake(self.engine())
 
     def pull(self, number: int, tree: Tree) -> None:
         """Publish the overnight copy of a night; a changed file is a new one, as stage 1 makes it."""
@@ -81,17 +86,13 @@ class Held(Site):
         write_model(self.source / "manifest.json", manifest)
 
     def accept(self, night: str | None = None, dry_run: bool = False) -> Decision:
-        return held_nights.accept(self.root, night, "a new release", self.rules, 3, dry_run)
+        return held_nights.accept(self.engine(), night, "a new release", dry_run)
 
     def reject(self, night: str | None = None, dry_run: bool = False) -> Decision:
-        return held_nights.reject(self.root, night, "an attack", 3, dry_run)
+        return held_nights.reject(self.engine(), night, "an attack", dry_run)
 
     def waiting(self) -> list[int]:
         return [number_of(one.night) for one in held(self.root)]
-
-
-def id_of(number: int) -> str:
-    return new_id(NIGHT + timedelta(days=number))
 
 
 def number_of(night: str) -> int:
@@ -110,10 +111,12 @@ def sums(root: Path) -> str:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Held:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Held:
+    """Two good nights. What touches the permanent store does so in this process: tests look on and interrupt it."""
+    monkeypatch.setattr(permanent, "_called", lambda place, deadline_s, call: call())
     site = Held(tmp_path)
     for number in (1, 2):
-        assert site.tree(number, plain_tree() | {"log": f"night {number}".encode()}).reasons == ()
+        assert site.stage2(number, plain_tree() | {"log": f"night {number}".encode()}).reasons == ()
     return site
 
 
@@ -121,7 +124,7 @@ def site(tmp_path: Path) -> Held:
 def test_week_of_encrypted_nights_is_held_and_no_point_changes(site: Held, ending: str) -> None:
     before = sums(site.root)
     for number in range(3, 10):
-        braked = site.tree(number, encrypted(plain_tree(), ending=ending))
+        braked = site.stage2(number, encrypted(plain_tree(), ending=ending))
         assert braked.held
         assert any("look encrypted" in reason for reason in braked.reasons)
         assert sums(site.root) == before
@@ -137,7 +140,7 @@ def test_week_of_encrypted_nights_is_held_and_no_point_changes(site: Held, endin
 
 def test_files_of_other_names_count_when_plain_ones_are_gone(site: Held) -> None:
     tree = encrypted(plain_tree())
-    braked = site.tree(3, {f"{number:08x}": content for number, content in enumerate(tree.values())})
+    braked = site.stage2(3, {f"{number:08x}": content for number, content in enumerate(tree.values())})
     assert braked.change is not None
     assert (braked.change.scrambled, braked.change.deleted) == (FILES, FILES + 1)
     assert braked.held
@@ -153,8 +156,8 @@ def test_files_of_other_names_count_when_plain_ones_are_gone(site: Held) -> None
     ids=["only the beginning", "a stretch", "a picture"],
 )
 def test_one_piece_of_a_file_is_enough(site: Held, before: bytes, turn: Callable[[bytes], bytes]) -> None:
-    site.tree(3, plain_tree() | {f"big-{number}": before + bytes([number]) for number in range(40)})
-    braked = site.tree(4, plain_tree() | {f"big-{number}": turn(before) for number in range(40)})
+    site.stage2(3, plain_tree() | {f"big-{number}": before + bytes([number]) for number in range(40)})
+    braked = site.stage2(4, plain_tree() | {f"big-{number}": turn(before) for number in range(40)})
     assert braked.change is not None
     assert braked.change.scrambled == 40
     assert braked.held
@@ -163,24 +166,24 @@ def test_one_piece_of_a_file_is_enough(site: Held, before: bytes, turn: Callable
 def test_deleted_files_are_held_and_moved_ones_are_not(site: Held) -> None:
     tree = plain_tree()
     moved = {(f"moved-{name}" if number % 2 else name): tree[name] for number, name in enumerate(tree)}
-    braked = site.tree(3, moved)
+    braked = site.stage2(3, moved)
     assert braked.change is not None
     assert (braked.held, braked.change.moved, braked.change.deleted) == (False, FILES // 2, 1)
-    braked = site.tree(4, dict(list(moved.items())[: FILES // 2]))
+    braked = site.stage2(4, dict(list(moved.items())[: FILES // 2]))
     assert braked.held
     assert braked.reasons == ("30 of 60 files are gone (50 %, 30 % is the policy's limit)",)
 
 
 def test_upgrade_restore_and_compressed_logs_are_let_through(site: Held) -> None:
     upgraded = plain_tree() | dict(list(plain_tree(version=1).items())[: FILES // 2])
-    assert not site.tree(3, upgraded).held
+    assert not site.stage2(3, upgraded).held
     logs = {f"log-{number}": b"GET / 200\n" * 500 + str(number).encode() for number in range(40)}
-    assert not site.tree(4, upgraded | logs).held
+    assert not site.stage2(4, upgraded | logs).held
 
     def gzipped(content: bytes) -> bytes:
         return subprocess.run(["gzip", "-c"], input=content, capture_output=True, check=True).stdout
 
-    braked = site.tree(5, upgraded | {f"{name}.gz": gzipped(content) for name, content in logs.items()})
+    braked = site.stage2(5, upgraded | {f"{name}.gz": gzipped(content) for name, content in logs.items()})
     assert braked.change is not None
     assert braked.change.scrambled == 0
     assert braked.reasons == ("40 of 100 files are gone (40 %, 30 % is the policy's limit)",)
@@ -189,9 +192,9 @@ def test_upgrade_restore_and_compressed_logs_are_let_through(site: Held) -> None
 def test_slow_encryption_is_compared_with_the_last_good_point(site: Held) -> None:
     """A night that is not kept does not become what the next one is compared with."""
     tree = plain_tree()
-    assert not site.tree(3, encrypted(tree, lambda number: number < 15)).held, "fewer than 20 files are not seen"
-    assert site.tree(4, encrypted(tree, lambda number: number < 40)).held
-    braked = site.tree(5, encrypted(tree, lambda number: number < 41))
+    assert not site.stage2(3, encrypted(tree, lambda number: number < 15)).held, "fewer than 20 files are not seen"
+    assert site.stage2(4, encrypted(tree, lambda number: number < 40)).held
+    braked = site.stage2(5, encrypted(tree, lambda number: number < 41))
     assert braked.held
     assert braked.change is not None
     assert braked.change.against == id_of(3)
@@ -203,7 +206,7 @@ def test_nothing_changed_opens_no_file(site: Held, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("tasks.drivers.night_changes.opened", opened)
     monkeypatch.setattr("tasks.drivers.night_changes.sha256_file", opened)
-    assert site.tree(3, plain_tree() | {"log": b"night 2"}).reasons == ()
+    assert site.stage2(3, plain_tree() | {"log": b"night 2"}).reasons == ()
     assert site.days()["daily.0"] == 3
 
 
@@ -221,24 +224,24 @@ def test_older_versions_are_opened_only_where_the_new_ones_look_like_chance(
     monkeypatch.setattr(night_changes, "_pieces", noted)
     tree = plain_tree(version=1)
     tree |= encrypted({"file-7.txt": tree["file-7.txt"]})
-    assert site.tree(3, tree).change.scrambled == 1  # type: ignore[union-attr]
+    assert site.stage2(3, tree).change.scrambled == 1  # type: ignore[union-attr]
     assert len(opened) == FILES + 1
     assert opened.count(b"file-7.txt") == 2
 
 
 def test_newest_point_with_a_damaged_listing_is_passed_over(site: Held) -> None:
     (site.root / "daily.0/SHA256SUMS").write_text("")
-    braked = site.tree(3, encrypted(plain_tree()))
+    braked = site.stage2(3, encrypted(plain_tree()))
     assert braked.change is not None
     assert (braked.held, braked.change.against) == (True, id_of(1))
 
 
 def test_night_that_is_like_the_good_one_again_goes_on(site: Held) -> None:
-    site.tree(3, encrypted(plain_tree()))
-    braked = site.tree(4, plain_tree() | {"log": b"night 4"})
+    site.stage2(3, encrypted(plain_tree()))
+    braked = site.stage2(4, plain_tree() | {"log": b"night 4"})
     assert (braked.held, braked.waiting) == (False, (id_of(3),))
     for number in range(5, 9):
-        site.tree(number, plain_tree() | {"log": str(number).encode()})
+        site.stage2(number, plain_tree() | {"log": str(number).encode()})
     assert site.days() == {"daily.0": 8, "daily.1": 7, "daily.2": 6, "weekly.0": 1, f"kept.{id_of(2)}": 2}
     with pytest.raises(ConfigError, match="cannot become the newest"):
         site.accept()
@@ -249,16 +252,16 @@ def test_night_that_is_like_the_good_one_again_goes_on(site: Held) -> None:
 
 def test_same_night_again_is_held_once(site: Held) -> None:
     tree = encrypted(plain_tree())
-    site.tree(3, tree)
+    site.stage2(3, tree)
     first = (site.root / f".held-{id_of(3)}").stat().st_ino
-    assert site.tree(3, tree).held
+    assert site.stage2(3, tree).held
     assert (site.root / f".held-{id_of(3)}").stat().st_ino == first
     assert not (site.root / ".sync").exists()
 
 
 def test_accepted_night_is_the_newest_point_and_its_like_is_not_held_again(site: Held) -> None:
     for number in (3, 4):
-        site.tree(number, encrypted(plain_tree()))
+        site.stage2(number, encrypted(plain_tree()))
     assert [move.to for move in site.accept(dry_run=True).moves] == ["daily.2", "daily.1", "daily.0"]
     assert site.waiting() == [3, 4]
     decision = site.accept()
@@ -271,7 +274,7 @@ def test_accepted_night_is_the_newest_point_and_its_like_is_not_held_again(site:
     assert site.accept(id_of(4)).moves == ()
     with pytest.raises(UnknownName, match="no held night named '20260101T000000Z'"):
         site.accept("20260101T000000Z")
-    assert not site.tree(5, plain_tree(version=2)).held
+    assert not site.stage2(5, plain_tree(version=2)).held
     past = read_model(site.root / PAST, Past)
     assert past is not None
     assert [night.accepted for night in past.nights if night.accepted] == ["a new release"]
@@ -279,7 +282,7 @@ def test_accepted_night_is_the_newest_point_and_its_like_is_not_held_again(site:
 
 def test_rejected_night_is_in_the_trash_and_the_next_one_is_held_again(site: Held) -> None:
     restore_points.pin(site.root, Pin(night=id_of(2), until=datetime.now(UTC).date(), reason="audit"), id_of(2))
-    site.tree(3, encrypted(plain_tree()))
+    site.stage2(3, encrypted(plain_tree()))
     assert site.reject(dry_run=True).given_up == (id_of(3),)
     assert site.waiting() == [3]
     decision = site.reject()
@@ -295,7 +298,7 @@ def test_rejected_night_is_in_the_trash_and_the_next_one_is_held_again(site: Hel
     trash.rename(site.root / f".held-{id_of(3)}")
     assert site.waiting() == [3], "it can be had back"
     site.reject()
-    assert site.tree(4, encrypted(plain_tree())).held
+    assert site.stage2(4, encrypted(plain_tree())).held
     assert site.days() == {"daily.0": 2, "daily.1": 1}
 
 
@@ -307,8 +310,8 @@ def test_killed_between_any_two_renames_the_next_run_goes_on(
 ) -> None:
     bad = encrypted(plain_tree())
     if word != "hold":
-        site.tree(3, bad)
-        site.tree(4, bad)
+        site.stage2(3, bad)
+        site.stage2(4, bad)
     before, renames, rename = site.days(), iter(range(done)), Path.rename
 
     def killed(self: Path, target: Path) -> Path:
@@ -319,7 +322,7 @@ def test_killed_between_any_two_renames_the_next_run_goes_on(
     def act() -> object:
         match word:
             case "hold":
-                return held_nights.brake(site.root, site.source, BRAKING)
+                return held_nights.brake(site.engine())
             case "accept":
                 return site.accept(id_of(4))
             case _:
@@ -327,13 +330,13 @@ def test_killed_between_any_two_renames_the_next_run_goes_on(
 
     if word == "hold":
         site.pull(4, bad)
-        site.sync()
+        site.engine().sync(site.manifest, nothing)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             act()
     if word == "hold":
-        site.tree(4, bad)
+        site.stage2(4, bad)
         assert site.waiting() == [4]
         assert site.days() == before
         return
@@ -343,5 +346,5 @@ def test_killed_between_any_two_renames_the_next_run_goes_on(
     assert site.waiting() == []
     kept = {"daily.0": 4, "daily.1": 2, "daily.2": 1} if word == "accept" else before
     assert site.days() == kept
-    assert site.tree(5, plain_tree() | {"log": b"night 2"}).change is not None
+    assert site.stage2(5, plain_tree() | {"log": b"night 2"}).change is not None
     assert points(site.root)["daily.0"] is not None

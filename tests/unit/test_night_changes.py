@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.drivers.digest import listing_line, sha256_file
-from tasks.drivers.night_changes import compare
+from tasks.drivers.night_changes import Folder, compare
 from tasks.model.manifest import LISTING, NightManifest
 from tests.unit.records import night_manifest
 
@@ -35,7 +35,7 @@ def listed(folder: Path, tree: dict[bytes, str], number: int) -> NightManifest:
 def test_figures_are_those_of_the_trees(old: dict[bytes, str], new: dict[bytes, str]) -> None:
     with TemporaryDirectory() as scratch:
         before, after = Path(scratch) / "before", Path(scratch) / "after"
-        found = compare(before, listed(before, old, 1), after, listed(after, new, 2))
+        found = compare(Folder(before), listed(before, old, 1), after, listed(after, new, 2))
     gone = Counter(content for path, content in old.items() if path not in new)
     came = Counter(content for path, content in new.items() if path not in old)
     assert found.changed == sum(new[path] != content for path, content in old.items() if path in new)

@@ -1,8 +1,9 @@
 """The engines that keep restore points behind one contract: `rsnapshot`, `restic`, and `command`, a vendor's own.
 
-Whatever the engine: a sync is no point before it is stamped and taken in by a rotation; retention is our own plan over
-the age of the content (`tasks.model.retention`) wherever the engine lets go of what it is told to; pins, readings and
-the stamp lie in the client's folder of the permanent store, which is proven before anything is written.
+Whatever the engine: a sync is no point before it is stamped and taken in by a rotation; one that is not like the others
+is held before that (`tasks.drivers.held_nights`); retention is our own plan over the age of the content
+(`tasks.model.retention`) wherever the engine lets go of what it is told to; pins, readings, the stamp and held nights
+lie in the client's folder of the permanent store, which is proven before anything is written.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from typing import Protocol
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.point_check import Checked
 from tasks.drivers.store import Store
+from tasks.model.anomaly import Change
 from tasks.model.inventory import Policy
 from tasks.model.manifest import NightManifest
 from tasks.model.names import slug
-from tasks.model.retention import Move, Point
+from tasks.model.retention import SYNC, Move, Point
 
 Advance = Callable[[int, int], None]
 """Told bytes done and bytes in all."""
@@ -40,6 +42,10 @@ class Ground:
 
 class Engine(Protocol):
     """What keeps a client's restore points. The caller holds the client's lock but where it only looks."""
+
+    @property
+    def ground(self) -> Ground:
+        """What it works between."""
 
     @property
     def on_permanent(self) -> bool:
@@ -69,14 +75,24 @@ class Engine(Protocol):
         CommandFailed, IntegrityError when what arrived is not the night.
         """
 
-    def rotate(self) -> list[Move]:
+    def changes(self) -> tuple[Change | None, tuple[str, ...]]:
+        """The stamped sync against the newest point whose listing is whole, None without one; and newer points.
+
+        The overnight copy is what was synced.
+        """
+
+    def planned(self, sync: str) -> list[Move]:
+        """The moves that `rotate` would make."""
+
+    def rotate(self, sync: str = SYNC) -> list[Move]:
         """Take the stamped sync in and give up what the policy no longer keeps; [] when it is no newer.
 
-        IntegrityError without a stamped sync, or when the newest point is of a later time.
+        `sync` is its folder below the root, the fresh one or a held night's, and is gone then. IntegrityError without a
+        stamped sync, or when the newest point is of a later time.
         """
 
     def tidy(self) -> None:
-        """Remove what was given up and is due by now, and what failed runs left."""
+        """Remove what was given up and is due by now, held nights too, and what failed runs left."""
 
     def open(self, point: str, advance: Advance) -> Path:
         """A folder with the whole night: data/, SHA256SUMS, facts.json, manifest.json. It is only read, then closed.

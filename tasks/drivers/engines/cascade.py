@@ -1,32 +1,45 @@
-"""What engines share whose points have no names and places of their own: names by age, the stamp, the plan, scratch."""
+"""What engines share whose points have no names and places of their own: names by age, the stamp, the plan, scratch.
+
+Their syncs and held nights are folders as rsnapshot's are, but for the files: in `data`'s place lies what the engine
+calls the night (`key.json`). What such a folder names stays in the engine.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
-from shutil import disk_usage
+from shutil import copyfile, disk_usage
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.drivers import restore_points
 from tasks.drivers.engines import Advance, Ground
-from tasks.drivers.permanent import at
+from tasks.drivers.night_changes import against_newest
+from tasks.drivers.permanent import at, watching
 from tasks.drivers.space import require_space
-from tasks.drivers.store import read_model, remove, verify_night, write_model
+from tasks.drivers.store import read_model, remove, sync_tree, verify_night, write_model
 from tasks.errors import IntegrityError, NothingToRecover, StoreError
-from tasks.model.manifest import NightManifest
+from tasks.model.anomaly import Change
+from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.point_names import named
 from tasks.model.retention import SYNC, Move, Point, plan
 
-STAMP = ".stamp.json"
+KEY = "key.json"
 
 
-class Stamp(BaseModel):
-    """A sync of which all is there: the night, and what the engine calls it."""
+class Key(BaseModel):
+    """What the engine calls a night."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A sync of which all is there: the night, and what the engine calls it."""
 
     key: str
     night: NightManifest
@@ -47,7 +60,7 @@ def arranged(ground: Ground, copies: list[Copy]) -> dict[str, Copy]:
     nights = {copy.night: copy for copy in copies}
     pinned = set[str]()
     with suppress(StoreError):  # names differ a little without pins, and that is no reason to show none
-        pinned = {pin.night for pin in at(ground.place, restore_points.pins, ground.root).pins}
+        pinned = set(at(ground.place, restore_points.pinned, ground.root))
     last = pinned | {night for night, copy in nights.items() if copy.manifest is None}
     names = named({night: copy.content for night, copy in nights.items()}, ground.policy.rules.retain, last)
     return {name: nights[night] for night, name in names.items()}
@@ -58,9 +71,22 @@ class PointsByAge(ABC):
 
     ground: Ground
 
+    @property
+    @abstractmethod
+    def forgets(self) -> bool:
+        """As the contract says."""
+
     @abstractmethod
     def arranged(self) -> dict[str, Copy]:
         """The copies by the names of their points."""
+
+    @abstractmethod
+    def compared(self, copy: Copy, old: NightManifest, night: NightManifest) -> Change:
+        """The overnight copy, which is of that night, against a point; errors as of `night_changes.compare`."""
+
+    @abstractmethod
+    def forget(self, keys: Collection[str]) -> None:
+        """Let go of points that were given up and are due, and of `keys`, nights that were held and are no points."""
 
     def points(self) -> dict[str, NightManifest | None]:
         """As the contract says."""
@@ -74,6 +100,36 @@ class PointsByAge(ABC):
         """As the contract says."""
         return retained(self.ground, self.arranged())
 
+    def changes(self) -> tuple[Change | None, tuple[str, ...]]:
+        """As the contract says."""
+        points, night = self.arranged(), stamped(self.ground).night
+        found = {name: copy.manifest for name, copy in points.items()}
+        return against_newest(found, lambda name, old: self.compared(points[name], old, night))
+
+    def planned(self, sync: str) -> list[Move]:
+        """As the contract says."""
+        return self.moves(self.arranged(), stamped(self.ground, sync), sync)
+
+    def moves(self, points: Mapping[str, Copy], stamp: Stamp, sync: str) -> list[Move]:
+        """What taking the sync in does to the points; [] when it is there already.
+
+        IntegrityError when the newest point is of a later time: nothing would rotate until then.
+        """
+        ground, rules = self.ground, self.ground.policy.rules
+        moves = plan(retained(ground, points), rules, stamp.night.ended, datetime.now(UTC), sync)
+        newest = points.get(f"{rules.retain[0].interval}.0")
+        if not moves and newest is not None and newest.manifest != stamp.night:
+            expected = f"the stamp of night {stamp.night.id}"
+            raise IntegrityError(ground.client, expected, f"a point of {newest.night}: was a clock wrong?")
+        return moves if self.forgets else [move for move in moves if move.point == sync]
+
+    def tidy(self) -> None:
+        """The engine lets go of a night before the folder goes that says what it is called."""
+        doomed, keys = at(self.ground.place, _doomed, self.ground.root, datetime.now(UTC).date())
+        self.forget(keys)
+        for folder in doomed:
+            remove(folder, watching(self.ground.place))
+
     def close(self, point: str) -> None:
         """As the contract says."""
         remove(self.ground.store.opened(self.ground.client) / point)
@@ -85,41 +141,63 @@ def retained(ground: Ground, points: Mapping[str, Copy]) -> list[Point]:
     return at(ground.place, restore_points.retained, ground.root, found)
 
 
-def stamp(ground: Ground, key: str, night: NightManifest) -> None:
-    """Say that all of a night is in the engine."""
-    at(ground.place, write_model, ground.root / STAMP, Stamp(key=key, night=night))
+def stamp(ground: Ground, key: str, night: NightManifest, listing: Path | None = None) -> None:
+    """Say that all of a night is in the engine; with its listing where that cannot be had from there by itself."""
+    at(ground.place, _stamp, ground.root / SYNC, key, night, listing)
 
 
-def stamped(ground: Ground) -> Stamp:
-    """The stamped sync; IntegrityError when there is none."""
-    found = at(ground.place, read_model, ground.root / STAMP, Stamp)
+def _stamp(folder: Path, key: str, night: NightManifest, listing: Path | None) -> None:
+    folder.mkdir(mode=0o700)
+    write_model(folder / KEY, Key(key=key))
+    if listing is not None:
+        copyfile(listing, folder / LISTING)
+        sync_tree(folder)
+    write_model(folder / MANIFEST, night)
+
+
+def stamped(ground: Ground, sync: str = SYNC) -> Stamp:
+    """The stamped sync; IntegrityError when there is none, or it is another engine's."""
+    found = at(ground.place, _stamped, ground.root / sync)
     if found is None:
-        raise IntegrityError(str(ground.root / STAMP), "a stamped sync", "none")
+        raise IntegrityError(str(ground.root / sync), "a stamped sync", "none")
     return found
 
 
-def unstamp(ground: Ground) -> None:
+def _stamped(folder: Path) -> Stamp | None:
+    key, night = read_model(folder / KEY, Key), read_model(folder / MANIFEST, NightManifest)
+    return Stamp(key.key, night) if key and night else None
+
+
+def unstamp(ground: Ground, sync: str = SYNC) -> None:
     """Take the stamp away: what it stood for is a point, or is to be made again."""
-    at(ground.place, Path.unlink, ground.root / STAMP, missing_ok=True)
+    at(ground.place, _unstamp, ground.root / sync)
 
 
-def planned(ground: Ground, points: Mapping[str, Copy], sync: Stamp) -> list[Move]:
-    """What taking the sync in does to the points; [] when it is there already.
+def _unstamp(folder: Path) -> None:
+    if folder.exists():
+        restore_points.hide(folder)
 
-    IntegrityError when the newest point is of a later time: nothing would rotate until then.
-    """
-    rules = ground.policy.rules
-    moves = plan(retained(ground, points), rules, sync.night.ended, datetime.now(UTC))
-    newest = points.get(f"{rules.retain[0].interval}.0")
-    if not moves and newest is not None and newest.manifest != sync.night:
-        expected = f"the stamp of night {sync.night.id}"
-        raise IntegrityError(ground.client, expected, f"a point of {newest.night}: was a clock wrong?")
-    return moves
+
+def aside(ground: Ground) -> list[Stamp]:
+    """The nights that are held, or were and can still be had back: the engine has them and they are no points."""
+    return at(ground.place, _aside, ground.root)
+
+
+def _aside(root: Path) -> list[Stamp]:
+    return [found for folder in restore_points.aside(root) if (found := _stamped(folder))]
+
+
+def _doomed(root: Path, today: date) -> tuple[list[Path], set[str]]:
+    """What is to be removed by now, and what the engine calls the nights in it that stand nowhere else."""
+    due = restore_points.due(root, today)
+    staying = [root / SYNC, *(folder for folder in restore_points.aside(root) if folder not in due)]
+    keys, others = ({found.key for folder in some if (found := _stamped(folder))} for some in (due, staying))
+    return [*restore_points.remains(root), *due], keys - others
 
 
 def given_up(moves: list[Move]) -> list[str]:
     """The names of the points that leave."""
-    return [move.point for move in moves if move.to is None and move.point != SYNC]
+    return [move.point for move in moves if move.to is None]
 
 
 def make_root(ground: Ground) -> None:

@@ -1,34 +1,54 @@
 """A vendor's backup application as an engine: its own commands, with its exit statuses mapped by a table.
 
 A night is handed over under its id. What the application has is what its `list` prints; what makes a listed night a
-point is its manifest in the client's folder of the permanent store (`.nights/<id>.json`), written by a rotation.
+point is its manifest in the client's folder of the permanent store (`.nights/<id>.json`), written by a rotation. A
+night can only be had back whole, so the listings of the newest ones lie there, too, for the next to be compared with.
 """
 
 import logging
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.engines import Advance, Ground, cascade
-from tasks.drivers.engines.cascade import Copy, PointsByAge, Stamp
+from tasks.drivers.engines.cascade import Copy, PointsByAge
+from tasks.drivers.night_changes import compare
 from tasks.drivers.permanent import at
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.restic import WHOLE
 from tasks.drivers.secret_file import read_environment, struck_out
 from tasks.drivers.store import read_model, write_model
 from tasks.errors import CommandFailed, IntegrityError, NotNow
+from tasks.model.anomaly import Change
 from tasks.model.inventory_engines import Vendor, filled
-from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.names import one_line, slug, time_of_id
 from tasks.model.retention import SYNC, Move
 
 NIGHTS = ".nights"
 TRASH = "trash-"
+LISTINGS = 3
+"""So many are kept: should the newest be damaged, the one before it will do."""
 QUICK_S = 600
 _ID = re.compile(r"\b\d{8}T\d{6}Z\b")
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A point of which only its listing is at hand; see `night_changes.Before`."""
+
+    path: Path
+
+    def listing(self) -> Path:
+        """As the protocol says."""
+        return self.path
+
+    def files(self, paths: Sequence[bytes]) -> None:
+        """None is at hand."""
 
 
 @dataclass(frozen=True)
@@ -53,42 +73,48 @@ class CommandEngine(PointsByAge):
         """Call `backup`; proven is that it said so, and that `list` names the night then."""
         cascade.make_root(self.ground)
         cascade.unstamp(self.ground)
-        if self._records().get(night.id) == night and night.id in self._listed():
-            cascade.stamp(self.ground, night.id, night)
-            return ()
         source = self.ground.store.overnight(self.ground.client)
+        known = [self._records().get(night.id), *(stamp.night for stamp in cascade.aside(self.ground))]
+        if night in known and night.id in self._listed():
+            cascade.stamp(self.ground, night.id, night, source / LISTING)
+            return ()
         deadline_s = self.ground.policy.transfer_deadline_s
         warnings = self._run("backup", deadline_s, source=str(source), night=night.id)[1]
         if night.id not in self._listed():
             raise IntegrityError(
                 f"backup of {self.ground.client} by {self.called}", f"a listing with {night.id}", "none"
             )
-        cascade.stamp(self.ground, night.id, night)
+        cascade.stamp(self.ground, night.id, night, source / LISTING)
         return warnings
 
-    def rotate(self) -> list[Move]:
+    def compared(self, copy: Copy, old: NightManifest, night: NightManifest) -> Change:
+        """By the listings: the older files could only be had back all together."""
+        before = Listed(self.ground.root / NIGHTS / f"{copy.night}.{LISTING}")
+        overnight = self.ground.store.overnight(self.ground.client)
+        return at(self.ground.place, compare, before, old, overnight, night)
+
+    def rotate(self, sync: str = SYNC) -> list[Move]:
         """Write the manifest; without `forget` nothing is given up: what is kept is the vendor's affair."""
-        sync, points = cascade.stamped(self.ground), self.arranged()
-        moves = cascade.planned(self.ground, points, sync)
-        if not moves:
-            return []
-        at(self.ground.place, _keep, self.ground.root / NIGHTS, sync)
-        if self.forgets:
+        stamp, there = cascade.stamped(self.ground, sync), self._listed()
+        points = self._arranged(there)
+        moves = self.moves(points, stamp, sync)
+        if moves:
+            if stamp.key not in there:
+                raise IntegrityError(f"{self.called} of {self.ground.client}", f"a listing with {stamp.key}", "none")
+            at(self.ground.place, _keep, self.ground.root / NIGHTS, stamp.night, self.ground.root / sync / LISTING)
             due = datetime.now(UTC) + timedelta(days=self.ground.policy.trash_days)
             for name in cascade.given_up(moves):
                 at(self.ground.place, _give_up, self.ground.root / NIGHTS, points[name].night, f"{due:%Y-%m-%d}")
-        else:
-            moves = [move for move in moves if move.point == SYNC]
-        cascade.unstamp(self.ground)
+        cascade.unstamp(self.ground, sync)
         return moves
 
-    def tidy(self) -> None:
-        """Call `forget` for what is due."""
+    def forget(self, keys: Collection[str]) -> None:
+        """Call `forget` for each; without that the vendor does when it likes."""
         due = at(self.ground.place, _due, self.ground.root / NIGHTS, f"{datetime.now(UTC):%Y-%m-%d}")
-        there = self._listed() if due else set()
-        for night, record in due.items():
-            if night in there:
-                self._run("forget", self.ground.policy.transfer_deadline_s, night=night)
+        nights = (keys - self._records().keys() | due.keys()) if self.forgets else set[str]()
+        for night in sorted(nights & self._listed() if nights else nights):
+            self._run("forget", self.ground.policy.transfer_deadline_s, night=night)
+        for record in due.values():
             at(self.ground.place, Path.unlink, record, missing_ok=True)
 
     def open(self, point: str, advance: Advance) -> Path:
@@ -134,10 +160,12 @@ class CommandEngine(PointsByAge):
 
     def arranged(self) -> dict[str, Copy]:
         """The copies by the names of their points."""
-        records, there = self._records(), self._listed()
+        return self._arranged(self._listed())
+
+    def _arranged(self, there: set[str]) -> dict[str, Copy]:
         copies = [
             Copy(night, night, found.ended if found else time_of_id(night), found)
-            for night, found in records.items()
+            for night, found in self._records().items()
             if night in there
         ]
         return cascade.arranged(self.ground, copies)
@@ -184,8 +212,14 @@ def _records(folder: Path) -> dict[str, NightManifest | None]:
     return found
 
 
-def _keep(folder: Path, sync: Stamp) -> None:
-    write_model(folder / f"{sync.night.id}.json", sync.night)
+def _keep(folder: Path, night: NightManifest, listing: Path) -> None:
+    """The listing first: a night that is a point can be compared with."""
+    folder.mkdir(exist_ok=True)
+    if listing.exists():
+        listing.rename(folder / f"{night.id}.{LISTING}")
+    write_model(folder / f"{night.id}.json", night)
+    for old in sorted(folder.glob(f"*.{LISTING}"))[:-LISTINGS]:
+        old.unlink()
 
 
 def _give_up(folder: Path, night: str, due: str) -> None:

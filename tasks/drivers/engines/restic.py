@@ -1,11 +1,13 @@
 """restic as an engine: a repository for each client, encrypted; a point is a snapshot that is tagged so.
 
 A night's tags are `gbs-sync` when it is made, `gbs-point` when a rotation took it in, `gbs-trash-<day>` when one gave
-it up; `night-<id>` stays. restic writes a snapshot after all that it refers to: what a kill leaves is none, or whole.
+it up; `night-<id>` stays. One that is held stays `gbs-sync`: that it is held says its folder in the permanent store.
+restic writes a snapshot after all that it refers to: what a kill leaves is none, or whole.
 """
 
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -16,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.drivers import restic
 from tasks.drivers.engines import Advance, Ground, cascade
-from tasks.drivers.engines.cascade import Copy, PointsByAge
+from tasks.drivers.engines.cascade import Copy, PointsByAge, Stamp
+from tasks.drivers.engines.restic_sample import SnapshotSample
+from tasks.drivers.night_changes import compare
 from tasks.drivers.permanent import at, watching
 from tasks.drivers.point_check import Checked
 from tasks.drivers.process import Watch
@@ -24,9 +28,11 @@ from tasks.drivers.restic import WHOLE, Snapshot
 from tasks.drivers.restic_repository import QUICK_S, Repository
 from tasks.drivers.store import read_model, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreNotMounted
+from tasks.model.anomaly import Change
 from tasks.model.inventory_engines import Restic, filled
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.names import one_line, slug
+from tasks.model.retention import SYNC as FRESH
 from tasks.model.retention import Move
 
 SYNC, POINT, TRASH, NIGHT = "gbs-sync", "gbs-point", "gbs-trash-", "night-"
@@ -82,9 +88,13 @@ class ResticEngine(PointsByAge):
         cascade.make_root(self.ground)
         found = self._opened()
         cascade.unstamp(self.ground)
-        present = next((copy for copy in self._copies(found) if copy.manifest == night), None)
-        if present is not None:
-            cascade.stamp(self.ground, present.key, night)
+        waiting = [stamp for stamp in cascade.aside(self.ground) if _snapshot(found, stamp)]
+        there = [
+            *((copy.key, copy.manifest) for copy in self._copies(found)),
+            *((one.key, one.night) for one in waiting),
+        ]
+        if (present := next((key for key, manifest in there if manifest == night), None)) is not None:
+            cascade.stamp(self.ground, present, night)
             return ()
         folder = self.ground.store.overnight(self.ground.client)
         made = self._backup(folder, night, advance)
@@ -93,31 +103,45 @@ class ResticEngine(PointsByAge):
         except IntegrityError:
             restic.forget(self._repository, [made.id])
             raise
-        restic.forget(self._repository, [snapshot.id for snapshot in found if SYNC in snapshot.tags])
+        held = [_snapshot(found, stamp) for stamp in waiting]
+        left = [snapshot.id for snapshot in found if SYNC in snapshot.tags and snapshot not in held]
+        restic.forget(self._repository, left)
         cascade.stamp(self.ground, made.id, night)
         return self._too_long(folder)
 
-    def rotate(self) -> list[Move]:
+    def compared(self, copy: Copy, old: NightManifest, night: NightManifest) -> Change:
+        """The listing, and of a sample the older versions, are brought to the store for it."""
+        store, deadline_s = self.ground.store, self.ground.policy.transfer_deadline_s
+        with TemporaryDirectory(prefix=".sample-", dir=store.root) as folder:
+            sample = SnapshotSample(self._repository, copy.key, Path(folder), self.ground.reserve_bytes, deadline_s)
+            return compare(sample, old, store.overnight(self.ground.client), night)
+
+    def rotate(self, sync: str = FRESH) -> list[Move]:
         """Tags are changed; what was given up is forgotten by `tidy` when its day has come."""
-        sync, found = cascade.stamped(self.ground), self._snapshots() or []
+        stamp, found = cascade.stamped(self.ground, sync), self._snapshots() or []
         points = cascade.arranged(self.ground, self._copies(found))
-        moves = cascade.planned(self.ground, points, sync)
+        moves = self.moves(points, stamp, sync)
         if moves:
+            snapshot = _snapshot(found, stamp)
+            if snapshot is None:
+                raise IntegrityError(self._repository.url, f"snapshot {stamp.key} of night {stamp.night.id}", "none")
             # The manifest of a new point is known: it need not be read from the repository.
-            for tree in {snapshot.tree for snapshot in found if snapshot.id.startswith(sync.key)}:
-                write_model(self._cached(tree), sync.night)
-            restic.retag(self._repository, [sync.key], add=POINT, remove=SYNC)
+            write_model(self._cached(snapshot.tree), stamp.night)
+            restic.retag(self._repository, [snapshot.id], add=POINT, remove=SYNC)
             due = datetime.now(UTC) + timedelta(days=self.ground.policy.trash_days)
             leaving = [points[name].key for name in cascade.given_up(moves)]
             restic.retag(self._repository, leaving, add=f"{TRASH}{due:%Y-%m-%d}", remove=POINT)
-            cascade.unstamp(self.ground)
+        cascade.unstamp(self.ground, sync)
         return moves
 
-    def tidy(self) -> None:
-        """Snapshots are forgotten, and what nothing refers to any more is pruned."""
+    def forget(self, keys: Collection[str]) -> None:
+        """What nothing refers to any more is pruned."""
         found = self._snapshots() or []
         today = datetime.now(UTC).date()
-        due = [snapshot.id for snapshot in found if any(_is_due(tag, today) for tag in snapshot.tags)]
+        held = [snapshot for snapshot in found if SYNC in snapshot.tags and snapshot.id.startswith(tuple(keys))]
+        due = [
+            snapshot.id for snapshot in found if snapshot in held or any(_is_due(tag, today) for tag in snapshot.tags)
+        ]
         restic.forget(self._repository, due, prune_deadline_s=self.ground.policy.transfer_deadline_s)
         trees = {snapshot.tree for snapshot in found}
         for path in self._cached("").parent.glob("*.json"):
@@ -257,6 +281,11 @@ class ResticEngine(PointsByAge):
 def _record(path: Path, made: Made) -> None:
     if not path.exists():
         write_model(path, made)
+
+
+def _snapshot(found: list[Snapshot], stamp: Stamp) -> Snapshot | None:
+    """The one that is stamped; what restic calls a new one may be the beginning of its id."""
+    return next((snapshot for snapshot in found if snapshot.id.startswith(stamp.key)), None)
 
 
 def _is_due(tag: str, today: date) -> bool:

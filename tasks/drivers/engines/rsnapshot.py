@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.drivers import changed, permanent, restore_points, rsnapshot
+from tasks.drivers import changed, night_changes, permanent, restore_points, rsnapshot
 from tasks.drivers.engines import Advance, Ground
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.renewal import Renewal
-from tasks.drivers.store import keeps_nanoseconds
+from tasks.drivers.store import keeps_nanoseconds, read_model
 from tasks.errors import NothingToRecover
-from tasks.model.manifest import NightManifest
+from tasks.model.anomaly import Change
+from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.names import slug
-from tasks.model.retention import Move, Point
+from tasks.model.retention import SYNC, Move, Point
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,20 @@ class RsnapshotEngine:
         rsnapshot.sync(at.place, config, store.overnight(client), at.root, deadline_s, renewal)
         return ()
 
-    def rotate(self) -> list[Move]:
+    def changes(self) -> tuple[Change | None, tuple[str, ...]]:
+        """As the contract says; the older versions are opened where they lie."""
+        near = self.ground.store.overnight(self.ground.client)
+        return permanent.at(self.ground.place, _changes, self.ground.root, near)
+
+    def planned(self, sync: str) -> list[Move]:
+        """As the contract says."""
+        now, rules = datetime.now(UTC), self.ground.policy.rules
+        return permanent.at(self.ground.place, restore_points.planned, self.ground.root, rules, now, sync)
+
+    def rotate(self, sync: str = SYNC) -> list[Move]:
         """As the contract says."""
         policy = self.ground.policy
-        return restore_points.rotate(self.ground.place, self.ground.root, policy.rules, policy.trash_days)
+        return restore_points.rotate(self.ground.place, self.ground.root, policy.rules, policy.trash_days, sync)
 
     def tidy(self) -> None:
         """As the contract says."""
@@ -88,3 +99,14 @@ class RsnapshotEngine:
         retain = self.ground.policy.rules.retain
         config.write_text(rsnapshot.render_config(store.overnight(client), self.ground.root, lock, retain, options))
         return config
+
+
+def _changes(root: Path, near: Path) -> tuple[Change | None, tuple[str, ...]]:
+    stamp = read_model(root / SYNC / MANIFEST, NightManifest)
+    if stamp is None:
+        return None, ()
+
+    def compared(name: str, old: NightManifest) -> Change:
+        return night_changes.compare(night_changes.Folder(root / name), old, near, stamp)
+
+    return night_changes.against_newest(restore_points.points(root), compared)
