@@ -11,17 +11,22 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from tasks.drivers import held_nights
 from tasks.drivers.digest import write_listing
 from tasks.drivers.engines import Engine, Ground
 from tasks.drivers.engines.command import CommandEngine
 from tasks.drivers.engines.restic import ResticEngine
 from tasks.drivers.engines.rsnapshot import RsnapshotEngine
+from tasks.drivers.held_nights import Braked
 from tasks.drivers.permanent import MARKER, PermanentPlace
+from tasks.drivers.restore_points import held
 from tasks.drivers.store import Store
+from tasks.model.anomaly import Decision
 from tasks.model.inventory import Policy
 from tasks.model.inventory_engines import Restic, Vendor
 from tasks.model.manifest import NightManifest
 from tasks.model.names import new_id
+from tests.lab.night_content import Tree
 from tests.unit.points_site import STORE_ID, Site
 from tests.unit.records import NIGHT
 
@@ -41,14 +46,14 @@ class Bench(Site):
     def __init__(self, kind: str, folder: Path, policy: Policy = POLICY, *, far: Path | None = None) -> None:
         place = PermanentPlace(far or folder / "far", STORE_ID, "local")
         super().__init__(folder, policy.rules, place)
-        place.path.mkdir(exist_ok=True)
+        place.path.mkdir(exist_ok=True)  # a copy of a bench is one
         (place.path / MARKER).write_text(STORE_ID)
         self.kind, self.folder, self.policy = kind, folder, policy
         self.store = Store(folder / "store")
         self.source = self.store.overnight("web1")
-        self.source.parent.mkdir(parents=True)
+        self.source.parent.mkdir(parents=True, exist_ok=True)
         self.vault = (far or folder) / "vault"
-        self.vault.mkdir()
+        self.vault.mkdir(exist_ok=True)
         self.repository = self.root / "restic"
         self.secret("password", PASSWORD)
         self.secret("environment", f"# of the vault\nVAULT_HOME={self.vault}\n\nVAULT_KEY={KEY}")
@@ -93,6 +98,31 @@ class Bench(Site):
         """List and publish anew what lies there: something was added to the night."""
         write_listing(self.source / "data", self.source / "SHA256SUMS", None, None)
         self.publish(number)
+
+    def content(self, number: int, tree: Tree) -> None:
+        """Publish the overnight copy of a night; a changed file is a new one, as stage 1 makes it."""
+        made = self.folder / "made"
+        made.mkdir()
+        for name, content in tree.items():
+            (made / name).write_bytes(content)
+        self.tree(number, made)
+
+    def judged(self) -> Braked:
+        """Sync what lies there as the overnight copy, and judge it."""
+        self.engine().sync(self.manifest, nothing)
+        return held_nights.brake(self.engine())
+
+    def accept(self, night: str | None = None, dry_run: bool = False) -> Decision:
+        """An operator's word."""
+        return held_nights.accept(self.engine(), night, "a new release", dry_run)
+
+    def reject(self, night: str | None = None, dry_run: bool = False) -> Decision:
+        """An operator's word."""
+        return held_nights.reject(self.engine(), night, "an attack", dry_run)
+
+    def waiting(self) -> list[int]:
+        """The nights that are held."""
+        return [number_of(one.night) for one in held(self.root)]
 
     @property
     def manifest(self) -> NightManifest:
@@ -165,11 +195,12 @@ def id_of(number: int) -> str:
     return new_id(NIGHT + timedelta(days=number))
 
 
+def number_of(night: str) -> int:
+    return next(number for number in range(400) if id_of(number) == night)
+
+
 def sync_in_child(kind: str, folder: str) -> None:
     """Stage 2's sync of what lies there, in a process that is killed while it works."""
-    bench = Bench.__new__(Bench)
-    Site.__init__(bench, Path(folder), POLICY.rules, PermanentPlace(Path(folder) / "far", STORE_ID, "local"))
-    bench.kind, bench.folder, bench.policy = kind, Path(folder), POLICY
-    bench.store = Store(bench.folder / "store")
+    bench = Bench(kind, Path(folder))
     os.setsid()
     bench.engine().sync(bench.manifest, nothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -10,14 +11,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tasks.drivers import engines, restore_points
+from tasks.drivers import engines, held_nights, permanent, process, restore_points
 from tasks.errors import (
     AccessDenied,
     CommandFailed,
@@ -29,13 +32,18 @@ from tasks.errors import (
     StoreFull,
     StoreNotMounted,
 )
+from tasks.model.anomaly import Decision
 from tasks.model.inventory import Policy
 from tasks.model.retention import Pin, Reading
 from tests.lab.engine_bench import CODES, KEY, PASSWORD, POLICY, Bench, id_of, nothing, sync_in_child
 from tests.lab.hostile_tree import looks, make_tree
+from tests.lab.night_content import FILES, Tree, encrypted, plain_tree
 
 KINDS = ("rsnapshot", "restic", "command")
 OTHERS = ("restic", "command")
+WORDS = ("hold", "accept", "reject", "tidy")
+KILLED = [(kind, word) for kind in KINDS for word in WORDS if (kind, word) != ("restic", "reject")]
+"""A rejection does the same whatever the engine, and each look at a repository takes restic a second."""
 MIB = 1 << 20
 
 
@@ -127,16 +135,20 @@ def test_policy_gives_up_what_it_should_by_way_of_a_trash(bench: Bench) -> None:
         bench.kept(number)
     # The first daily point became weekly; the one after it was too near to become one.
     assert bench.days() == {"daily.0": 10, "daily.1": 3, "weekly.0": 1}
-    held = {
-        "rsnapshot": lambda: len(list(bench.root.glob(".trash-*"))) + len(list(bench.root.glob("*.?"))),
-        "restic": lambda: bench.restic("snapshots").count("web1 "),
-        "command": lambda: len(list(bench.vault.glob("web1/*.tar"))),
-    }[bench.kind]
-    assert held() == 4
+    assert copies(bench) == 4
     tomorrow(bench)
     bench.engine().tidy()
-    assert held() == 3
+    assert copies(bench) == 3
     assert bench.days() == {"daily.0": 10, "daily.1": 3, "weekly.0": 1}
+
+
+def copies(bench: Bench) -> int:
+    """How many nights are there at all, points or not."""
+    if bench.kind == "rsnapshot":
+        return len([path for path in bench.root.glob("*") if (path / "data").is_dir() and ".delete" not in path.name])
+    if bench.kind == "restic":
+        return bench.restic("snapshots").count("web1 ")
+    return len(list(bench.vault.glob("web1/*.tar")))
 
 
 def tomorrow(bench: Bench) -> None:
@@ -248,6 +260,165 @@ def check_by_hand(bench: Bench) -> None:
         done = subprocess.run(argv, cwd=folder / "data", check=False, capture_output=True)
         if done.returncode:
             raise IntegrityError("daily.1", "what its listing says", "another")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def stock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Two good nights, 1 and 2, and one that is encrypted, 3, is held."""
+    policy = Policy(daily=2, weekly=1, monthly=0, least=1, trash_days=3)
+    bench = Bench(request.param, tmp_path_factory.mktemp("s"), policy)
+    for number in (1, 2):
+        assert stage2(bench, number, plain_tree()) == ()
+    bench.content(3, encrypted(plain_tree()))
+    found = bench.judged()
+    said = "have another content" if bench.kind == "command" else "look encrypted"
+    assert found.held
+    assert any(said in reason for reason in found.reasons)
+    return bench
+
+
+class TestHeld:
+    """Nights that are not like the others (tests/lab/test_held_nights.py has more cases, of rsnapshot alone)."""
+
+    @pytest.fixture
+    def bench(self, stock: Bench, tmp_path: Path) -> Bench:
+        return copy_of(stock, tmp_path / "copy")
+
+    def test_more_nights_are_held_and_the_newest_is_accepted(self, bench: Bench) -> None:
+        for number in (4, 5):
+            assert stage2(bench, number, encrypted(plain_tree()))
+        assert bench.waiting() == [3, 5]
+        assert (bench.days(), copies(bench)) == ({"daily.0": 2, "daily.1": 1}, 5)
+        good = bench.engine().retained()[0]
+        assert (good.night, good.pin and good.pin.reason) == (id_of(2), f"held: night {id_of(5)} is not like it")
+        expected = [move.to for move in bench.accept(dry_run=True).moves]
+        assert bench.waiting() == [3, 5]
+        assert [move.to for move in bench.accept().moves] == expected
+        assert bench.nights() == {"daily.0": 5, "daily.1": 2, "weekly.0": 1}
+        assert bench.waiting() == []
+        assert bench.accept() == Decision()
+        assert bench.accept(id_of(5)).moves == ()
+        tomorrow(bench)
+        bench.engine().tidy()
+        assert copies(bench) == 3
+        assert stage2(bench, 6, plain_tree(version=2)) == (), "so much was accepted"
+
+    def test_night_like_the_good_one_rotates_and_the_held_one_is_rejected(self, bench: Bench) -> None:
+        assert bench.judged().held, "the same night again"
+        bench.engine().tidy()
+        assert copies(bench) == 3
+        assert stage2(bench, 4, plain_tree() | {"log": b"night 4"}) == ()
+        assert bench.waiting() == [3]
+        with pytest.raises(ConfigError, match="cannot become the newest"):
+            bench.accept()
+        decision = bench.reject()
+        assert (decision.given_up, [pin.night for pin in decision.pinned]) == ((id_of(3),), [id_of(2)])
+        (trash,) = bench.root.glob(".trash-*-held-*")
+        trash.rename(bench.root / f".held-{id_of(3)}")
+        assert bench.waiting() == [3], "it can be had back"
+        bench.reject()
+        assert bench.nights() == {"daily.0": 4, "daily.1": 2, "weekly.0": 1}
+        assert copies(bench) == 4
+        tomorrow(bench)
+        bench.engine().tidy()
+        assert copies(bench) == 3
+        assert bench.nights() == {"daily.0": 4, "daily.1": 2, "weekly.0": 1}
+
+    def test_deleted_files_are_held_and_an_ending_added_to_names_is_seen(self, bench: Bench) -> None:
+        bench.reject()
+        few = {name: content for name, content in plain_tree().items() if not name.endswith("7.txt")}
+        half = dict(list(few.items())[: FILES // 2])
+        assert stage2(bench, 4, half) == ("30 of 60 files are gone (50 %, 30 % is the policy's limit)",)
+        renamed = encrypted(plain_tree(), lambda number: number < 25, ".locked")
+        (scrambled,) = (reason for reason in stage2(bench, 5, renamed) if "look encrypted" in reason)
+        assert scrambled.startswith("25 of 60 files")
+        assert bench.days() == {"daily.0": 2, "daily.1": 1}
+
+    @pytest.mark.parametrize(("stock", "word"), KILLED, indirect=["stock"])
+    def test_killed_between_any_two_steps_nothing_is_lost(self, stock: Bench, tmp_path: Path, word: str) -> None:
+        prepared = copy_of(stock, tmp_path / "prepared")
+        prepared.content(4, encrypted(plain_tree()))
+        if word == "hold":
+            prepared.engine().sync(prepared.manifest, nothing)
+        else:
+            assert prepared.judged().held
+        if word == "tidy":
+            prepared.reject(id_of(3))
+            tomorrow(prepared)
+        kept = copies(prepared)
+        for steps in itertools.count():
+            bench = copy_of(prepared, tmp_path / str(steps))
+            acts: dict[str, Callable[[], object]] = {
+                "hold": partial(held_nights.brake, bench.engine()),
+                "accept": partial(bench.accept, id_of(4)),
+                "reject": bench.reject,
+                "tidy": bench.engine().tidy,
+            }
+            act = acts[word]
+            killed = killed_after(steps, act)
+            assert set(bench.days().values()) >= {1, 2}
+            if word == "hold":
+                assert bench.judged().held
+            else:
+                act()
+            assert bench.waiting() == {"hold": [3, 4], "accept": [], "reject": [], "tidy": [4]}[word]
+            after = {"daily.0": 4, "daily.1": 2, "weekly.0": 1} if word == "accept" else {"daily.0": 2, "daily.1": 1}
+            assert bench.days() == after
+            assert copies(bench) == kept - (word == "tidy")
+            if not killed:
+                break
+        assert steps, "it was killed once at least"
+        assert bench.nights() == after
+
+
+def stage2(bench: Bench, number: int, tree: Tree) -> tuple[str, ...]:
+    """A night as stage 2 treats it; why it is held."""
+    bench.content(number, tree)
+    found = bench.judged()
+    if not found.held:
+        bench.engine().rotate()
+    bench.engine().tidy()
+    return found.reasons
+
+
+def copy_of(bench: Bench, folder: Path) -> Bench:
+    subprocess.run(["cp", "-a", str(bench.folder), str(folder)], check=True)
+    return Bench(bench.kind, folder, bench.policy)
+
+
+def killed_after(steps: int, act: Callable[[], object]) -> bool:
+    """Whether it was killed, by SIGKILL, before it renamed or forgot something once more than so many times."""
+    child = os.fork()
+    if child == 0:
+        left = iter(range(steps))
+        rename, run = Path.rename, process.run
+
+        def step() -> None:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def renamed(self: Path, target: Path) -> Path:
+            step()
+            return rename(self, target)
+
+        def ran(argv: Sequence[str], **options: Any) -> process.Finished:
+            if {"tag", "forget", "rm"} & set(argv):
+                step()
+            return run(argv, **options)
+
+        status = 1
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Path, "rename", renamed)
+                patch.setattr(process, "run", ran)
+                patch.setattr(permanent, "_called", lambda place, deadline_s, call: call())
+                act()
+            status = 0
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(ended) or os.WEXITSTATUS(ended) == 0
+    return os.WIFSIGNALED(ended)
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import random
-import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,42 +12,19 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import held_nights, night_changes, permanent, restore_points
-from tasks.drivers.digest import write_listing
 from tasks.drivers.held_nights import PAST, Braked
-from tasks.drivers.restore_points import held, pins, points, retained
-from tasks.drivers.store import read_model, write_model
+from tasks.drivers.restore_points import pins, points, retained
+from tasks.drivers.store import read_model
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.anomaly import Decision, Past
 from tasks.model.inventory import Policy
-from tasks.model.manifest import NightManifest
 from tasks.model.retention import Pin
 from tests.lab.engine_bench import Bench, id_of, nothing
+from tests.lab.night_content import FILES, Tree, encrypted, plain_tree
 
-FILES = 60
 POLICY = Policy(daily=3, weekly=2, monthly=0, least=1, trash_days=3)
-Tree = dict[str, bytes]
 RENAMES = {"hold": 2, "accept": 5, "reject": 3}
 """Records are renamed into their place, too."""
-
-
-def plain_tree(version: int = 0) -> Tree:
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "back", "again"]
-    tree = {}
-    for number in range(FILES):
-        choice = random.Random(number)
-        text = f"version {version} of {number}\n" + " ".join(choice.choice(words) for _ in range(400))
-        tree[f"file-{number}.txt"] = text.encode()
-    return tree
-
-
-def encrypted(tree: Tree, only: Callable[[int], bool] = lambda _: True, ending: str = "") -> Tree:
-    """As openssl makes it of the content; what it was called before is gone when there is an ending."""
-    chosen = [name for number, name in enumerate(tree) if only(number)]
-    argv = ["openssl", "enc", "-aes-256-ctr", "-pbkdf2", "-k", "key", "-nosalt"]
-    content = b"".join(tree[name] for name in chosen)
-    stream = io.BytesIO(subprocess.run(argv, input=content, capture_output=True, check=True).stdout)
-    turned = {name + ending: stream.read(len(tree[name])) for name in chosen}
-    return {name: content for name, content in tree.items() if name not in chosen} | turned
 
 
 class Held(Bench):
@@ -60,43 +34,11 @@ class Held(Bench):
         super().__init__("rsnapshot", folder, POLICY)
 
     def stage2(self, number: int, tree: Tree) -> Braked:
-        self.pull(number, tree)
+        self.content(number, tree)
         braked = self.judged()
         if not braked.held:
             self.rotate()
         return braked
-
-    def judged(self) -> Braked:
-        """Sync what lies there as the overnight copy, and judge it."""
-        self.engine().sync(self.manifest, nothing)
-        return held_nights.brake(self.engine())
-
-    def pull(self, number: int, tree: Tree) -> None:
-        """Publish the overnight copy of a night; a changed file is a new one, as stage 1 makes it."""
-        self.night(number)
-        shutil.rmtree(self.source / "data")
-        (self.source / "data").mkdir()
-        for name, content in tree.items():
-            (self.source / "data" / name).write_bytes(content)
-        listed = write_listing(self.source / "data", self.source / "SHA256SUMS", None, None)
-        self.publish(number)
-        manifest = read_model(self.source / "manifest.json", NightManifest)
-        assert manifest is not None
-        manifest = manifest.model_copy(update={"files": listed.files, "size_bytes": listed.size_bytes})
-        write_model(self.source / "manifest.json", manifest)
-
-    def accept(self, night: str | None = None, dry_run: bool = False) -> Decision:
-        return held_nights.accept(self.engine(), night, "a new release", dry_run)
-
-    def reject(self, night: str | None = None, dry_run: bool = False) -> Decision:
-        return held_nights.reject(self.engine(), night, "an attack", dry_run)
-
-    def waiting(self) -> list[int]:
-        return [number_of(one.night) for one in held(self.root)]
-
-
-def number_of(night: str) -> int:
-    return next(number for number in range(400) if id_of(number) == night)
 
 
 def proven(folder: Path) -> bool:
@@ -329,7 +271,7 @@ def test_killed_between_any_two_renames_the_next_run_goes_on(
                 return site.reject()
 
     if word == "hold":
-        site.pull(4, bad)
+        site.content(4, bad)
         site.engine().sync(site.manifest, nothing)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
