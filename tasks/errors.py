@@ -218,10 +218,13 @@ class StoreFilled(StoreFull):
 
 
 class NightHeld(GbsError):
-    """A night is not like the client's others and was kept aside: (night, reasons, night it is not like, client)."""
+    """A night is not like the client's others and was kept aside.
+
+    (night, reasons, night it is not like, client, who keeps that).
+    """
 
     template = (
-        "night {0} is held and nothing rotated: {1}; compared with night {2}, which is pinned; "
+        "night {0} is held and nothing rotated: {1}; compared with night {2}, which {4}; "
         "the overnight copy has the changes already. See gbs list held {3}, then: gbs accept|reject {3} {0} --reason …"
     )
 

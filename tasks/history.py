@@ -30,7 +30,8 @@ def explain(client: str) -> list[Explained]:
     permanent.prove(place, permanent.LOOK_DEADLINE_S)
     points = engine.retained()
     if not engine.forgets:
-        return [Explained(point, "stays as long as its backup application keeps it") for point in points]
+        usual = "stays as long as its backup application keeps it"
+        return [Explained(point, f"{usual}; {point.pin.reason}" if point.pin else usual) for point in points]
     moves = {move.point: move for move in plan(points, rules, now, now)}
     rows = []
     for point in points:

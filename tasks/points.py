@@ -62,13 +62,15 @@ def brake(client: str) -> list[str]:
     if policy.brake == "off":
         return []
     permanent.prove(places.permanent())
-    found = held_nights.brake(places.engine_of(client))
+    engine = places.engine_of(client)
+    found = held_nights.brake(engine)
     reasons = ", ".join(found.reasons)
     if found.change is not None:
         log.info("%s: %s", client, found.change.text)
     if found.held and found.change is not None:
         gone = "".join(f"; of those held before, {one} went to the trash" for one in found.given_up)
-        raise NightHeld(found.change.night, f"{reasons}{gone}", found.change.against, shlex.quote(client))
+        kept = "is pinned" if engine.forgets else "only its backup application can keep"
+        raise NightHeld(found.change.night, f"{reasons}{gone}", found.change.against, shlex.quote(client), kept)
     return [
         *([f"it is not like the nights before: {reasons}"] if reasons else []),
         *(f"it was not compared with {one}, whose listing is damaged: gbs verify points" for one in found.damaged),

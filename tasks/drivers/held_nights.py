@@ -121,8 +121,9 @@ def _taken_in(engine: Engine, night: str, reason: str, points: list[NightManifes
         raise ConfigError(
             f"night {night} cannot become the newest", what, "reject it; until it is removed it can be had back"
         )
+    moves = engine.planned(folder)  # another engine's night is refused before anything is noted
     if dry_run:
-        return engine.planned(folder)
+        return moves
     at(place, _remember, root, night, reason)
     return engine.rotate(folder)
 

@@ -1,6 +1,7 @@
 """Stage 2 and recovery where a policy names another engine than rsnapshot."""
 
 import json
+import random
 import shutil
 import time
 from datetime import UTC, date, datetime
@@ -13,7 +14,7 @@ import yaml
 from flows.kvmimg_update import kvmimg_update
 from flows.nightly import nightly as nightly_flow
 from flows.verify_points import verify_points as verify_points_flow
-from tasks import catalogue, history, nights
+from tasks import catalogue, held, history, nights
 from tasks.drivers import appliance
 from tasks.drivers.appliance import UpdateResult
 from tasks.errors import ClientsFailed, ConfigError, IntegrityError
@@ -90,6 +91,32 @@ def test_nights_are_kept_listed_verified_and_recovered_from(
         kvmimg_update("web1", "daily.0")
     assert [text for _, text in seen] == ["one\n", "two\n"]
     assert all(files.is_relative_to(site.store / "opened") and not files.exists() for files, _ in seen)
+
+
+def test_encrypted_night_is_held_shown_and_accepted(site: FakeSite, kind: str) -> None:
+    site.files["db1"] |= {f"/srv/{number}": b"plain text, and some more of it " * 30 for number in range(40)}
+    (*_, first) = nightly(["db1"])
+    for number in range(40):
+        content = site.files["db1"].pop(f"/srv/{number}")
+        site.files["db1"][f"/srv/{number}.locked"] = random.Random(number).randbytes(len(content))
+    kept = "is pinned" if kind == "restic" else "only its backup application can keep"
+    said = (
+        rf"is held and nothing rotated: 40 of \d+ files .* look encrypted .* with night {first.produced}, which {kept}"
+    )
+    for _ in range(2):
+        time.sleep(1)  # a night's id is of the second
+        with pytest.raises(ClientsFailed, match=said):
+            nightly(["db1"])
+    (one, two) = (row.night for row in catalogue.held("db1")["db1"])
+    row = next(row for row in catalogue.protections().rows if row.client == "db1")
+    assert (row.outcome, row.points, row.held, row.newest_point) == ("FAILED", 1, (one, two), first.produced)
+    (explained,) = history.explain("db1")
+    assert explained.point.night == first.produced
+    assert kind == "restic" or explained.next.endswith(f"keeps it; held: night {two} is not like it")
+    assert [move.to for move in held.accept("db1", None, "a new release").moves if move.point.startswith(".held")]
+    assert [night.manifest.id for night in catalogue.nights("db1")] == [two, two, first.produced]
+    assert [move.point for move in held.accept("db1", two, "again").moves] == []
+    assert catalogue.held("db1") == {"db1": []}
 
 
 def test_history_that_is_out_of_reach_leaves_the_overnight_copy(site: FakeSite, kind: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from tasks.drivers import engines, held_nights, permanent, process, restore_points
+from tasks.drivers.store import read_model
 from tasks.errors import (
     AccessDenied,
     CommandFailed,
@@ -32,7 +34,7 @@ from tasks.errors import (
     StoreFull,
     StoreNotMounted,
 )
-from tasks.model.anomaly import Decision
+from tasks.model.anomaly import Decision, Past
 from tasks.model.inventory import Policy
 from tasks.model.retention import Pin, Reading
 from tests.lab.engine_bench import CODES, KEY, PASSWORD, POLICY, Bench, id_of, nothing, sync_in_child
@@ -334,6 +336,15 @@ class TestHeld:
         assert scrambled.startswith("25 of 60 files")
         assert bench.days() == {"daily.0": 2, "daily.1": 1}
 
+    def test_night_that_another_engine_holds_is_not_taken_in(self, bench: Bench) -> None:
+        bench.kind = "command" if bench.kind == "rsnapshot" else "rsnapshot"
+        for dry_run in (True, False):
+            with pytest.raises(IntegrityError, match=r"a stamped sync.*none"):
+                bench.accept(dry_run=dry_run)
+        assert bench.waiting() == [3]
+        past = read_model(bench.root / held_nights.PAST, Past)
+        assert past is None or not any(night.accepted for night in past.nights)
+
     @pytest.mark.parametrize(("stock", "word"), KILLED, indirect=["stock"])
     def test_killed_between_any_two_steps_nothing_is_lost(self, stock: Bench, tmp_path: Path, word: str) -> None:
         prepared = copy_of(stock, tmp_path / "prepared")
@@ -541,6 +552,25 @@ class TestRestic:
             bench.engine().open("daily.0", nothing)
         assert not any(bench.store.opened("web1").glob("*"))
 
+    def test_sample_with_odd_names_is_brought_and_large_files_are_not(self, bench: Bench) -> None:
+        odd = {f"[{name}]*?\\": content for name, content in plain_tree().items()}
+        odd["large"] = b"plain text " * 500_000
+        assert stage2(bench, 1, odd) == ()
+        bench.content(2, encrypted(odd))
+        change = bench.judged().change
+        assert change is not None
+        assert (change.changed, change.scrambled) == (FILES + 1, FILES)
+        assert not any(bench.store.root.glob(".sample-*"))
+
+    def test_snapshot_of_a_held_night_that_is_gone_is_told(self, bench: Bench) -> None:
+        assert stage2(bench, 1, plain_tree()) == ()
+        assert stage2(bench, 2, encrypted(plain_tree()))
+        ids = [row["id"] for row in json.loads(bench.restic("snapshots", "--json", "--tag", f"night-{id_of(2)}"))]
+        bench.restic("forget", *ids)
+        with pytest.raises(IntegrityError, match=f"of night {id_of(2)}"):
+            bench.accept()
+        assert (bench.waiting(), bench.days()) == ([2], {"daily.0": 1})
+
     def test_manifest_that_cannot_be_read_is_no_backup(self, bench: Bench) -> None:
         bench.kept(1)
         shutil.rmtree(bench.store.root / "restic")
@@ -610,6 +640,15 @@ class TestCommand:
         bench.kept(1)
         with pytest.raises(CommandFailed, match="status 1"):
             bench.engine(verify=["false", "{night}"]).verify(100)
+
+    def test_newest_point_whose_listing_is_damaged_is_passed_over(self, bench: Bench) -> None:
+        for number in (1, 2):
+            assert stage2(bench, number, plain_tree()) == ()
+        (bench.root / ".nights" / f"{id_of(2)}.SHA256SUMS").write_text("")
+        bench.content(3, encrypted(plain_tree()))
+        found = bench.judged()
+        assert found.change is not None
+        assert (found.held, found.change.against, found.damaged) == (True, id_of(1), ("daily.0",))
 
     def test_night_that_the_vendor_lost_is_told(self, bench: Bench) -> None:
         bench.kept(1)
