@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tasks import places
 from tasks.drivers import held_nights, permanent, restore_points
+from tasks.drivers.held_nights import Braked
 from tasks.drivers.point_check import Checked
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import verify_night
@@ -56,20 +57,25 @@ def sync(client: str) -> Synced:
         return Synced(night.id, engine.sync(night, progress.update))
 
 
+@retryable("judge night", "judge night of {client}")
+def _judged(client: str) -> Braked:
+    """What becomes of the fresh sync."""
+    permanent.prove(places.permanent())
+    return held_nights.brake(places.engine_of(client))
+
+
 def brake(client: str) -> list[str]:
     """What somebody should know of the fresh sync before it rotates, a line each; NightHeld when it must not."""
     _, policy = places.system_of(client)
     if policy.brake == "off":
         return []
-    permanent.prove(places.permanent())
-    engine = places.engine_of(client)
-    found = held_nights.brake(engine)
+    found = _judged(client)
     reasons = ", ".join(found.reasons)
     if found.change is not None:
         log.info("%s: %s", client, found.change.text)
     if found.held and found.change is not None:
         gone = "".join(f"; of those held before, {one} went to the trash" for one in found.given_up)
-        kept = "is pinned" if engine.forgets else "only its backup application can keep"
+        kept = "is pinned" if places.engine_of(client).forgets else "only its backup application can keep"
         raise NightHeld(found.change.night, f"{reasons}{gone}", found.change.against, shlex.quote(client), kept)
     return [
         *([f"it is not like the nights before: {reasons}"] if reasons else []),

@@ -18,7 +18,7 @@ from tasks.drivers.store import read_model, sync_folder, write_model
 from tasks.errors import ConfigError, IntegrityError, UnknownName
 from tasks.model.anomaly import Change, Decision, HeldNight, Past, PastNight, judge
 from tasks.model.inventory import Policy
-from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.manifest import NightManifest
 from tasks.model.retention import SYNC, Move, Pin
 
 PAST = ".changes.json"
@@ -115,8 +115,7 @@ def _taken_in(engine: Engine, night: str, reason: str, points: list[NightManifes
     Its figures first: should this be killed, the like of it is let through, as the operator wants.
     """
     place, root, folder = engine.ground.place, engine.ground.root, f"{HELD}{night}"
-    stamp = at(place, _stamp, root / folder)
-    if any(point.ended >= stamp.ended for point in points):
+    if any(point.id > night for point in points):
         what = "there is a restore point of a later time, which was like the last good one"
         raise ConfigError(
             f"night {night} cannot become the newest", what, "reject it; until it is removed it can be had back"
@@ -126,13 +125,6 @@ def _taken_in(engine: Engine, night: str, reason: str, points: list[NightManifes
         return moves
     at(place, _remember, root, night, reason)
     return engine.rotate(folder)
-
-
-def _stamp(folder: Path) -> NightManifest:
-    stamp = read_model(folder / MANIFEST, NightManifest)
-    if stamp is None:
-        raise IntegrityError(str(folder), "a stamped night", "none")
-    return stamp
 
 
 def _remember(root: Path, night: str, reason: str) -> None:

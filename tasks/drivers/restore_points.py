@@ -128,7 +128,7 @@ def _order(name: str) -> tuple[int, int | str]:
 
 def planned(root: Path, rules: Rules, now: datetime, sync: str) -> list[Move]:
     """The moves that `rotate` would make."""
-    return plan(retained(root), rules, _stamp(root / sync).ended, now, sync)
+    return plan(retained(root), rules, stamp_of(root / sync).ended, now, sync)
 
 
 def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int, sync: str = SYNC) -> list[Move]:
@@ -149,8 +149,8 @@ def tidy(place: PermanentPlace, root: Path) -> int:
     return len(doomed)
 
 
-def _stamp(sync: Path) -> NightManifest:
-    """Of a sync that has its files; those of a held night may be another engine's."""
+def stamp_of(sync: Path) -> NightManifest:
+    """The stamp of a sync; IntegrityError when it has none, or its files are another engine's."""
     stamp = read_model(sync / MANIFEST, NightManifest) if (sync / "data").is_dir() else None
     if stamp is None:
         raise IntegrityError(str(sync), "a stamped sync", "none")
@@ -159,7 +159,7 @@ def _stamp(sync: Path) -> NightManifest:
 
 def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC) -> list[Move]:
     mend(root)
-    stamp, moves = _stamp(root / sync), planned(root, rules, now, sync)
+    stamp, moves = stamp_of(root / sync), planned(root, rules, now, sync)
     _make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
     return moves
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -264,19 +264,28 @@ def check_by_hand(bench: Bench) -> None:
             raise IntegrityError("daily.1", "what its listing says", "another")
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def stock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+@pytest.fixture(scope="module")
+def stocks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
+    @cache
+    def made(kind: str) -> Bench:
+        policy = Policy(daily=2, weekly=1, monthly=0, least=1, trash_days=3)
+        bench = Bench(kind, tmp_path_factory.mktemp("s"), policy)
+        for number in (1, 2):
+            assert stage2(bench, number, plain_tree()) == ()
+        bench.content(3, encrypted(plain_tree()))
+        found = bench.judged()
+        said = "have another content" if kind == "command" else "look encrypted"
+        assert found.held
+        assert any(said in reason for reason in found.reasons)
+        return bench
+
+    return made
+
+
+@pytest.fixture(params=KINDS)
+def stock(request: pytest.FixtureRequest, stocks: Callable[[str], Bench]) -> Bench:
     """Two good nights, 1 and 2, and one that is encrypted, 3, is held."""
-    policy = Policy(daily=2, weekly=1, monthly=0, least=1, trash_days=3)
-    bench = Bench(request.param, tmp_path_factory.mktemp("s"), policy)
-    for number in (1, 2):
-        assert stage2(bench, number, plain_tree()) == ()
-    bench.content(3, encrypted(plain_tree()))
-    found = bench.judged()
-    said = "have another content" if bench.kind == "command" else "look encrypted"
-    assert found.held
-    assert any(said in reason for reason in found.reasons)
-    return bench
+    return stocks(request.param)
 
 
 class TestHeld:

@@ -78,7 +78,7 @@ class Engine(Protocol):
     def changes(self) -> tuple[Change | None, tuple[str, ...]]:
         """The stamped sync against the newest point whose listing is whole, None without one; and newer points.
 
-        The overnight copy is what was synced.
+        The overnight copy is what was synced. IntegrityError without a stamped sync.
         """
 
     def planned(self, sync: str) -> list[Move]:

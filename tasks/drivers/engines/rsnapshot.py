@@ -9,10 +9,10 @@ from tasks.drivers import changed, night_changes, permanent, restore_points, rsn
 from tasks.drivers.engines import Advance, Ground
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.renewal import Renewal
-from tasks.drivers.store import keeps_nanoseconds, read_model
+from tasks.drivers.store import keeps_nanoseconds
 from tasks.errors import NothingToRecover
 from tasks.model.anomaly import Change
-from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.manifest import NightManifest
 from tasks.model.names import slug
 from tasks.model.retention import SYNC, Move, Point
 
@@ -102,9 +102,7 @@ class RsnapshotEngine:
 
 
 def _changes(root: Path, near: Path) -> tuple[Change | None, tuple[str, ...]]:
-    stamp = read_model(root / SYNC / MANIFEST, NightManifest)
-    if stamp is None:
-        return None, ()
+    stamp = restore_points.stamp_of(root / SYNC)
 
     def compared(name: str, old: NightManifest) -> Change:
         return night_changes.compare(night_changes.Folder(root / name), old, near, stamp)
