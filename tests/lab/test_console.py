@@ -10,8 +10,8 @@ import pytest
 from tasks.drivers import console
 from tasks.drivers.libvirt_host import Host
 from tasks.errors import HypervisorError
-from tests.lab.conftest import Guests
 from tests.lab.kvm_host import KvmHost
+from tests.lab.snaplive_guest import Guests
 
 
 def test_console_is_a_picture_that_browsers_show(kvm_host: KvmHost, host: Host, guests: Guests, tmp_path: Path) -> None:
