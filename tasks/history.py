@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from tasks.drivers import inventory_file, kept_replicas, originals, permanent, restore_points
+from tasks.drivers import inventory_file, kept_replicas, originals, permanent, restore_points, store_clock
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.store import Store
+from tasks.drivers.store_clock import Clock
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.inventory import Policy
 from tasks.model.names import new_id, slug
@@ -34,7 +35,8 @@ def explain(client: str) -> list[Explained]:
     points = engine.retained()
     if not engine.forgets:
         return [Explained(point, "stays as long as its backup application keeps it") for point in points]
-    moves = {move.point: move for move in plan(points, rules, now, now)}
+    doubt = permanent.look(place, store_clock.read, place.path, now).doubt
+    moves = {move.point: move for move in plan(points, rules, now, now, doubt)}
     rows = []
     for point in points:
         move = moves.get(point.name)
@@ -58,7 +60,8 @@ def explain_images(vm: str | None) -> dict[str, list[Verdict]]:
     if vm not in (None, *known):
         raise UnknownName("VM with images", vm, known)
     chosen, now = known if vm is None else [vm], datetime.now(UTC)
-    return {name: kept_replicas.verdicts(declared, store, place, name, now, wanted=True) for name in chosen}
+    doubt = permanent.look(place, store_clock.read, place.path, now).doubt
+    return {name: kept_replicas.verdicts(declared, store, place, name, now, doubt, wanted=True) for name in chosen}
 
 
 def pin_image(vm: str, wanted: str, until: date, reason: str) -> str:
@@ -81,6 +84,13 @@ def _pin_image(vm: str, wanted: str, made: Callable[[str], Pin | None]) -> str:
     chosen = originals.choose(permanent.at(place, originals.images_there, place.path, vm), wanted, vm, place.path)
     kept_replicas.pin(place, chosen.folder, made(chosen.id))
     return chosen.id
+
+
+def clock(*, confirm: bool) -> Clock:
+    """The clock that retention goes by; with `confirm` it is right as it is now, whatever was seen before."""
+    place = permanent.place_of(inventory_file.load().permanent)
+    permanent.prove(place, permanent.LOOK_DEADLINE_S)
+    return permanent.look(place, store_clock.confirm if confirm else store_clock.read, place.path, datetime.now(UTC))
 
 
 def simulate(policy: str, nights: int, every_days: int) -> list[Point]:

@@ -14,7 +14,16 @@ from prefect.settings import get_current_settings
 from sqlalchemy.engine import make_url
 
 from tasks import places
-from tasks.drivers import inventory_file, kept_replicas, originals, permanent, recovery_set, replica_check, replicas
+from tasks.drivers import (
+    inventory_file,
+    kept_replicas,
+    originals,
+    permanent,
+    recovery_set,
+    replica_check,
+    replicas,
+    store_clock,
+)
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
@@ -78,9 +87,13 @@ def replicate_images(vm: str) -> Made:
 
 @retryable("retain replicas", "retain replicas of images of {vm}", retries=0)
 def retain_images(vm: str) -> list[str]:
-    """Give up the replicas of the VM's images that nothing keeps, remove what is due; the ids of those that went."""
+    """Give up the replicas of the VM's images that nothing keeps, remove what is due; the ids of those that went.
+
+    Raises ClockDoubted before anything is given up.
+    """
     store, place, now = places.store(), places.permanent(), datetime.now(UTC)
     permanent.prove(place)
+    store_clock.require(place)
     judged = kept_replicas.verdicts(places.inventory(), store, place, vm, now)
     doomed = [one for one in judged if not one.stays]
     due = now.date() + timedelta(days=places.policy_of_vm(vm).trash_days)

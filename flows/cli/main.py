@@ -13,7 +13,10 @@ COMMANDS = {
     "status": ("flows.cli.show", "What is protected, how well, and since when."),
     "list": ("flows.cli.show", "Images and restore points."),
     "space": ("flows.cli.space", "How full the stores are, until when, what saves room, what each client costs."),
-    "store": ("flows.cli.store", "Make a store: on VDO, which deduplicates and compresses."),
+    "store": (
+        "flows.cli.store",
+        "Make a store: on VDO, which deduplicates and compresses. The clock that the permanent store goes by.",
+    ),
     "retention": (
         "flows.cli.retention",
         "Which restore points and replicas are kept, why, and what a policy would keep.",

@@ -23,7 +23,14 @@ from tasks.model.verify_choice import Verified
 
 
 def verdicts(
-    declared: Inventory, store: Store, place: PermanentPlace, vm: str, now: datetime, *, wanted: bool = False
+    declared: Inventory,
+    store: Store,
+    place: PermanentPlace,
+    vm: str,
+    now: datetime,
+    doubt: str | None = None,
+    *,
+    wanted: bool = False,
 ) -> list[Verdict]:
     """What becomes of each replica of the VM's images, newest first.
 
@@ -39,7 +46,7 @@ def verdicts(
         ]
     count = declared.policy_of_vm(vm).image_replicas
     flavours = _flavours(declared, store, place, vm) if len(replicas) > count else set()
-    judged = judge(replicas, count, flavours, now)
+    judged = judge(replicas, count, flavours, now, f"the clock is in doubt: {doubt}" if doubt else None)
     undoubted = judge([replace(one, hurt=None) for one in replicas], count, flavours, now)
     return [one if one.replica.there else other for one, other in zip(judged, undoubted, strict=True)]
 

@@ -375,3 +375,23 @@ def test_replicas_of_images_are_explained_and_pinned(site: FakeSite, run) -> Non
     assert explained("retention", "images") == [f"stays: {kept}", "goes: 1 newer ones are sound"]
     assert run("image", "pin", "web1", "20200101T000000Z", "--until", "2999-12-31", "--reason", "x").code == 10
     assert run("retention", "images", "none").code == 2
+
+
+def test_trash_is_not_emptied_by_a_clock_in_doubt_until_it_is_confirmed(site: FakeSite, run) -> None:
+    assert run("run", "nightly", "--client", "db1").code == 0
+    trash = site.permanent / "db1/.trash-2026-01-01-daily.9-abcd"
+    trash.mkdir()
+    assert run("store", "clock").code == 0
+    a_year_ago = time.time() - 365 * 86400
+    os.utime(site.permanent / ".gbs-clock", (a_year_ago, a_year_ago))
+    ended = run("run", "permanent", "--client", "db1", "--json")
+    assert ended.code == 3
+    row = json.loads(ended.out)[-1]
+    assert (row["client"], row["outcome"]) == ("all clients", "WARNING")
+    assert re.search(r"not removed: nothing is given up .* latest time seen before .*: gbs store clock", row["reason"])
+    assert trash.exists()
+    assert run("reject", "db1", "--reason", "x").code == 1
+    assert run("store", "clock").code == 3
+    assert run("store", "clock", "--confirm").code == 0
+    assert run("run", "permanent", "--client", "db1").code == 0
+    assert not trash.exists()

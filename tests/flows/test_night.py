@@ -16,9 +16,19 @@ from flows.overnight import overnight as overnight_flow
 from flows.permanent import permanent as permanent_flow
 from flows.prepare import prepare as prepare_flow
 from tasks import nights
+from tasks.drivers import restore_points
+from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive_settle import DiskOutcome
-from tasks.errors import ClientsFailed, CommandFailed, DumpFailed, GbsError, TransferInterrupted, Unreachable
+from tasks.errors import (
+    ClientsFailed,
+    CommandFailed,
+    DumpFailed,
+    GbsError,
+    StoreSilent,
+    TransferInterrupted,
+    Unreachable,
+)
 from tasks.model.facts import Facts
 from tasks.model.outcome import Outcome, StageResult, exit_code
 from tasks.model.ssh_target import SshTarget
@@ -394,3 +404,26 @@ def test_nightly_client_locked_fails_that_client_only(site: FakeSite) -> None:
     assert ("pull", "db1") not in site.calls
     assert site.count("pull", "kvm1") == 1
     assert UUID not in str(site.calls)
+
+
+def test_what_was_given_up_is_removed_from_clients_side_by_side(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=60)
+    monkeypatch.setattr(restore_points, "tidy", lambda *_: both.wait())
+    assert outcomes(nightly(["kvm1", "db1"])).keys() == {
+        f"{name} {stage}" for name in ("kvm1", "db1") for stage in ("prepare", "overnight", "permanent")
+    }
+    assert not both.broken
+
+
+def test_a_store_that_falls_silent_while_the_trash_is_emptied_is_told_once(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(place: PermanentPlace, _: object) -> None:
+        raise StoreSilent(str(place.path), "no answer within 60 s")
+
+    monkeypatch.setattr(restore_points, "tidy", silent)
+    (row,) = [row for row in nightly(["kvm1", "db1"]) if row.client == "all clients"]
+    assert row.outcome is Outcome.WARNING
+    assert len(row.reasons) == 1
