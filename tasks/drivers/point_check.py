@@ -12,12 +12,15 @@ from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.digest import opened, parse_listing_line, sha256_file, sha256_of
+from tasks.drivers.proven_copy import put
 from tasks.drivers.restore_points import WHOLE, points
-from tasks.errors import GbsError
+from tasks.drivers.store import listed_model, verify_night
+from tasks.errors import GbsError, IntegrityError
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 
 HEAL_DEADLINE_S = 6 * 3600
 _HEALING = ".heal"
+_UNREADABLE = f"{MANIFEST}: cannot be read"
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,14 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     The good copy is that of another point, or of the `overnight` copy, if it has the sha256 that the listing says. A
     damaged file is replaced in every point that has its inode there and whose own listing says the same sha256.
     """
+    mended = _mend_manifests(root, overnight.parent) if overnight else []
     there = points(root)
     stamped = {name: manifest for name, manifest in there.items() if manifest is not None}
     listed: dict[str, dict[bytes, str]] = {}
     found: dict[str, Checked] = {}
     for name in there.keys() - stamped.keys():
         if (root / name / MANIFEST).exists():
-            found[name] = Checked(name, "", 0, 0, (f"{MANIFEST}: cannot be read",), ())
+            found[name] = Checked(name, "", 0, 0, (_UNREADABLE,), ())
     for name, manifest in stamped.items():
         try:
             listed[name] = _listed(root / name, manifest)
@@ -61,7 +65,7 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     for name, files in listed.items():
         choice = random.Random(f"{seed} {stamped[name].id}")  # noqa: S311 - a sample, not a secret
         count = read_bytes = 0
-        damaged, healed = list[str](), list[str]()
+        damaged, healed = [_UNREADABLE] * (name in mended), [_UNREADABLE] * (name in mended)
         for path, sha256 in files.items():
             if percent < WHOLE and choice.random() * WHOLE >= percent:
                 continue
@@ -76,6 +80,31 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
                 healed.append(damaged[-1])
         found[name] = Checked(name, stamped[name].id, count, read_bytes, tuple(damaged), tuple(healed))
     return [found[name] for name in there if name in found]
+
+
+def _mend_manifests(root: Path, overnight: Path) -> list[str]:
+    """Put the overnight copy's manifest in the place of a damaged one of the same night; the points that needed it.
+
+    Whose it is tell the listing and the facts that lie beside it: a night's facts are no other night's.
+    """
+    good, mended = listed_model(overnight / MANIFEST, NightManifest), list[str]()
+    if good is None:
+        return mended
+    for name, manifest in points(root).items():
+        folder = root / name
+        if manifest is not None and (manifest.id != good.id or _is_of(folder, manifest)):
+            continue
+        if (folder / MANIFEST).exists() and _is_of(folder, good) and put(overnight / MANIFEST, folder / MANIFEST):
+            mended.append(name)
+    return mended
+
+
+def _is_of(folder: Path, manifest: NightManifest) -> bool:
+    try:
+        verify_night(folder, manifest)
+    except (IntegrityError, OSError):
+        return False
+    return True
 
 
 def _listed(folder: Path, manifest: NightManifest) -> dict[bytes, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tasks.drivers import restore_points, store_clock
 from tasks.drivers.store_clock import SEEN
 from tasks.errors import ClockDoubted
-from tasks.model.retention import Pin, Retain, Rules
+from tasks.model.retention import SYNC, Pin, Retain, Rules
 from tests.unit.points_site import Site
 
 YEAR = timedelta(days=365)
@@ -23,6 +24,12 @@ def remember(store: Path, before: timedelta) -> None:
     (store / SEEN).touch()
     then = time.time() - before.total_seconds()
     os.utime(store / SEEN, (then, then))
+
+
+def fresh(site: Site, number: int) -> None:
+    """What a sync leaves."""
+    site.night(number)
+    shutil.copytree(site.source, site.root / SYNC)
 
 
 def test_the_time_is_remembered_from_run_to_run(tmp_path: Path) -> None:
@@ -70,15 +77,13 @@ def test_a_year_ahead_no_point_is_given_up_whatever_its_pin_says(tmp_path: Path)
     over = datetime.now(UTC).date() - timedelta(days=300)
     restore_points.pin(site.root, Pin(night=night, until=over, reason="audit"), night)
     remember(site.far.path, YEAR)
-    site.night(3)
-    site.sync()
+    fresh(site, 3)
     (kept,) = [move for move in restore_points.rotate(site.far, site.root, site.rules, 3) if move.point == "daily.1"]
     assert kept.reason.startswith("the clock is in doubt: it says 2")
     assert site.days() == {"daily.0": 3, "daily.1": 2, f"kept.{night}": 1}
     with pytest.raises(ClockDoubted, match="while the clock is in doubt"):
         store_clock.require(site.far)
     store_clock.confirm(site.far.path, datetime.now(UTC))
-    site.night(4)
-    site.sync()
+    fresh(site, 4)
     site.rotate()
     assert site.days() == {"daily.0": 4, "daily.1": 3}
