@@ -82,7 +82,7 @@ class Years:
 @given(st.integers(0, 1 << 30), st.integers(1, 5))
 def test_over_hundreds_of_days_the_promises_hold(seed: int, count: int) -> None:
     site = Years(seed)
-    for _ in range(150):
+    for _ in range(100):
         site.live()
         before, sound = list(site.there), site.sound()
         verdicts = judge(before, count, set(site.nights), site.now)
