@@ -21,7 +21,6 @@ from tasks.errors import (
     Locked,
     NightHeld,
     NothingToRecover,
-    StoreError,
     StoreNotMounted,
     StoreSilent,
 )
@@ -128,7 +127,7 @@ def tidy(clients: Sequence[str]) -> list[str]:
     """
     try:
         store_clock.require(places.permanent())
-    except StoreError as exc:
+    except GbsError as exc:
         return [str(exc)]
     with reporting(log, "remove given up") as progress, ThreadPoolExecutor(TIDIED_AT_ONCE) as pool:
         # Each in a copy of this thread's context, as a task runner would: settings are kept there.

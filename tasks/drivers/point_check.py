@@ -65,7 +65,8 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     for name, files in listed.items():
         choice = random.Random(f"{seed} {stamped[name].id}")  # noqa: S311 - a sample, not a secret
         count = read_bytes = 0
-        damaged, healed = [_UNREADABLE] * (name in mended), [_UNREADABLE] * (name in mended)
+        damaged = [_UNREADABLE] if name in mended else []
+        healed = [*damaged]
         for path, sha256 in files.items():
             if percent < WHOLE and choice.random() * WHOLE >= percent:
                 continue

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tasks.drivers.permanent import PermanentPlace, at
+from tasks.drivers.permanent import PermanentPlace, at, prove
 from tasks.errors import ClockDoubted
 
 SEEN = ".gbs-clock"
-JUMP = timedelta(days=7)
-"""Nights are nearly daily; a pause that is longer is for an operator to confirm."""
+JUMP = timedelta(days=10)
+"""More than from one week's run to the next; a pause that is longer is for an operator to confirm."""
 APART = timedelta(days=1)
 CONFIRM = "if the clock is right: gbs store clock --confirm"
 
@@ -74,7 +74,8 @@ def doubt(root: Path, ours: datetime) -> str | None:
 
 
 def require(place: PermanentPlace) -> None:
-    """Raise ClockDoubted unless the clock can be believed."""
+    """Raise ClockDoubted unless the clock can be believed, and what `prove` raises."""
+    prove(place)
     if (why := at(place, doubt, place.path, datetime.now(UTC))) is not None:
         raise ClockDoubted(str(place.path), why)
 

@@ -20,6 +20,7 @@ from tasks.drivers import restore_points
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive_settle import DiskOutcome
+from tasks.drivers.store import write_model
 from tasks.errors import (
     ClientsFailed,
     CommandFailed,
@@ -30,6 +31,7 @@ from tasks.errors import (
     Unreachable,
 )
 from tasks.model.facts import Facts
+from tasks.model.manifest import NightManifest
 from tasks.model.outcome import Outcome, StageResult, exit_code
 from tasks.model.ssh_target import SshTarget
 from tests.flows.fake_site import UUID, FakeSite
@@ -210,8 +212,8 @@ def test_night_without_a_file_system_that_was_there_is_refused(site: FakeSite) -
     srv = {**facts["file_systems"][0], "mountpoint": "/srv", "uuid": None}
     facts["file_systems"].append(srv)
     (site.store / "overnight/db1/facts.json").write_text(json.dumps(facts))
-    manifest = json.loads(before)
-    (site.store / "overnight/db1/manifest.json").write_text(json.dumps({**manifest, "paths": ["/", "/srv"]}))
+    manifest = NightManifest.model_validate_json(before).model_copy(update={"paths": ("/", "/srv")})
+    write_model(site.store / "overnight/db1/manifest.json", manifest)
     with pytest.raises(ClientsFailed, match=r"/srv \(/dev/vda\) was mounted last night and is not now: mount it"):
         nightly(["db1"])
     assert site.count("pull", "db1") == 1

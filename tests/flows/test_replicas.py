@@ -18,7 +18,9 @@ from flows.nightly import nightly as nightly_flow
 from flows.replicate import replicate as replicate_flow
 from flows.verify_images import verify_images as verify_images_flow
 from flows.verify_replicas import verify_replicas as verify_flow
+from tasks.drivers.store import read_model, write_model
 from tasks.errors import ClientsFailed, IntegrityError, NothingToRecover
+from tasks.model.manifest import ImageManifest, NightManifest
 from tests.flows.test_night import outcomes
 
 if TYPE_CHECKING:
@@ -196,3 +198,22 @@ def test_damage_that_nobody_healed_keeps_an_older_replica(site: FakeSite) -> Non
     verify_replicas()
     replicate()
     assert replicas_of(site) == [second.name]
+
+
+def test_an_image_of_the_disk_layout_of_an_old_night_stays(site: FakeSite) -> None:
+    site.policies = {"default": {"image_replicas": 1}}
+    site.create()
+    nightly(["kvm1", "web1"])
+    (first,) = replicas_of(site)
+    image, night = site.permanent / "_images/kvm1/web1" / first / "manifest.json", site.permanent / "web1/daily.0"
+    for path, model in ((image, ImageManifest), (night / "manifest.json", NightManifest)):
+        found = read_model(path, model)
+        assert found is not None
+        write_model(path, found.model_copy(update={"flavour": "of old"}))
+    shutil.rmtree(site.store / "images/kvm1/web1" / first)
+    (second,) = take(site)
+    replicate()
+    assert replicas_of(site) == [first, second]
+    shutil.rmtree(night)
+    replicate()
+    assert replicas_of(site) == [second]

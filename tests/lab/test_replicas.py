@@ -443,6 +443,14 @@ def test_two_old_manifests_that_differ_are_told_and_left_as_nothing_tells_which_
     assert (replica / MANIFEST).read_bytes() == before
 
 
+def test_a_replica_is_that_of_an_original_that_is_older_than_seals(vm: Vm, far: PermanentPlace) -> None:
+    original = vm.image()
+    replicas.replicate(far, original)
+    unsealed(original.folder / MANIFEST)
+    assert replicas.replicate(far, original) is None
+    assert check(far, "image", far.path / original.place, original.folder).damaged == ()
+
+
 def test_a_replica_whose_manifest_has_a_flipped_bit_is_told_as_damaged(vm: Vm, far: PermanentPlace) -> None:
     original = vm.image()
     replicas.replicate(far, original)
