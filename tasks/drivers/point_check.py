@@ -21,6 +21,7 @@ from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 HEAL_DEADLINE_S = 6 * 3600
 _HEALING = ".heal"
 _UNREADABLE = f"{MANIFEST}: cannot be read"
+_OVERNIGHT_UNREADABLE = f"the overnight copy's {_UNREADABLE}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     The good copy is that of another point, or of the `overnight` copy, if it has the sha256 that the listing says. A
     damaged file is replaced in every point that has its inode there and whose own listing says the same sha256.
     """
-    mended = _mend_manifests(root, overnight.parent) if overnight else []
+    mended = _mend_manifests(root, overnight.parent) if overnight else {}
     there = points(root)
     stamped = {name: manifest for name, manifest in there.items() if manifest is not None}
     listed: dict[str, dict[bytes, str]] = {}
@@ -65,7 +66,7 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     for name, files in listed.items():
         choice = random.Random(f"{seed} {stamped[name].id}")  # noqa: S311 - a sample, not a secret
         count = read_bytes = 0
-        damaged = [_UNREADABLE] if name in mended else []
+        damaged = [mended[name]] if name in mended else []
         healed = [*damaged]
         for path, sha256 in files.items():
             if percent < WHOLE and choice.random() * WHOLE >= percent:
@@ -83,21 +84,27 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     return [found[name] for name in there if name in found]
 
 
-def _mend_manifests(root: Path, overnight: Path) -> list[str]:
-    """Put the overnight copy's manifest in the place of a damaged one of the same night; the points that needed it.
+def _mend_manifests(root: Path, overnight: Path) -> dict[str, str]:
+    """Put the manifest of the overnight copy in the place of a damaged one of the same night, or the other way round.
 
-    Whose it is tell the listing and the facts that lie beside it: a night's facts are no other night's.
+    What was damaged, by the point. Whose it is tell the listing and the facts that lie beside it: a night's facts are
+    no other night's.
     """
-    good, mended = listed_model(overnight / MANIFEST, NightManifest), list[str]()
-    if good is None:
-        return mended
+    good, mended = listed_model(overnight / MANIFEST, NightManifest), dict[str, str]()
     for name, manifest in points(root).items():
-        folder = root / name
-        if manifest is not None and (manifest.id != good.id or _is_of(folder, manifest)):
+        if good is None:
+            if manifest is not None and _mended(overnight, manifest, root / name):
+                return {name: _OVERNIGHT_UNREADABLE}
             continue
-        if (folder / MANIFEST).exists() and _is_of(folder, good) and put(overnight / MANIFEST, folder / MANIFEST):
-            mended.append(name)
+        whole = manifest is not None and (manifest.id != good.id or _is_of(root / name, manifest))
+        if not whole and _mended(root / name, good, overnight):
+            mended[name] = _UNREADABLE
     return mended
+
+
+def _mended(folder: Path, manifest: NightManifest, source: Path) -> bool:
+    target = folder / MANIFEST
+    return target.exists() and _is_of(folder, manifest) and put(source / MANIFEST, target)
 
 
 def _is_of(folder: Path, manifest: NightManifest) -> bool:

@@ -174,6 +174,18 @@ def test_manifest_with_a_flipped_bit_is_healed_by_the_overnight_copy(site: Site,
     assert not any(row.damaged for row in check(site).values())
 
 
+def test_damaged_manifest_of_the_overnight_copy_is_healed_by_its_point(site: Site) -> None:
+    manifest = site.source / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole.replace(b"web1", b"web0"))
+    found = check(site)
+    assert (
+        found["daily.0"].damaged == found["daily.0"].healed == ("the overnight copy's manifest.json: cannot be read",)
+    )
+    assert not found["daily.1"].damaged
+    assert manifest.read_bytes() == whole
+
+
 def test_manifest_that_nobody_has_another_of_stays_damaged(site: Site) -> None:
     manifest = site.root / "daily.1/manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b"web1", b"web0"))
