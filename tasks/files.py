@@ -203,27 +203,49 @@ def publish(
 
     `proven` are dumps as `prove` gave them back, `doubts` what was found wrong with others, `tree` is as `pull` got it.
     """
-    system, policy = places.system_of(client)
+    _, policy = places.system_of(client)
     store, prepared = places.store(), read_prepared(client)
     staging, published = store.staging(client), store.overnight(client)
     _verify_dumps(staging / "data", prepared.dumps)
-    dumps = {dump.path: dump for dump in (*prepared.dumps, *proven)}
-    failures = (*prepared.failures, *doubts)
-    last, last_listing = store.night_of(client), store.listing_of(client)
+    last = store.night_of(client)
     with reporting(log, f"list files of {client}"):
-        listed = write_listing(staging / "data", staging / LISTING, published / "data", last_listing)
+        listed = write_listing(staging / "data", staging / LISTING, published / "data", store.listing_of(client))
     if last is not None:
         _require_not_shrunk(client, "files", last.files, listed.files, policy.max_shrink_percent)
     write_model(staging / "facts.json", prepared.facts)
     vanished = (f"vanished while read: {line}" for line in moved.vanished)
-    warnings = (*failures, *(tree.warnings if tree else ()), *vanished)
-    manifest = NightManifest(
+    failures = (*prepared.failures, *doubts)
+    manifest = _manifest(client, started, listed, failures, (*(tree.warnings if tree else ()), *vanished), proven, tree)
+    write_model(staging / MANIFEST, manifest)
+    if last is not None:
+        _note_changed(store, last, manifest, listed)
+    replace(staging, published)
+    discard(staging, store.trash, staging.name)
+    sync_folder(published.parent)
+    return manifest
+
+
+def _manifest(
+    client: str,
+    started: datetime,
+    listed: Listed,
+    failures: Sequence[str],
+    warnings: Sequence[str],
+    proven: Sequence[DumpRecord],
+    tree: SnapshotTree | None,
+) -> NightManifest:
+    """What the staging tree is."""
+    system, _ = places.system_of(client)
+    store, prepared = places.store(), read_prepared(client)
+    staging, last = store.staging(client), store.night_of(client)
+    dumps = {dump.path: dump for dump in (*prepared.dumps, *proven)}
+    return NightManifest(
         id=new_id(started),
         client=client,
         started=started,
         ended=datetime.now(UTC),
         outcome=Outcome.PARTIAL if failures else Outcome.WARNING if warnings else Outcome.OK,
-        warnings=warnings,
+        warnings=(*failures, *warnings),
         paths=paths_of(system, prepared),
         excluded=excludes_of(system, prepared, tree),
         sources=tree.sources if tree else (),
@@ -231,38 +253,29 @@ def publish(
         flavour=shape_of_facts(prepared.facts).flavour,
         files=listed.files,
         size_bytes=listed.size_bytes,
-        costs=_costs(last, listed if last_listing else None, new_id(started)),
+        costs=_costs(last, listed, new_id(started)),
         fake_super=places.fake_super(),
         listing_sha256=sha256_file(staging / LISTING),
         facts_sha256=sha256_file(staging / "facts.json"),
         tools=tool_versions("rsync"),
     )
-    write_model(staging / MANIFEST, manifest)
-    if last is not None:
-        _note_changed(client, last, manifest)
-    replace(staging, published)
-    discard(staging, store.trash, staging.name)
-    sync_folder(published.parent)
-    return manifest
 
 
-def _note_changed(client: str, last: NightManifest, night: NightManifest) -> None:
+def _note_changed(store: Store, last: NightManifest, night: NightManifest, listed: Listed) -> None:
     """Tell stage 2 what changed; without that it looks for itself."""
-    store = places.store()
-    path = store.changed(client)
+    path = store.changed(night.client)
     try:
         path.unlink(missing_ok=True)
-        data, before = store.staging(client) / "data", store.overnight(client) / "data"
-        if (found := changed.find(data, before, night.files // changed.ONE_IN)) is not None:
+        if (found := changed.find(store.staging(night.client) / "data", listed)) is not None:
             changed.write(path, Changed(last.id, night.id, found))
     except OSError as exc:
         log.warning("what changed is not noted: %s", exc)
 
 
-def _costs(last: NightManifest | None, listed: Listed | None, night: str) -> tuple[NightCost, ...]:
-    """What the last nights added, with this one; without last night's listing what was linked to it is not known."""
-    tonight = [NightCost(night=night, new_bytes=listed.new_bytes, new_inodes=listed.new_inodes)] if listed else []
-    return (*(last.costs if last else ()), *tonight)[-KEPT_COSTS:]
+def _costs(last: NightManifest | None, listed: Listed, night: str) -> tuple[NightCost, ...]:
+    """What the last nights added, with this one; a night that was linked to none is no measure of the next."""
+    tonight = NightCost(night=night, new_bytes=listed.new_bytes, new_inodes=listed.new_inodes)
+    return (*(last.costs if last else ()), *([tonight] if listed.fresh is not None else []))[-KEPT_COSTS:]
 
 
 def _verify_dumps(data: Path, dumps: tuple[DumpRecord, ...]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tasks.drivers import held_nights, inventory_file, lock, permanent
+from tasks.drivers import held_nights, inventory_file, lock, store_clock
 from tasks.drivers.engines import Engine
 from tasks.drivers.engines.chosen import engine_of
 from tasks.model.anomaly import Decision
@@ -12,7 +12,7 @@ from tasks.model.anomaly import Decision
 def accept(client: str, night: str | None, reason: str, dry_run: bool = False) -> Decision:
     """Make a held night of a client (by default the newest) its newest restore point; see `held_nights.accept`.
 
-    Raises UnknownName, Locked while a run works on the client, StoreNotMounted.
+    Raises UnknownName, Locked while a run works on the client, StoreNotMounted, ClockDoubted.
     """
     with _undisturbed(client) as engine:
         return held_nights.accept(engine, night, reason, dry_run)
@@ -26,8 +26,8 @@ def reject(client: str, night: str | None, reason: str, dry_run: bool = False) -
 
 @contextmanager
 def _undisturbed(client: str) -> Iterator[Engine]:
-    """What keeps the client's restore points, while no run works on it."""
+    """What keeps the client's restore points, while no run works on it and the clock can be believed."""
     engine = engine_of(inventory_file.load(), client)
     with lock.hold(engine.ground.store.lock("client", client), f"client {client}"):
-        permanent.prove(engine.ground.place)
+        store_clock.require(engine.ground.place)
         yield engine

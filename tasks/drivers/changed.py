@@ -1,18 +1,17 @@
 """Which files of a night are not the very files of the night before: stage 1 has found that, nobody need look again.
 
 A new overnight copy shares the inode of every file in which nothing changed, neither content nor attributes, with the
-one before. So the inodes in the folders tell what changed, without a stat(2) of each file.
+one before, and the walk that lists its files has compared the inodes.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.drivers.digest import opened
+from tasks.drivers.digest import Listed, opened, walk
 
 ONE_IN = 4
 """When more of the files changed than one in so many, a list of them serves nobody."""
@@ -27,49 +26,20 @@ class Changed:
     paths: frozenset[bytes]
 
 
-def find(new: Path, last: Path, most: int) -> frozenset[bytes] | None:
-    """All but folders below `new` that is not the inode of its namesake below `last`; of such an inode, all names.
+def find(root: Path, listed: Listed) -> frozenset[bytes] | None:
+    """What of a tree is fresh, with all names of its inodes: who copies one must link it to the others.
 
-    None when that is more than `most`.
+    None when there was no tree before, or when nearly all is fresh.
     """
-    found: set[bytes] = set()
-    shared: set[int] = set()
-    with opened(new) as root, opened(last) as old:
-        for path, inode, before in _both(root, old):
-            if inode == before:
-                continue
-            found.add(path)
-            # Another name of it may be there that is not new: who copies one must link it to the other.
-            if os.stat(path, dir_fd=root, follow_symlinks=False).st_nlink > 1:
-                shared.add(inode)
-            if len(found) > most:
-                return None
+    if listed.fresh is None or len(listed.fresh) * ONE_IN > listed.files:
+        return None
+    found = set(listed.fresh)
+    with opened(root) as folder:
+        states = [os.stat(path, dir_fd=folder, follow_symlinks=False) for path in listed.fresh]
+        shared = {state.st_ino for state in states if state.st_nlink > 1}
         if shared:
-            found.update(path for path, inode, _ in _both(root, None) if inode in shared)
+            found.update(entry.path for entries in walk(folder) for entry in entries if entry.inode in shared)
     return frozenset(found)
-
-
-def _both(new: int, old: int | None) -> Iterator[tuple[bytes, int, int | None]]:
-    pending = [b""]
-    while pending:
-        below = pending.pop()
-        known = folder_inodes(old, below) if old is not None else {}
-        with opened(below or b".", new) as folder, os.scandir(folder) as entries:
-            for entry in entries:
-                path = os.path.join(below, os.fsencode(entry.name))
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(path)
-                else:
-                    yield path, entry.inode(), known.get(entry.name)
-
-
-def folder_inodes(root: int, below: bytes) -> dict[str, int]:
-    """The inodes of what is in a folder and is no folder, by name; nothing when there is no such folder."""
-    try:
-        with opened(below or b".", root) as folder, os.scandir(folder) as entries:
-            return {entry.name: entry.inode() for entry in entries if not entry.is_dir(follow_symlinks=False)}
-    except OSError:
-        return {}
 
 
 def write(path: Path, changed: Changed) -> None:

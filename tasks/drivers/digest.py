@@ -19,6 +19,8 @@ _OPENAT2, _RESOLVE_NO_SYMLINKS = 437, 0x04
 """linux/openat2.h; the number is the same on all architectures."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
+_PLAIN = re.compile(rb"[0-9a-f]{64}  (?!\./-\n)(.+)\n").fullmatch
+"""Most lines of a listing: nothing is escaped in them."""
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -72,32 +74,45 @@ def opened(root: Path | bytes, below: int | None = None) -> Iterator[int]:
         os.close(handle)
 
 
-def regular_files(root: int, last: int | None = None) -> Iterator[tuple[bytes, int, bool]]:
-    """Every regular file below an `opened` folder, sorted: its path from there, its size in bytes, whether it is known.
+class Entry(NamedTuple):
+    """What is in a tree and is no folder: its path from the root, its inode, and its bytes if it is a regular file."""
 
-    A known file is the same inode as its namesake below `last`. Links are not followed.
-    """
+    path: bytes
+    inode: int
+    size_bytes: int | None
+    known: bool
+    """It is the same inode as its namesake in the tree before."""
+
+
+def walk(root: int, last: int | None = None) -> Iterator[list[Entry]]:
+    """Folder by folder, sorted, what is below an `opened` one; `last` is the tree before. Links are not followed."""
     pending = [b""]
     while pending:
         below = pending.pop()
-        folders = []
-        known = {} if last is None else _inodes(last, below)
+        front = below and below + b"/"
+        folders, found = [], []
+        before = {} if last is None else folder_inodes(last, below)
         with opened(below or b".", root) as folder, os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                path = os.path.join(below, os.fsencode(entry.name))
+                path = front + os.fsencode(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
-                elif entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    yield path, status.st_size, known.get(entry.name) == status.st_ino
+                    continue
+                size_bytes = entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else None
+                inode = entry.inode()
+                found.append(Entry(path, inode, size_bytes, before.get(entry.name) == inode))
+        yield found
         pending.extend(reversed(folders))
 
 
-def _inodes(root: int, below: bytes) -> dict[str, int]:
-    """The inodes of a folder's entries, as the folder has them: a stat of each would take longer than all else."""
+def folder_inodes(root: int, below: bytes) -> dict[str, int]:
+    """The inodes of what is in a folder and is no folder, by name; nothing when there is no such folder.
+
+    As the folder has them: a stat of each would take longer than all else.
+    """
     try:
         with opened(below or b".", root) as folder, os.scandir(folder) as entries:
-            return {entry.name: entry.inode() for entry in entries}
+            return {entry.name: entry.inode() for entry in entries if not entry.is_dir(follow_symlinks=False)}
     except OSError:
         return {}
 
@@ -121,48 +136,56 @@ def parse_listing_line(line: bytes) -> tuple[str, bytes]:
 
 
 class Listed(NamedTuple):
-    """How many files were listed and their bytes; what is not an inode of the previous tree: allocated bytes, inodes.
+    """How many files were listed and their bytes; and what is not an inode of the previous tree.
 
-    Holes are not allocated; folders are always new ones.
+    Of that the allocated bytes (holes are not), the inodes (folders are always new ones), and the paths of all but
+    folders, which are None when there was no previous tree.
     """
 
     files: int
     size_bytes: int
     new_bytes: int
     new_inodes: int
+    fresh: list[bytes] | None
 
 
 def write_listing(root: Path, listing: Path, previous_root: Path | None, previous: Path | None) -> Listed:
     """Write the sha256 of every regular file of `root` to `listing`.
 
-    A file that is the same inode as its namesake below `previous_root` keeps the hash of the `previous` listing: what
+    A file that is the same inode as its namesake below `previous_root` keeps the line of the `previous` listing: what
     is published is never modified, so it need not be read again.
     """
-    known = _read_known(previous) if previous_root and previous and previous.exists() else {}
+    lines = _lines_by_path(previous) if previous_root and previous and previous.exists() else {}
     count = size_bytes = new_bytes = new_inodes = 0
-    folders: set[bytes] = set()
+    fresh: list[bytes] = []
     with listing.open("wb") as out, opened(root) as new, ExitStack() as stack:
-        last = None
-        if known and previous_root and previous_root.exists():
-            last = stack.enter_context(opened(previous_root))
-            if os.fstat(last).st_dev != os.fstat(new).st_dev:
-                known = {}
-        for path, file_bytes, same in regular_files(new, last):
-            digest = known.get(path) if same else None
-            out.write(listing_line(digest or sha256_of(os.open(path, _READ, dir_fd=new)), path))
-            count, size_bytes = count + 1, size_bytes + file_bytes
-            folders.add(path.rpartition(b"/")[0])
-            if not same:
-                new_inodes, new_bytes = new_inodes + 1, new_bytes + os.stat(path, dir_fd=new).st_blocks * 512
+        last = stack.enter_context(opened(previous_root)) if previous_root and previous_root.exists() else None
+        if last is not None and os.fstat(last).st_dev != os.fstat(new).st_dev:
+            last = None
+        for entries in walk(new, last):
+            new_inodes += bool(entries)
+            for path, _, file_bytes, known in entries:
+                if not known:
+                    new_inodes, new_bytes = new_inodes + 1, new_bytes + _allocated(new, path)
+                    if last is not None:
+                        fresh.append(path)
+                if file_bytes is not None:
+                    line = lines.get(path) if known else None
+                    out.write(line or listing_line(sha256_of(os.open(path, _READ, dir_fd=new)), path))
+                    count, size_bytes = count + 1, size_bytes + file_bytes
         out.flush()
         os.fsync(out.fileno())
-    return Listed(count, size_bytes, new_bytes, new_inodes + len(folders))
+    return Listed(count, size_bytes, new_bytes, new_inodes, fresh if last is not None else None)
 
 
-def _read_known(listing: Path) -> dict[bytes, str]:
+def _allocated(root: int, path: bytes) -> int:
+    return os.stat(path, dir_fd=root, follow_symlinks=False).st_blocks * 512
+
+
+def _lines_by_path(listing: Path) -> dict[bytes, bytes]:
     with listing.open("rb") as lines:
         try:
-            return {path: sha256 for sha256, path in map(parse_listing_line, lines)}
+            return {found[1] if (found := _PLAIN(line)) else parse_listing_line(line)[1]: line for line in lines}
         except ValueError:
             return {}  # damaged: everything is read again
 

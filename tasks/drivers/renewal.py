@@ -13,8 +13,8 @@ from datetime import date
 from pathlib import Path
 
 from tasks.drivers import process
-from tasks.drivers.changed import Changed, folder_inodes
-from tasks.drivers.digest import opened
+from tasks.drivers.changed import Changed
+from tasks.drivers.digest import folder_inodes, opened
 from tasks.drivers.restore_points import REMAINS, due, hide, retained
 from tasks.model.manifest import MANIFEST
 from tasks.model.retention import SYNC

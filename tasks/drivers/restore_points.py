@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+from tasks.drivers import store_clock
 from tasks.drivers.permanent import PermanentPlace, at, watching
 from tasks.drivers.store import read_model, remove, sync_folder, write_model
 from tasks.errors import IntegrityError
@@ -134,11 +135,14 @@ def planned(root: Path, rules: Rules, now: datetime, sync: str) -> list[Move]:
 def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int, sync: str = SYNC) -> list[Move]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
-    What is given up is out of sight, and removed by `tidy` once `trash_days` have passed. Raises IntegrityError when
+    What is given up is out of sight, and removed by `tidy` once `trash_days` have passed; while the clock is in doubt
+    nothing is. Raises IntegrityError when
     there is no stamped sync, when its stamp did not arrive in the newest point, or when the newest point is of a later
     time: nothing would rotate until then.
     """
-    return at(place, _rotate, root, rules, datetime.now(UTC), trash_days, sync)
+    now = datetime.now(UTC)
+    doubt = at(place, store_clock.doubt, place.path, now)
+    return at(place, _rotate, root, rules, now, trash_days, sync, doubt)
 
 
 def tidy(place: PermanentPlace, root: Path) -> int:
@@ -157,9 +161,12 @@ def stamp_of(sync: Path) -> NightManifest:
     return stamp
 
 
-def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC) -> list[Move]:
+def _rotate(
+    root: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC, doubt: str | None = None
+) -> list[Move]:
     mend(root)
-    stamp, moves = stamp_of(root / sync), planned(root, rules, now, sync)
+    stamp = stamp_of(root / sync)
+    moves = plan(retained(root), rules, stamp.ended, now, sync, doubt)
     _make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
     return moves
 

@@ -10,10 +10,11 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.drivers import process
+from tasks.drivers.short_path import shorten
 from tasks.errors import AccessDenied, CommandFailed, ConfigError, SourceRefused, StoreFilled, TransferInterrupted
 from tasks.model.platform import PROFILES, Platform
 from tasks.model.rsync_daemon import DaemonTarget
@@ -124,7 +125,12 @@ def pull(
     """
     destination.mkdir(parents=True, exist_ok=True)
     name = str(source) if isinstance(source, Path) else source.name
-    return _run(pull_argv(source, wanted, destination), name, destination, deadline_s, on_progress)
+    if not wanted.link_dests:
+        return _run(pull_argv(source, wanted, destination), name, destination, deadline_s, on_progress)
+    short = shorten([*wanted.link_dests, destination], [*_from(source, wanted.paths)])
+    nearer = replace(wanted, link_dests=[short.of(folder) for folder in wanted.link_dests])
+    argv = short.argv(pull_argv(source, nearer, short.of(destination)))
+    return _run(argv, name, destination, deadline_s, on_progress, told=short.told)
 
 
 def carry_partial(aborted: Path, tree: Path) -> list[Path]:
@@ -185,6 +191,7 @@ def _run(
     deadline_s: float,
     on_progress: OnProgress | None,
     watch: Callable[[], None] | None = None,
+    told: Callable[[str], str] = str,
 ) -> Transferred:
     output = bytearray()
 
@@ -203,6 +210,7 @@ def _run(
         watch=watch,
         name=f"rsync of {source}",
     )
+    finished = replace(finished, stderr=told(finished.stderr))
     stats = {name: _number(pattern, output) for name, pattern in _STATS.items()}
     vanished = tuple(line for line in finished.stderr.splitlines() if "vanished" in line)
     _raise_for(finished, source, local)

@@ -90,7 +90,7 @@ class Client:
             since = new_id(ended - timedelta(days=1))
 
             def find() -> None:
-                found = changed.find(new / "data", self.night / "data", listed.files // changed.ONE_IN)
+                found = changed.find(new / "data", listed)
                 changed.write(self.folder / "changed", Changed(since, manifest.id, found or frozenset()))
 
             seconds = timed(find)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import stat
@@ -17,6 +18,7 @@ import pytest
 from tasks.drivers import rsync, ssh
 from tasks.drivers.digest import verify_listing, write_listing
 from tasks.drivers.rsync import Wanted
+from tasks.drivers.short_path import PLACE, shorten
 from tasks.drivers.store import keeps_nanoseconds
 from tasks.errors import CommandFailed, GbsError, TransferInterrupted
 from tasks.model.ssh_target import SshTarget, ssh_argv
@@ -207,3 +209,35 @@ def test_key_that_reads_can_do_nothing_else(target: SshTarget, tmp_path: Path) -
     rsync.reach(target, deadline_s=30)
     forward = [*ssh_argv(target), "-o", "ExitOnForwardFailure=yes", "-N", "-R", "0:127.0.0.1:1", target.address]
     assert subprocess.run(forward, capture_output=True, timeout=30, check=False).returncode != 0
+
+
+def test_short_path_is_there_for_one_program_alone(tmp_path: Path) -> None:
+    night, new = tmp_path / "overnight" / "night", tmp_path / "overnight" / "new"
+    night.mkdir(parents=True)
+    (night / "file").write_text("content")
+    new.mkdir()
+    before = sorted(PLACE.iterdir())
+    short = shorten([night, new], ["web1:/etc"])
+    assert short.of(new) == PLACE / "new", "this machine's root may mount"
+    subprocess.run(short.argv(["ln", f"{short.of(night)}/file", f"{short.of(new)}/file"]), check=True)
+    assert (new / "file").samefile(night / "file"), "one mount, or link(2) would have refused"
+    assert sorted(PLACE.iterdir()) == before
+    failed = subprocess.run(short.argv(["cat", f"{short.of(new)}/none"]), capture_output=True, text=True, check=False)
+    assert str(new / "none") in short.told(failed.stderr)
+    needed = shorten([night, new], ["-e", f"ssh -i {PLACE}/id_files"])
+    assert needed.argv(["true"]) == ["true"]
+    assert needed.of(new) == new
+
+
+def test_night_that_cannot_be_written_is_told_by_the_path_that_everybody_knows(
+    target: SshTarget, tree: Path, tmp_path: Path
+) -> None:
+    night, new = tmp_path / "overnight" / "night", tmp_path / "overnight" / "new"
+    night.mkdir(parents=True)
+    new.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", new], check=True)
+    try:
+        with pytest.raises(GbsError, match=re.escape(str(new))):
+            pull(target, tree, new, night)
+    finally:
+        subprocess.run(["umount", new], check=True)

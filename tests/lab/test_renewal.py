@@ -54,16 +54,16 @@ class Client:
         (new / "data").mkdir(parents=True)
         links = [f"--link-dest={source}/data"] if source.exists() else []
         subprocess.run(["rsync", "-aHAXS", "--modify-window=-1", *links, f"{self.tree}/", f"{new}/data/"], check=True)
-        files = write_listing(new / "data", new / "SHA256SUMS", None, None).files
+        last = (source / "data", source / "SHA256SUMS") if source.exists() else (None, None)
+        listed = write_listing(new / "data", new / "SHA256SUMS", *last)
         (new / "facts.json").write_text("{}")
         sums, facts = sha256_file(new / "SHA256SUMS"), sha256_file(new / "facts.json")
-        manifest = night_manifest(ended, files=files, listing_sha256=sums, facts_sha256=facts)
+        manifest = night_manifest(ended, files=listed.files, listing_sha256=sums, facts_sha256=facts)
         write_model(new / "manifest.json", manifest)
         if source.exists():
             since = new_id(ended - timedelta(days=1))
-            found = changed.find(new / "data", source / "data", files // changed.ONE_IN)
             source.with_name("changed").unlink(missing_ok=True)
-            if found is not None:
+            if (found := changed.find(new / "data", listed)) is not None:
                 changed.write(source.with_name("changed"), Changed(since, new_id(ended), found))
             source.rename(old)
         new.rename(source)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from tasks.drivers import restore_points, rsnapshot
-from tasks.drivers.digest import opened, regular_files, sha256_file, write_listing
+from tasks.drivers.digest import opened, sha256_file, walk, write_listing
 from tasks.drivers.permanent import MARKER, PermanentPlace
 from tasks.drivers.restore_points import points
 from tasks.drivers.rsnapshot import render_config, rsync_options
@@ -56,7 +56,7 @@ class Site:
         ended = NIGHT + timedelta(days=number)
         sums, facts = sha256_file(self.source / "SHA256SUMS"), sha256_file(self.source / "facts.json")
         with opened(self.source / "data") as data:
-            sizes = [size_bytes for _, size_bytes, _ in regular_files(data)]
+            sizes = [entry.size_bytes or 0 for entries in walk(data) for entry in entries]
         there = {"files": len(sizes), "size_bytes": sum(sizes), "listing_sha256": sums, "facts_sha256": facts}
         write_model(self.source / "manifest.json", night_manifest(ended, **there, **changed))
 

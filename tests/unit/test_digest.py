@@ -90,6 +90,7 @@ def test_listing_reuses_the_hash_of_the_same_inode_alone(tree: Path) -> None:
         sparse.write(b"x" * 4096)
     listed = write_listing(tree, listing, old, previous)
     assert (listed.new_bytes, listed.new_inodes) == (4096, 2 + 2), "a hole takes nothing; two files and two folders"
+    assert listed.fresh == [b"empty", b"sub/b"]
     with listing.open("rb") as lines:
         hashes = {path: sha for sha, path in map(parse_listing_line, lines)}
     assert hashes[b"a"] == "1" * 64

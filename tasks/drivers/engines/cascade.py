@@ -14,7 +14,7 @@ from shutil import copyfile, disk_usage
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.drivers import restore_points
+from tasks.drivers import restore_points, store_clock
 from tasks.drivers.engines import Advance, Ground
 from tasks.drivers.night_changes import against_newest
 from tasks.drivers.permanent import at, watching
@@ -116,7 +116,9 @@ class PointsByAge(ABC):
         IntegrityError when the newest point is of a later time: nothing would rotate until then.
         """
         ground, rules = self.ground, self.ground.policy.rules
-        moves = plan(retained(ground, points), rules, stamp.night.ended, datetime.now(UTC), sync)
+        now = datetime.now(UTC)
+        doubt = at(ground.place, store_clock.doubt, ground.place.path, now)
+        moves = plan(retained(ground, points), rules, stamp.night.ended, now, sync, doubt)
         newest = points.get(f"{rules.retain[0].interval}.0")
         if not moves and newest is not None and newest.manifest != stamp.night:
             expected = f"the stamp of night {stamp.night.id}"
