@@ -56,7 +56,8 @@ class Site:
         ended = NIGHT + timedelta(days=number)
         sums, facts = sha256_file(self.source / "SHA256SUMS"), sha256_file(self.source / "facts.json")
         with opened(self.source / "data") as data:
-            sizes = [entry.size_bytes or 0 for entries in walk(data) for entry in entries]
+            files = [entry for entries in walk(data) for entry in entries]
+            sizes = [file.size_bytes for file in files if file.size_bytes is not None]
         there = {"files": len(sizes), "size_bytes": sum(sizes), "listing_sha256": sums, "facts_sha256": facts}
         write_model(self.source / "manifest.json", night_manifest(ended, **there, **changed))
 
