@@ -15,7 +15,7 @@ from tasks.model.manifest import FileRecord
 CHUNK = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_OPENAT2, _RESOLVE_NO_SYMLINKS = 437, 0x04
+_OPENAT2, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 437, 0x04, 0x08
 """linux/openat2.h; the number is the same on all architectures."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
@@ -53,7 +53,7 @@ class _OpenHow(ctypes.Structure):
 
 
 def _open_below(folder: int, path: bytes) -> int:
-    how = _OpenHow(_FOLDER | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS)
+    how = _OpenHow(_FOLDER | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
     handle: int = _libc.syscall(_OPENAT2, folder, path, ctypes.byref(how), ctypes.sizeof(how))
     if handle < 0:
         code = ctypes.get_errno()
