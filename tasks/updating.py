@@ -9,11 +9,11 @@ from pathlib import Path
 from tasks import places
 from tasks.drivers import appliance, qemu_img, whole_disk
 from tasks.drivers.appliance import DiskFile, UpdateResult
-from tasks.drivers.digest import record
+from tasks.drivers.digest import record, verify_record
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.space import require_space
-from tasks.drivers.store import publish, read_model, verify_image, verify_record, write_model
+from tasks.drivers.store import publish, read_model, verify_image, write_model
 from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
 from tasks.model.facts import Facts

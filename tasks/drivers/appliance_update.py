@@ -169,13 +169,15 @@ def _failed(
 
 def _relabel(handle: Handle) -> bool:
     """Ask SELinux to label all files at boot, unless they came with labels."""
-    for path in _LABELLED:
-        if handle.exists(path):
-            attributes = {row["attrname"] for row in handle.lgetxattrs(path)}
-            if "security.selinux" not in attributes:
-                handle.touch(image_update.RELABEL)
-                return True
-    return False
+    there = filter(handle.exists, _LABELLED)
+    if all("security.selinux" in {row["attrname"] for row in handle.lgetxattrs(path)} for path in there):
+        return False
+    if not handle.exists(image_update.RELABEL):
+        root = handle.lstatns("/")
+        handle.touch(image_update.RELABEL)
+        times = (root[f"st_{name}time_{unit}"] for name in "am" for unit in ("sec", "nsec"))
+        handle.utimens("/", *times)  # the night's, again
+    return True
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.drivers.chunks import read_chunks, verify_chunks
 from tasks.errors import IntegrityError
 from tasks.model.manifest import FileRecord
 
@@ -44,6 +45,24 @@ def sha256_of(handle: int, on_bytes: Callable[[int], None] | None = None) -> str
 def record(path: Path, folder: Path) -> FileRecord:
     """The FileRecord of `path`, named relative to `folder`."""
     return FileRecord(path=str(path.relative_to(folder)), size_bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def verify_record(
+    folder: Path, file: FileRecord, count: Callable[[int], None] = lambda _: None, *, percent: float = 100
+) -> None:
+    """IntegrityError unless a file below `folder` is as its record says; `count` is told the bytes as they are read."""
+    path = folder / file.path
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
+        found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
+        raise IntegrityError(str(path), f"{file.size_bytes} bytes", found)
+    if path.is_symlink():
+        raise IntegrityError(str(path), "a file", "a symbolic link")
+    if file.chunks is not None:
+        verify_chunks(path, read_chunks(folder / file.chunks), count, percent=percent)
+    elif (found := sha256_file(path)) != file.sha256:
+        raise IntegrityError(str(path), str(file.sha256), found)
+    else:
+        count(file.size_bytes)
 
 
 class _OpenHow(ctypes.Structure):

@@ -12,10 +12,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tasks.drivers import process
-from tasks.drivers.chunks import read_chunks, verify_chunks
-from tasks.drivers.digest import sha256_file
+from tasks.drivers.digest import sha256_file, verify_record
 from tasks.errors import IntegrityError, StoreError
-from tasks.model.manifest import LISTING, MANIFEST, DeviceManifest, FileRecord, ImageManifest, NightManifest
+from tasks.model.manifest import LISTING, MANIFEST, DeviceManifest, ImageManifest, NightManifest
 from tasks.model.names import slug
 
 REMOVE_DEADLINE_S = 6 * 3600
@@ -277,24 +276,6 @@ def verify_image(folder: Path, manifest: ImageManifest, *, percent: float = 100)
     for file in sorted(manifest.files, key=lambda file: file.chunks is not None):
         verify_record(folder, file, count, percent=percent)
     return read
-
-
-def verify_record(
-    folder: Path, file: FileRecord, count: Callable[[int], None] = lambda _: None, *, percent: float = 100
-) -> None:
-    """IntegrityError unless a file below `folder` is as its record says; `count` is told the bytes as they are read."""
-    path = folder / file.path
-    if not path.is_file() or path.stat().st_size != file.size_bytes:
-        found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
-        raise IntegrityError(str(path), f"{file.size_bytes} bytes", found)
-    if path.is_symlink():
-        raise IntegrityError(str(path), "a file", "a symbolic link")
-    if file.chunks is not None:
-        verify_chunks(path, read_chunks(folder / file.chunks), count, percent=percent)
-    elif (found := sha256_file(path)) != file.sha256:
-        raise IntegrityError(str(path), str(file.sha256), found)
-    else:
-        count(file.size_bytes)
 
 
 def keeps_nanoseconds(folder: Path) -> bool:

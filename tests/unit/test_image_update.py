@@ -120,12 +120,9 @@ def grub(uuid: str = "AAAA-1", kernel: str = "2", root: str = "/dev/mapper/vg--0
     "texts",
     [
         {"/etc/fstab": 'UUID="aaaa-1" / ext4 defaults 0 1\nLABEL=Data /d xfs\nPARTUUID=p-1 /e ext4\n'},
-        {
-            "/etc/fstab": "/dev/mapper/vg--0-root / ext4\n/dev/vg-0/root /a ext4\n/dev/vda1 /b ext4\n/swapfile none swap\n"
-        },
-        {
-            "/etc/fstab": "nas:/x /x nfs\ntmpfs /tmp tmpfs\n/a /b none bind\nUUID=none /c ext4 noauto\nUUID=n /d ext4 _netdev"
-        },
+        {"/etc/fstab": "/dev/mapper/vg--0-root / ext4\n/dev/vg-0/root /a ext4\n"},
+        {"/etc/fstab": "/dev/vda1 /b ext4\n/swapfile none swap\nnas:/x /x nfs\ntmpfs /tmp tmpfs\n"},
+        {"/etc/fstab": "/a /b none bind\nUUID=none /c ext4 noauto\nUUID=n /d ext4 _netdev"},
         {"/etc/crypttab": "data UUID=luks-1 none luks\n", "/etc/fstab": "/dev/mapper/data /data ext4\n"},
         {"/boot/grub/grub.cfg": grub(), "/boot/efi/EFI/debian/grub.cfg": "search.fs_uuid AAAA-1 root hd0,gpt2\n"},
         {"/boot/grub/grub.cfg": grub() + grub("OTHER", "9", "UUID=other")},
