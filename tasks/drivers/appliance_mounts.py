@@ -1,24 +1,40 @@
 """Mount an image's file systems in libguestfs' appliance, each found by a client's facts; name what its disks hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tasks.drivers.appliance_session import Handle
 from tasks.errors import ImageUnfit, IntegrityError
-from tasks.model.boot_names import known_names
+from tasks.model.boot_names import parse_blkid
 from tasks.model.image_update import COARSE, MountedBy, nested_places
 
 _COARSE_OPTIONS = "noatime,quiet,tz=UTC"
 """Owners and modes that vfat cannot keep are no errors."""
 
 
-def mount(handle: Handle, image: str, wanted: Sequence[MountedBy]) -> list[str]:
-    """Mount each file system of the facts at its place; the places of subvolumes below that nobody mounts.
+def devices(handle: Handle) -> list[dict[str, str]]:
+    """All disks, partitions and volumes that blkid knows something of, in one call: each takes a second, emulated."""
+    return parse_blkid(handle.debug("sh", ["blkid -c /dev/null -o export"]))
 
-    All are found before the first is mounted. ImageUnfit when one is missing, IntegrityError when one is damaged.
+
+def find(
+    handle: Handle, image: str, wanted: Sequence[MountedBy], rows: Sequence[Mapping[str, str]]
+) -> dict[MountedBy, str]:
+    """Which of the `devices` holds each file system of the facts, by libguestfs' name of it; ImageUnfit without one."""
+    by_uuid = {system.uuid: _device(image, system, rows) for system in wanted}
+    # What blkid calls /dev/sda is the kernel's name; libguestfs may call another disk so.
+    names = {
+        uuid: name if name.startswith("/dev/mapper/") else handle.findfs_uuid(uuid) for uuid, name in by_uuid.items()
+    }
+    return {system: names[system.uuid] for system in wanted}
+
+
+def mount(handle: Handle, image: str, found: Mapping[MountedBy, str]) -> list[str]:
+    """Mount each file system at its place; the places of subvolumes in them that nobody mounts.
+
+    ImageUnfit when a mount point is no folder or a subvolume is missing, IntegrityError when one is damaged.
     """
-    found = [(system, _find(handle, image, system)) for system in wanted]
     nested = list[str]()
-    for system, device in sorted(found, key=lambda one: one[0].mountpoint.rstrip("/").count("/")):
+    for system, device in sorted(found.items(), key=lambda one: one[0].mountpoint.rstrip("/").count("/")):
         place = system.mountpoint
         if place != "/":
             if not handle.exists(place):
@@ -31,7 +47,7 @@ def mount(handle: Handle, image: str, wanted: Sequence[MountedBy]) -> list[str]:
         except RuntimeError as error:
             raise _unmountable(handle, image, system, device, str(error)) from error
         if system.fstype == "btrfs":
-            nested += nested_places(system, wanted, _subvolumes(handle, place))
+            nested += nested_places(system, tuple(found), _subvolumes(handle, device))
     return nested
 
 
@@ -41,19 +57,14 @@ def _options(system: MountedBy) -> str:
     return _COARSE_OPTIONS if system.fstype == "vfat" else "noatime"
 
 
-def _find(handle: Handle, image: str, system: MountedBy) -> str:
-    """The device that holds a file system of the facts."""
-    place = system.mountpoint
-    try:
-        device: str = handle.findfs_uuid(system.uuid)
-    except RuntimeError as error:
-        there = {f"{row['UUID']} ({row.get('TYPE', '')})" for row in tagged(handle) if row.get("UUID")}
-        wanted = f"{place} ({system.fstype}) with UUID {system.uuid}"
-        raise ImageUnfit(image, wanted, ", ".join(sorted(there)) or "no file system") from error
-    kind = handle.vfs_type(device)
-    if kind != system.fstype:
-        raise ImageUnfit(image, f"{system.fstype} with UUID {system.uuid} ({place})", kind)
-    return device
+def _device(image: str, system: MountedBy, rows: Sequence[Mapping[str, str]]) -> str:
+    there = {row["UUID"].lower(): row for row in rows if "UUID" in row}
+    row = there.get(system.uuid.lower(), {})
+    if row.get("TYPE") != system.fstype:
+        wanted = f"{system.mountpoint} ({system.fstype}) with UUID {system.uuid}"
+        has = sorted(f"{uuid} ({one.get('TYPE', '')})" for uuid, one in there.items())
+        raise ImageUnfit(image, wanted, ", ".join(has) or "no file system")
+    return row["DEVNAME"]
 
 
 def _unmountable(handle: Handle, image: str, system: MountedBy, device: str, said: str) -> IntegrityError:
@@ -65,25 +76,9 @@ def _unmountable(handle: Handle, image: str, system: MountedBy, device: str, sai
     return IntegrityError(image, f"{system.fstype} on {device} that mounts on {system.mountpoint}", words)
 
 
-def _subvolumes(handle: Handle, place: str) -> list[str]:
-    return [str(row["btrfssubvolume_path"]) for row in handle.btrfs_subvolume_list(place)]
-
-
-def tagged(handle: Handle) -> list[dict[str, str]]:
-    """What blkid says of every disk, partition, logical volume and array that it knows something of."""
-    rows = list[dict[str, str]]()
-    devices = (*handle.list_devices(), *handle.list_partitions(), *handle.lvs(), *handle.list_md_devices())
-    for device in devices:
-        try:
-            rows.append(handle.blkid(device))
-        except RuntimeError:
-            continue  # it is empty
-    return rows
-
-
-def names(handle: Handle) -> set[str]:
-    """All that fstab, crypttab and GRUB may call something on the image's disks."""
-    return known_names(tagged(handle), handle.lvs())
+def _subvolumes(handle: Handle, device: str) -> list[str]:
+    """All of a device's, by their paths from its top: of a mounted one, others are told by paths of their own."""
+    return [str(row["btrfssubvolume_path"]) for row in handle.btrfs_subvolume_list(device)]
 
 
 def is_coarse(system: MountedBy) -> bool:

@@ -57,9 +57,11 @@ def update(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         launch_s = time.monotonic() - started
         reporter.now("mounting the image's file systems")
         handle.debug("sh", ["command -v rsync"])  # fails here, before anything is written
+        devices = appliance_mounts.devices(handle)
+        found = appliance_mounts.find(handle, image, mounts, devices)
         texts = _texts(source, mounts)
-        warnings = _require_names(image, texts, source, appliance_mounts.names(handle))
-        nested = appliance_mounts.mount(handle, image, mounts)
+        warnings = _require_names(image, texts, source, boot_names.known_names(devices))
+        nested = appliance_mounts.mount(handle, image, found)
         _check_source(handle, source, mounts, request["keep"])
         needed = _require_room(handle, image, source, mounts)
         _prepare(handle, folder, mounts, request["keep"], nested)
@@ -106,7 +108,8 @@ def _require_names(image: str, texts: Mapping[str, str], source: Path, known: se
     lacking = boot_names.missing(texts, source_tree.names_in(source, "/boot") or (), known)
     if stopping := [one for one in lacking if one.stops_boot]:
         wanted = "; ".join(f"{one.name}, named by {one.where} of the night" for one in stopping)
-        raise ImageUnfit(image, wanted, ", ".join(sorted(known)) or "nothing")
+        has = sorted(name for name in known if name.startswith(("uuid=", "/dev/")))
+        raise ImageUnfit(image, wanted, ", ".join(has) or "nothing")
     return [one.words for one in lacking]
 
 

@@ -56,11 +56,18 @@ def canonical(source: str) -> str | None:
     return None
 
 
-def known_names(devices: Iterable[Mapping[str, str]], volumes: Iterable[str]) -> set[str]:
-    """All canonical names that an image's devices have: of each what blkid says, and the logical volumes' paths."""
-    tags = {"UUID": "uuid", "LABEL": "label", "PART_ENTRY_UUID": "partuuid", "PART_ENTRY_NAME": "partlabel"}
-    found = {canonical(f"{tags[key]}={row[key]}") for row in devices for key in tags if row.get(key)}
-    return {name for name in (*found, *map(canonical, volumes)) if name}
+def parse_blkid(text: str) -> list[dict[str, str]]:
+    """The devices of `blkid -o export` (blkid(8)), each with its DEVNAME and what is known of it."""
+    blocks = (block.splitlines() for block in text.strip().split("\n\n"))
+    pairs = [[line.partition("=") for line in block if "=" in line] for block in blocks]
+    return [{key: re.sub(r"\\(.)", r"\1", value) for key, _, value in block} for block in pairs if block]
+
+
+def known_names(devices: Iterable[Mapping[str, str]]) -> set[str]:
+    """All canonical names of an image's devices, which are as `parse_blkid` gives them."""
+    tags = {f"{key}={row[key]}" for row in devices for key in ("UUID", "LABEL", "PARTUUID", "PARTLABEL") if key in row}
+    names = {row["DEVNAME"] for row in devices}
+    return {name for name in map(canonical, tags | names) if name}
 
 
 def missing(texts: Mapping[str, str], kernels: Collection[str], known: Collection[str]) -> list[Named]:

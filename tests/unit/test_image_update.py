@@ -9,7 +9,7 @@ import pytest
 
 from tasks.drivers import source_tree
 from tasks.errors import SourceRefused
-from tasks.model.boot_names import known_names, missing, uses_selinux
+from tasks.model.boot_names import known_names, missing, parse_blkid, uses_selinux
 from tasks.model.facts import Facts
 from tasks.model.image_update import (
     MountedBy,
@@ -95,13 +95,20 @@ def test_path_lies_on_its_nearest_mount_point(path: str, place: str) -> None:
     assert place_of_path(path, ["/", "/var", "/boot", "/boot/efi"]) == place
 
 
-KNOWN = known_names(
-    [
-        {"UUID": "AAAA-1", "LABEL": "Data", "PART_ENTRY_UUID": "P-1", "PART_ENTRY_NAME": "root"},
-        {"UUID": "luks-1", "TYPE": "crypto_LUKS"},
-    ],
-    ["/dev/vg-0/root"],
-)
+BLKID = """DEVNAME=/dev/sda1
+UUID=AAAA-1
+LABEL=Data
+PARTLABEL=EFI\\ System
+PARTUUID=P-1
+
+DEVNAME=/dev/mapper/vg--0-root
+TYPE=ext4
+
+DEVNAME=/dev/sdb
+UUID=luks-1
+TYPE=crypto_LUKS
+"""
+KNOWN = known_names(parse_blkid(BLKID))
 GRUB = """
 menuentry 'Debian' {
     if [ x$feature_platform_search_hint = xy ]; then
@@ -120,6 +127,7 @@ def grub(uuid: str = "AAAA-1", kernel: str = "2", root: str = "/dev/mapper/vg--0
     "texts",
     [
         {"/etc/fstab": 'UUID="aaaa-1" / ext4 defaults 0 1\nLABEL=Data /d xfs\nPARTUUID=p-1 /e ext4\n'},
+        {"/etc/fstab": "/dev/disk/by-partlabel/EFI\\x20System /boot/efi vfat\n"},
         {"/etc/fstab": "/dev/mapper/vg--0-root / ext4\n/dev/vg-0/root /a ext4\n"},
         {"/etc/fstab": "/dev/vda1 /b ext4\n/swapfile none swap\nnas:/x /x nfs\ntmpfs /tmp tmpfs\n"},
         {"/etc/fstab": "/a /b none bind\nUUID=none /c ext4 noauto\nUUID=n /d ext4 _netdev"},
