@@ -115,11 +115,14 @@ def begin(sources: Sources) -> Path:
         shutil.rmtree(left)
     needed = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks)
     require_space(store.root, needed + sources.night.size_bytes // 4, places.reserve_bytes())
+    shell = LocalShell()
+    bases = {disk: str(sources.image_folder / disk.file) for disk in sources.image.disks}
+    for disk, base in bases.items():
+        qemu_img.require_complete(qemu_img.info(shell, base, disk.format))
     folder = parent / f".{new_id(datetime.now(UTC))}.partial"
     folder.mkdir(parents=True)
-    for disk in sources.image.disks:
-        base = sources.image_folder / disk.file
-        qemu_img.create_overlay(LocalShell(), str(folder / f"{disk.target}{OVERLAY}"), str(base), disk.format)
+    for disk, base in bases.items():
+        qemu_img.create_overlay(shell, str(folder / f"{disk.target}{OVERLAY}"), base, disk.format)
     return folder
 
 

@@ -26,7 +26,7 @@ SYSROOT = "/sysroot"
 # Deletions first: the night may need the room. Nanoseconds: a file rewritten within the second of the image is found.
 _TREE = "-aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1"
 # What vfat cannot keep is not compared; its times are even seconds, its folders' are left alone.
-_COARSE = "-rtSO --whole-file --delete-before --modify-window=1"
+_COARSE = "-rtO --whole-file --delete-before --modify-window=1"
 _PASS = f"""rsync {{options}} --from0 --filter='. /tmp/{{rules}}' --stats --no-human-readable --info=progress2 \
  --outbuf=N --log-file=/tmp/gbs-log --log-file-format=%i {appliance_channel.SOURCE} {SYSROOT}/ \
  >>{appliance_channel.OUTPUT_PORT} 2>>gbs-errors"""
