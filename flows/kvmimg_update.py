@@ -1,42 +1,73 @@
-"""Bring a copy of a VM's image up to the files of a night."""
+"""Bring an image of a VM up to the files of a night, on overlays: the image itself is never changed."""
 
-from prefect import flow
+import logging
+from pathlib import Path
 
+from prefect import State, flow
+
+from flows.ending import completed
 from flows.vm_name import VmName
 from tasks import images, nights, places, updating
+from tasks.errors import IntegrityError
 from tasks.model.night_choice import Night
 from tasks.model.recovery import Sources, UpdatedImage
 
+log = logging.getLogger(__name__)
 
-def choose(vm: str, night: str) -> Sources:
+
+def choose(vm: str, night: str, image: str | None = None) -> Sources:
     """What the VM would be brought back from, nothing read yet but manifests."""
     client, _ = places.client_of_vm(vm)
     definition = images.find(vm)
-    return updating.choose_sources(vm, client, definition, nights.choose_night(client, night))
+    return updating.choose_sources(vm, client, definition, nights.choose_night(client, night), image)
 
 
-def update_image(sources: Sources) -> UpdatedImage:
-    """A verified copy of the image with the verified files of the night in it."""
-    updating.verify_sources(sources.image_folder, sources.image)
+def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = False) -> UpdatedImage:
+    """The verified image with the verified files of the night in it, published; the caller holds the client's lock.
+
+    An image that is damaged, or has not what the night needs, is given up for the VM's next older one of the same
+    layout, and the result's warnings say so; with `fall_back` off it is an error. `reuse`: the result may be that of
+    an earlier run, which others may use, too.
+    """
+    if reuse and (made := updating.earlier(sources)):
+        return made
     night = Night(sources.night_name, sources.night_folder, sources.night)
     with nights.opened(night) as files:
         nights.verify(night, files)
-        folder = updating.copy_image(sources)
-        try:
-            return updating.finish(sources, folder, updating.update(sources, files, folder))
-        except BaseException:
-            updating.remove(folder)
-            raise
+        warnings = tuple[str, ...]()
+        while True:
+            try:
+                return _update_one(sources, files, warnings)
+            except IntegrityError as exc:
+                older = updating.with_older_image(sources) if fall_back else None
+                if older is None:
+                    raise
+                warnings += (f"{exc}; image {older.image.id} was taken instead",)
+                log.warning("%s", warnings[-1])
+                sources = older
+
+
+def _update_one(sources: Sources, files: Path, warnings: tuple[str, ...]) -> UpdatedImage:
+    """Update this very image; on any error nothing of it is left."""
+    updating.verify_sources(sources.image_folder, sources.image)
+    folder = updating.begin(sources)
+    try:
+        return updating.finish(sources, folder, updating.update(sources, files, folder), warnings)
+    except BaseException:
+        updating.remove(folder)
+        raise
 
 
 @flow(name="kvmimg-update", flow_run_name="update image of {vm} to {night}")
-def kvmimg_update(vm: VmName, night: str = "latest") -> UpdatedImage:
+def kvmimg_update(vm: VmName, night: str = "latest", image: str | None = None) -> State[UpdatedImage]:
     """Make a bootable image of the VM as of a night: its image, updated with that night's files.
 
     Args:
         vm: The VM, as libvirt names it.
         night: latest, overnight, daily.N, an id, or a date (YYYY-MM-DD).
+        image: The id of the image to update. None means the newest that fits, and an older one if that is damaged.
     """
-    sources = choose(vm, night)
+    sources = choose(vm, night, image)
     with places.locked("client", sources.client):
-        return update_image(sources)
+        updated = update_image(sources, fall_back=image is None, reuse=True)
+    return completed(updated.outcome, "; ".join(updated.warnings) or str(updated.folder), updated)

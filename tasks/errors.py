@@ -248,6 +248,21 @@ class IntegrityError(GbsError):
     template = "{0} is damaged: expected {1}, found {2}"
 
 
+class ImageUnfit(IntegrityError):
+    """An image lacks what a night needs to boot from it; another image may have it: (image, what, what it has)."""
+
+    template = "{0} does not fit the night: it has no {1}; it has {2}"
+
+
+class ImageFull(GbsError):
+    """A night does not fit a file system of an image: (image, file system, needed bytes, bytes there or left)."""
+
+    template = (
+        "{0}: file system {1} has no room for the night: {2} bytes needed, {3} free; the image is unchanged; "
+        "choose another night (--from), or enlarge it on the VM and take a new image"
+    )
+
+
 class LeftBehind(GbsError):
     """Something of ours stays that needs an operator: (what, why, the exact command that undoes it)."""
 

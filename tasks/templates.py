@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks import places
 from tasks.drivers import appliance
+from tasks.drivers.appliance import DiskFile
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import discard, publish, verify_image, write_model
 from tasks.errors import UnknownName
@@ -38,8 +39,7 @@ def read_shape(folder: Path, image: ImageManifest) -> Shape:
         verify_image(folder, image)
     with reporting(log, f"shape of image {image.id}") as progress:
         return appliance.shape_of(
-            [folder / disk.file for disk in image.disks],
-            image.disks[0].format,
+            [DiskFile(folder / disk.file, disk.format) for disk in image.disks],
             "uefi" if firmware == "efi" else "bios",
             on_progress=lambda text, _part: progress.say(text),
         )

@@ -1,4 +1,4 @@
-"""Bring a copy of an image up to a night: what `kvmimg_update` does."""
+"""Bring an image up to a night: what `kvmimg_update` does. The image lies still below overlays and is only read."""
 
 import logging
 import os
@@ -7,16 +7,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import appliance, process, qemu_img
-from tasks.drivers.appliance import MountedBy, UpdateResult
-from tasks.drivers.digest import record
+from tasks.drivers import appliance, qemu_img, whole_disk
+from tasks.drivers.appliance import DiskFile, UpdateResult
+from tasks.drivers.digest import record, verify_record
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.space import require_space
-from tasks.drivers.store import read_model, sync_tree, verify_image, write_model
-from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused
+from tasks.drivers.store import publish, read_model, verify_image, write_model
+from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
 from tasks.model.facts import Facts
+from tasks.model.image_update import update_plan
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import new_id
 from tasks.model.night_choice import Night
@@ -24,23 +25,28 @@ from tasks.model.recovery import Sources, UpdatedImage, working_disks
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
-BELONGS_TO_DISK = ("/boot/grub/i386-pc/", "/boot/grub2/i386-pc/")
-"""GRUB's modules fit the core image in the boot sector of the very disk, which is not a file."""
+OVERLAY = ".overlay"
 COPY_DEADLINE_S = 6 * 3600
 UPDATE_DEADLINE_S = 4 * 3600
 
 
 @retryable("choose image", "choose image of {vm}", retries=0)
-def choose_sources(vm: str, client: str, definition: Definition, night: Night) -> Sources:
-    """The newest image of the VM whose disk layout is that of the night; NothingToRecover when there is none."""
+def choose_sources(vm: str, client: str, definition: Definition, night: Night, wanted: str | None = None) -> Sources:
+    """The newest image of the VM whose disk layout is that of the night, or the one with the id `wanted`.
+
+    NothingToRecover when none fits, UnknownName when there is no such image.
+    """
     images = places.store().images_of(definition.domain.name)
-    fitting = [(folder, image) for folder, image in images if image.flavour in ("", night.manifest.flavour)]
     if not images:
         raise NothingToRecover(
             f"VM {vm}", f"the store has no image of it; run: gbs-kvmimg-get {vm}, or gbs image fetch {vm}"
         )
+    asked = [(folder, image) for folder, image in images if wanted in (None, image.id)]
+    if not asked:
+        raise UnknownName("image", wanted, [image.id for _, image in images])
+    fitting = [found for found in asked if _fits(found[1], night.manifest.flavour)]
     if not fitting:
-        layouts = ", ".join(f"{image.id} ({image.flavour})" for _, image in images)
+        layouts = ", ".join(f"{image.id} ({image.flavour})" for _, image in asked)
         why = f"night {night.manifest.id} has disk layout {night.manifest.flavour}, the images have others: {layouts}"
         raise NothingToRecover(f"VM {vm}", why)
     folder, image = fitting[0]
@@ -57,6 +63,18 @@ def choose_sources(vm: str, client: str, definition: Definition, night: Night) -
     )
 
 
+def with_older_image(sources: Sources) -> Sources | None:
+    """The same with the VM's next older image of that disk layout; None when there is none."""
+    for folder, image in places.store().images_of(sources.vm):
+        if image.id < sources.image.id and _fits(image, sources.night.flavour):
+            return sources.model_copy(update={"image_folder": folder, "image": image})
+    return None
+
+
+def _fits(image: ImageManifest, flavour: str) -> bool:
+    return image.flavour in ("", flavour)
+
+
 @retryable("verify image", "verify image {image.id} of {image.vm}", retries=0)
 def verify_sources(folder: Path, image: ImageManifest) -> None:
     """IntegrityError unless every file of the image has its size and sha256."""
@@ -64,70 +82,98 @@ def verify_sources(folder: Path, image: ImageManifest) -> None:
         verify_image(folder, image)
 
 
-@retryable("copy image", "copy image {sources.image.id}", retries=0)
-def copy_image(sources: Sources) -> Path:
-    """A private copy of the image's disks (a reflink where the store can); the image itself is never changed."""
+@retryable("look for an earlier update", "look for an earlier update of {sources.vm}", retries=0)
+def earlier(sources: Sources) -> UpdatedImage | None:
+    """What an earlier run made of the same image and the same night, proven by its checksums again; None without one.
+
+    Both are never changed once they are published, so it is what an update would make again.
+    """
+    for path in sorted(places.store().recovery(sources.vm).glob(f"[!.]*/{MANIFEST}"), reverse=True):
+        try:
+            updated = read_model(path, UpdatedImage)
+            if updated is None or (updated.image, updated.night) != (sources.image.id, sources.night.id):
+                continue
+            for file in updated.files:
+                verify_record(path.parent, file)
+        except IntegrityError as exc:
+            log.warning("%s; it is made anew", exc)
+            continue
+        return updated.model_copy(update={"folder": path.parent})
+    return None
+
+
+@retryable("begin update", "put overlays on image {sources.image.id}", retries=0)
+def begin(sources: Sources) -> Path:
+    """A working folder with an overlay on each disk of the image; those that earlier runs left behind are removed.
+
+    The caller holds the client's lock: no other run works on this VM. StoreFull without room for the updated disks.
+    """
     store = places.store()
-    folder = store.recovery(sources.vm) / new_id(datetime.now(UTC))
+    parent = store.recovery(sources.vm)
+    for left in parent.glob(".*.partial"):
+        log.info("remove %s, which a run that ended too early left", left)
+        shutil.rmtree(left)
     needed = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks)
     require_space(store.root, needed + sources.night.size_bytes // 4, places.reserve_bytes())
+    shell = LocalShell()
+    bases = {disk: str(sources.image_folder / disk.file) for disk in sources.image.disks}
+    for disk, base in bases.items():
+        qemu_img.require_complete(qemu_img.info(shell, base, disk.format))
+    folder = parent / f".{new_id(datetime.now(UTC))}.partial"
     folder.mkdir(parents=True)
-    for disk, wanted in zip(sources.image.disks, working_disks(sources.image), strict=True):
-        source, target = str(sources.image_folder / disk.file), str(folder / wanted.file)
-        argv = ["cp", "--reflink=auto", "--sparse=always", "--", source, target]
-        if wanted.format != disk.format:
-            argv = qemu_img.convert_argv(source, disk.format, target, wanted.format, disk.options)
-        with reporting(log, f"copy {disk.file}"):
-            process.run(argv, deadline_s=COPY_DEADLINE_S, name=f"copy of {disk.file}")
+    for disk, base in bases.items():
+        qemu_img.create_overlay(shell, str(folder / f"{disk.target}{OVERLAY}"), base, disk.format)
     return folder
 
 
 @retryable("update image", "update {sources.vm} to night {sources.night.id}", retries=0)
 def update(sources: Sources, files: Path, folder: Path) -> UpdateResult:
-    """Make the file systems in the disks copied to `folder` hold the night's files, in libguestfs' appliance."""
+    """Make the file systems in the overlays in `folder` hold the night's files, in libguestfs' appliance."""
     facts = read_model(files / "facts.json", Facts)
     if facts is None:
-        raise IntegrityError(str(files / "facts.json"), "the facts of the night", "nothing")
+        raise RecoveryRefused(f"VM {sources.vm}", f"night {sources.night.id} has no facts", "choose another night")
     if not facts.file_systems:
         reason = f"the facts of night {sources.night.id} ({facts.os_name}) name no file systems to put its files into"
         raise RecoveryRefused(f"VM {sources.vm}", reason, "define the VM with its image as it is, copy the files then")
-    pulled = set(sources.night.paths)
-    systems = [row for row in facts.file_systems if row.mountpoint in pulled]
-    if "/" not in pulled:
+    if "/" not in sources.night.paths:
         reason = f"night {sources.night.id} holds only {', '.join(sources.night.paths)}"
         raise RecoveryRefused(f"VM {sources.vm}", reason, "an image needs all file systems: leave out `paths`")
-    if len(sources.image.disks) != 1:
-        raise RecoveryRefused(f"VM {sources.vm}", "its image has several disks", "only one is supported for now")
-    (disk,) = working_disks(sources.image)
-    kept = [pattern for pattern in sources.night.excluded if pattern.startswith("/")]
-    # Each file system has a lost+found of its own that no backup holds.
-    kept += [f"{row.mountpoint.rstrip('/')}/lost+found" for row in systems]
+    plan = update_plan(facts, sources.night)
     with reporting(log, f"update {sources.vm}") as progress:
         return appliance.update_files(
-            folder / disk.file,
-            disk.format,
-            [MountedBy(row.mountpoint, row.uuid or "", row.fstype) for row in systems],
+            [DiskFile(folder / f"{disk.target}{OVERLAY}", "qcow2") for disk in sources.image.disks],
+            plan.mounts,
             files / "data",
-            keep=(*kept, *BELONGS_TO_DISK),
+            image=f"image {sources.image.id} of {sources.vm}",
+            keep=plan.keep,
             fake_super=sources.night.fake_super,
             deadline_s=UPDATE_DEADLINE_S,
             on_progress=lambda text, part: progress.say(text if part is None else f"{text} {part:.0%}"),
         )
 
 
-@retryable("record update", "check the updated image of {sources.vm}", retries=0)
-def finish(sources: Sources, folder: Path, result: UpdateResult) -> UpdatedImage:
-    """Check the updated disks with qemu-img, write their checksums and a manifest."""
+@retryable("finish update", "make the updated disks of {sources.vm} whole", retries=0)
+def finish(sources: Sources, folder: Path, result: UpdateResult, warnings: tuple[str, ...] = ()) -> UpdatedImage:
+    """Publish the updated disks: whole, without the image below them, checked by qemu-img, with checksums."""
     shell = LocalShell()
     disks = working_disks(sources.image)
-    for disk in disks:
-        qemu_img.require_complete(qemu_img.info(shell, str(folder / disk.file), disk.format))
-        qemu_img.check(shell, str(folder / disk.file), disk.format, deadline_s=COPY_DEADLINE_S)
+    unchanged = not (result.files_changed or result.files_deleted or result.warnings)
+    for disk, wanted in zip(sources.image.disks, disks, strict=True):
+        overlay, whole = folder / f"{disk.target}{OVERLAY}", folder / wanted.file
+        base = DiskFile(sources.image_folder / disk.file, disk.format)
+        with reporting(log, f"make {wanted.file} whole"):
+            # With nothing changed it holds only the marks of having been mounted.
+            above = None if unchanged else overlay
+            whole_disk.make(base, above, DiskFile(whole, wanted.format), disk.options, deadline_s=COPY_DEADLINE_S)
+        overlay.unlink()
+        qemu_img.require_complete(qemu_img.info(shell, str(whole), wanted.format))
+        qemu_img.check(shell, str(whole), wanted.format, deadline_s=COPY_DEADLINE_S)
     with reporting(log, f"checksums of the updated image of {sources.vm}"):
         files = tuple(record(folder / disk.file, folder) for disk in disks)
+    final = folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
     updated = UpdatedImage(
         vm=sources.vm,
-        folder=folder,
+        folder=final,
         image=sources.image.id,
         night=sources.night.id,
         disks=disks,
@@ -135,9 +181,10 @@ def finish(sources: Sources, folder: Path, result: UpdateResult) -> UpdatedImage
         files_changed=result.files_changed,
         files_deleted=result.files_deleted,
         bytes_sent=result.bytes_sent,
+        warnings=(*warnings, *result.warnings),
     )
-    sync_tree(folder)
     write_model(folder / MANIFEST, updated)
+    publish(folder, final)
     return updated
 
 

@@ -8,6 +8,8 @@ import click
 from flows.cli import terminal
 from tasks.model.image_method import WantedMethod
 from tasks.model.names import human_age, human_bytes
+from tasks.model.outcome import EXIT_CODES
+from tasks.model.recovery import UpdatedImage
 
 METHODS = get_args(WantedMethod)
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -50,18 +52,23 @@ def kvmimg_get_command(vm: str, method: Any, full: bool, as_json: bool) -> None:
 @click.command("gbs-kvmimg-update", context_settings=HELP)
 @click.argument("vm")
 @click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
+@click.option("--image", help="This image and no other, by its id; without it the newest that fits, or an older one.")
 @terminal.json_option
-def kvmimg_update_command(vm: str, night: str, as_json: bool) -> None:
-    """Bring a copy of the newest image of VM up to the files of a night; the image itself is never changed."""
+def kvmimg_update_command(vm: str, night: str, image: str | None, as_json: bool) -> int:
+    """Bring a copy of an image of VM up to the files of a night; the image itself is never changed."""
     from flows.kvmimg_update import kvmimg_update as flow
 
-    updated = flow(vm, night)
+    run: Any = flow  # called, it gives what its final state has
+    updated: UpdatedImage = run(vm, night, image)
     if as_json:
         print(updated.model_dump_json(indent=1))
-        return
+        return EXIT_CODES[updated.outcome]
+    for warning in updated.warnings:
+        terminal.out.print(f"warning: {warning}", style="yellow", markup=False)
     terminal.out.print(
         f"{updated.folder}: image {updated.image} of {updated.vm} with the files of night {updated.night}", markup=False
     )
+    return EXIT_CODES[updated.outcome]
 
 
 @click.command("gbs-kvmsnap-create", context_settings=HELP)

@@ -1,4 +1,4 @@
-"""libguestfs: update a copy of a VM's disk with a tree of files, and read the shape of an image.
+"""libguestfs: update copies of a VM's disks with a tree of files, and read the shape of an image.
 
 The guest's file systems are mounted only inside libguestfs's appliance, a small VM that reaches no network. All of it
 runs in a child process (`tasks.drivers.appliance_worker`) that can be killed: it ends at a deadline and with us,
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks import errors
-from tasks.drivers import process
+from tasks.drivers import process, qemu_img
 from tasks.drivers.kvm_probe import kvm_works
 from tasks.errors import CommandFailed, ConfigError, GbsError, IntegrityError
+from tasks.model.image_update import MountedBy
 from tasks.model.shape import Shape, shape
 
 OnProgress = Callable[[str, float | None], None]
@@ -28,12 +29,11 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class MountedBy:
-    """A file system of the client by its facts."""
+class DiskFile:
+    """A disk of an image: the file that holds it, and its format."""
 
-    mountpoint: str
-    uuid: str
-    fstype: str
+    path: Path
+    format: qemu_img.ImageFormat
 
 
 @dataclass(frozen=True)
@@ -45,50 +45,58 @@ class UpdateResult:
     bytes_sent: int
     duration_s: float
     launch_s: float
+    warnings: tuple[str, ...] = ()
+    """What the updated image lacks, and boots without."""
 
 
 def update_files(
-    image: Path,
-    image_format: str,
+    disks: Sequence[DiskFile],
     file_systems: Sequence[MountedBy],
     source: Path,
     *,
+    image: str = "",
     keep: Sequence[str],
     fake_super: bool = False,
     deadline_s: float,
     on_progress: OnProgress,
 ) -> UpdateResult:
-    """Make the file systems in `image` (a copy or overlay of ours, written in place) hold exactly the tree `source`.
+    """Make the file systems in `disks` (copies or overlays of ours, written in place) hold exactly the tree `source`.
 
     Owners by number, modes, times, hard links, ACLs, xattrs (capabilities too), holes and deletions included. Files are
-    compared by size and modification time to the nanosecond. `keep`: rsync patterns that begin with "/"; what they
-    match is neither written nor deleted. A mount point that `source` does not have keeps its contents, too.
-    `fake_super`: the owners, devices and xattrs of `source` are in rsync's xattr.
+    compared by size and modification time to the nanosecond; on vfat by two seconds, and only names, contents and times
+    are kept. `keep`: rsync patterns that begin with "/"; what they match is neither written nor deleted. A mount point
+    that `source` does not have keeps its contents, and so does a btrfs subvolume that is not mounted.
+    `image` is what messages call the disks. `fake_super`: the owners, devices and xattrs of `source` are in rsync's
+    xattr.
 
-    On any error the image is not to be used: throw the copy away. After success its bytes are on the disk; the caller
-    runs `qemu-img check`. Raises IntegrityError (a UUID that is not in the image; nothing was written), SourceRefused
-    (`source` has nothing for a file system that is not empty), ConfigError, CommandFailed, CommandTimedOut.
+    On any error the disks are not to be used: throw them away. After success their bytes are on the disk; the caller
+    runs `qemu-img check`. Raises before anything was written: ImageUnfit (the image lacks a file system of the facts,
+    or what fstab, crypttab or GRUB need to boot), ImageFull, SourceRefused (`source` has nothing for a file system that
+    is not empty), ConfigError. Later: ImageFull, IntegrityError (a file system is damaged), CommandFailed,
+    CommandTimedOut.
     """
+    called = image or str(disks[0].path)
     for pattern in keep:
         if not pattern.startswith("/") or "\0" in pattern:
             raise ConfigError("a kept path must begin with /", repr(pattern), "write it as the client sees it")
     if "/" not in (system.mountpoint for system in file_systems):
-        raise ConfigError("no root file system", str(image), "the client's facts must name what is mounted on /")
+        raise ConfigError("no root file system", called, "the client's facts must name what is mounted on /")
     request = {
         "do": "update",
+        "image": called,
         "file_systems": [dataclasses.asdict(system) for system in file_systems],
         "source": str(source),
         "keep": list(keep),
         "fake_super": fake_super,
     }
     started = time.monotonic()
-    answer = _work([image], image_format, request, deadline_s, on_progress)
-    return UpdateResult(**answer, duration_s=time.monotonic() - started)
+    answer = _work(disks, request, deadline_s, on_progress)
+    warnings = tuple(answer.pop("warnings"))
+    return UpdateResult(**answer, warnings=warnings, duration_s=time.monotonic() - started)
 
 
 def shape_of(
-    images: Sequence[Path],
-    image_format: str,
+    disks: Sequence[DiskFile],
     boot_mode: Literal["bios", "uefi"],
     *,
     deadline_s: float = 900.0,
@@ -98,9 +106,9 @@ def shape_of(
 
     IntegrityError when no operating system is found in it.
     """
-    answer = _work(images, image_format, {"do": "shape"}, deadline_s, on_progress)
+    answer = _work(disks, {"do": "shape"}, deadline_s, on_progress)
     if not answer["architecture"]:
-        raise IntegrityError(str(images[0]), "an operating system", "none that libguestfs knows")
+        raise IntegrityError(str(disks[0].path), "an operating system", "none that libguestfs knows")
     found = Shape.model_validate({**answer, "boot_mode": boot_mode})
     return shape(found.boot_mode, found.architecture, found.disks, found.volumes)
 
@@ -114,14 +122,16 @@ def appliance_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _work(
-    images: Sequence[Path], image_format: str, request: dict[str, Any], deadline_s: float, on_progress: OnProgress
+    disks: Sequence[DiskFile], request: dict[str, Any], deadline_s: float, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Run the worker on a request and return its answer; its errors are raised here as what they are."""
-    if image_format not in _FORMATS:
-        raise ConfigError(f"unknown image format {image_format!r}", str(images[0]), f"use one of {', '.join(_FORMATS)}")
-    called = f"libguestfs on {images[0]}"
+    for disk in disks:
+        if disk.format not in _FORMATS:
+            known = f"use one of {', '.join(_FORMATS)}"
+            raise ConfigError(f"unknown image format {disk.format!r}", str(disk.path), known)
+    called = f"libguestfs on {disks[0].path}"
     with tempfile.TemporaryDirectory(prefix="gbs-appliance-") as folder:
-        request |= {"images": [str(image) for image in images], "format": image_format, "folder": folder}
+        request |= {"disks": [(str(disk.path), disk.format) for disk in disks], "folder": folder}
         lines = _Lines(on_progress)
         finished = process.run(
             [sys.executable, "-m", "tasks.drivers.appliance_worker"],

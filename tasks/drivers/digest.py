@@ -9,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.drivers.chunks import read_chunks, verify_chunks
 from tasks.errors import IntegrityError
 from tasks.model.manifest import FileRecord
 
 CHUNK = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_OPENAT2, _RESOLVE_NO_SYMLINKS = 437, 0x04
+_OPENAT2, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 437, 0x04, 0x08
 """linux/openat2.h; the number is the same on all architectures."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
@@ -46,6 +47,24 @@ def record(path: Path, folder: Path) -> FileRecord:
     return FileRecord(path=str(path.relative_to(folder)), size_bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
+def verify_record(
+    folder: Path, file: FileRecord, count: Callable[[int], None] = lambda _: None, *, percent: float = 100
+) -> None:
+    """IntegrityError unless a file below `folder` is as its record says; `count` is told the bytes as they are read."""
+    path = folder / file.path
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
+        found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
+        raise IntegrityError(str(path), f"{file.size_bytes} bytes", found)
+    if path.is_symlink():
+        raise IntegrityError(str(path), "a file", "a symbolic link")
+    if file.chunks is not None:
+        verify_chunks(path, read_chunks(folder / file.chunks), count, percent=percent)
+    elif (found := sha256_file(path)) != file.sha256:
+        raise IntegrityError(str(path), str(file.sha256), found)
+    else:
+        count(file.size_bytes)
+
+
 class _OpenHow(ctypes.Structure):
     """struct open_how of openat2(2)."""
 
@@ -53,7 +72,7 @@ class _OpenHow(ctypes.Structure):
 
 
 def _open_below(folder: int, path: bytes) -> int:
-    how = _OpenHow(_FOLDER | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS)
+    how = _OpenHow(_FOLDER | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
     handle: int = _libc.syscall(_OPENAT2, folder, path, ctypes.byref(how), ctypes.sizeof(how))
     if handle < 0:
         code = ctypes.get_errno()

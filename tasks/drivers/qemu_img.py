@@ -151,6 +151,12 @@ def convert_argv(
     )
 
 
+def create_overlay(shell: HostShell, path: str, base: str, base_format: ImageFormat) -> None:
+    """A new qcow2 file whose content is that of `base` until it is written to; `base` is only read."""
+    argv = program_argv("create", "-q", "-f", "qcow2", "-F", base_format, "-b", _plain(base), "--", _plain(path))
+    shell.run(argv, deadline_s=QUICK_DEADLINE_S, name=f"qemu-img create {path}")
+
+
 def commit(shell: HostShell, overlay: str, below: Sequence[Layer], *, deadline_s: float) -> None:
     """Write what a qcow2 overlay holds into its base, the first of the layers below it, and flush it.
 

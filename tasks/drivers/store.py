@@ -12,8 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tasks.drivers import process
-from tasks.drivers.chunks import read_chunks, verify_chunks
-from tasks.drivers.digest import sha256_file
+from tasks.drivers.digest import sha256_file, verify_record
 from tasks.errors import IntegrityError, StoreError
 from tasks.model.manifest import LISTING, MANIFEST, DeviceManifest, ImageManifest, NightManifest
 from tasks.model.names import slug
@@ -276,18 +275,7 @@ def verify_image(folder: Path, manifest: ImageManifest, *, percent: float = 100)
             raise IntegrityError(str(path), "no such file in the image", "a file that its manifest does not name")
     # The listings of chunks first: they are what the disks are measured by.
     for file in sorted(manifest.files, key=lambda file: file.chunks is not None):
-        path = folder / file.path
-        if not path.is_file() or path.stat().st_size != file.size_bytes:
-            found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
-            raise IntegrityError(str(path), f"{file.size_bytes} bytes", found)
-        if path.is_symlink():
-            raise IntegrityError(str(path), "a file", "a symbolic link")
-        if file.chunks is not None:
-            verify_chunks(path, read_chunks(folder / file.chunks), count, percent=percent)
-        elif (found := sha256_file(path)) != file.sha256:
-            raise IntegrityError(str(path), str(file.sha256), found)
-        else:
-            count(file.size_bytes)
+        verify_record(folder, file, count, percent=percent)
     return read
 
 

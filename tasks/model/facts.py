@@ -32,10 +32,12 @@ from tasks.model.facts_lvm import LVM, LVS, LogicalVolume, VolumeGroup, parse_lo
 from tasks.model.facts_md import MD_ARRAYS, MdArray, parse_md_arrays
 from tasks.model.facts_mounts import (
     FINDMNT,
+    MOUNTS,
     REMOTE_OR_VIRTUAL,
     CrypttabEntry,
     FileSystem,
     FstabEntry,
+    parse_bind_mounts,
     parse_crypttab,
     parse_file_systems,
     parse_fstab,
@@ -84,6 +86,8 @@ class Facts(FactRow):
     machine_id: str
     block_devices: tuple[BlockDevice, ...]
     file_systems: tuple[FileSystem, ...]
+    bind_mounts: tuple[str, ...] = ()
+    """Mount points that show what another mount holds."""
     fstab: tuple[FstabEntry, ...] | None = None
     crypttab: tuple[CrypttabEntry, ...] | None = None
     logical_volumes: tuple[LogicalVolume, ...] = ()
@@ -116,6 +120,7 @@ FACTS: dict[str, Fact] = {
         ("findmnt", "-J", "-b", "-l", "-t", "no" + ",".join(sorted(REMOTE_OR_VIRTUAL)), "-o", FINDMNT),
         parse_file_systems,
     ),
+    "bind_mounts": Fact(("findmnt", "-J", "-l", "-o", MOUNTS), parse_bind_mounts, informative=True),
     "fstab": Fact(script("[ ! -e /etc/fstab ] || cat /etc/fstab"), parse_fstab, informative=True),
     "crypttab": Fact(script("[ ! -e /etc/crypttab ] || cat /etc/crypttab"), parse_crypttab, informative=True),
     "logical_volumes": Fact(LVS, parse_logical_volumes, optional=True),
@@ -157,6 +162,7 @@ def assemble(collected: datetime, values: Mapping[str, Any], unread: Sequence[st
         machine_id=values.get("machine_id", ""),
         block_devices=with_starts(values["block_devices"], values.get("partition_starts", {})),
         file_systems=values["file_systems"],
+        bind_mounts=values.get("bind_mounts", ()),
         fstab=values.get("fstab"),
         crypttab=values.get("crypttab"),
         logical_volumes=values.get("logical_volumes", ()),

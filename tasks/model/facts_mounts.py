@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from tasks.model.device import REDACTED
 from tasks.model.fact import FactRow
@@ -57,18 +58,12 @@ def parse_file_systems(text: str) -> tuple[FileSystem, ...]:
     """Rows of `findmnt -J -b -l`: real local file systems, one row a mount point, bind mounts left out.
 
     findmnt shows bind mounts and btrfs subvolumes alike as `device[/folder]`. A subvolume is kept: rsync's
-    --one-file-system does not descend into it. So is a folder whose device is mounted whole nowhere.
+    --one-file-system does not descend into it. So is a folder whose device is mounted whole nowhere, unless another
+    mount shows it.
     """
-    rows, found = {}, json.loads(text)["filesystems"] if text.strip() else []
-    whole = {row["source"] for row in found}
-    for row in found:
-        if row["fstype"] in REMOTE_OR_VIRTUAL or row["fstype"].startswith("fuse."):
-            continue
-        device, bracket, folder = row["source"].partition("[")
-        subvolume = f"subvol={folder.removesuffix(']')}" in (row.get("options") or "").split(",")
-        if bracket and device in whole and not subvolume:
-            continue
-        rows[row["target"]] = FileSystem(
+    found = _mounts(text)
+    rows = {
+        row["target"]: FileSystem(
             mountpoint=row["target"],
             source=row["source"],
             fstype=row["fstype"],
@@ -76,7 +71,41 @@ def parse_file_systems(text: str) -> tuple[FileSystem, ...]:
             size_bytes=int(row.get("size") or 0),
             used_bytes=int(row.get("used") or 0),
         )
+        for row in found
+        if not _is_bind(row, found)
+    }
     return tuple(rows[target] for target in sorted(rows))
+
+
+def parse_bind_mounts(text: str) -> tuple[str, ...]:
+    """The mount points of `findmnt -J -l` that show what another mount holds: the rows that the above leaves out."""
+    found = _mounts(text)
+    return tuple(sorted({row["target"] for row in found if _is_bind(row, found)}))
+
+
+def subvolume_of(row: FileSystem) -> str:
+    """The folder of its file system that is mounted there: of btrfs, the subvolume; `/` for all of it."""
+    return _shown({"source": row.source})[1]
+
+
+def _mounts(text: str) -> list[Mapping[str, Any]]:
+    found = json.loads(text)["filesystems"] if text.strip() else []
+    return [row for row in found if row["fstype"] not in REMOTE_OR_VIRTUAL and not row["fstype"].startswith("fuse.")]
+
+
+def _is_bind(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
+    """A folder of a device that is no subvolume, and that another mount shows, too."""
+    device, folder = _shown(row)
+    if folder == "/" or f"subvol={folder}" in (row.get("options") or "").split(","):
+        return False
+    shown = [other for of, other in map(_shown, others) if of == device and other != folder]
+    return any(f"{folder}/".startswith(f"{other.rstrip('/')}/") for other in shown)
+
+
+def _shown(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The device of a mount, and the folder of it that shows there."""
+    device, _, folder = row["source"].partition("[")
+    return device, folder.removesuffix("]") or "/"
 
 
 def parse_fstab(text: str) -> tuple[FstabEntry, ...]:
@@ -151,4 +180,6 @@ def _without_secrets(options: str) -> str:
     return options
 
 
+MOUNTS = "TARGET,SOURCE,FSTYPE,OPTIONS"
+"""Nothing that a dead server is asked for."""
 FINDMNT = "TARGET,SOURCE,FSTYPE,UUID,SIZE,USED,OPTIONS"

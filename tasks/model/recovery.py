@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest
 from tasks.model.names import slug
+from tasks.model.outcome import Outcome
 
 
 class _Frozen(BaseModel):
@@ -59,6 +60,13 @@ class UpdatedImage(_Frozen):
     files_changed: int
     files_deleted: int
     bytes_sent: int
+    warnings: tuple[str, ...] = ()
+    """Images that were of no use for it, and what it lacks and boots without."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """WARNING when something is to be known about it."""
+        return Outcome.WARNING if self.warnings else Outcome.OK
 
 
 class PlacedDisk(_Frozen):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.kvmimg_update import kvmimg_update
+from flows.kvmimg_update import kvmimg_update as kvmimg_update_flow
 from flows.nightly import nightly as nightly_flow
 from flows.verify_points import verify_points as verify_points_flow
 from tasks import catalogue, held, history, nights
@@ -23,6 +23,7 @@ from tasks.model.night_choice import OVERNIGHT
 from tests.flows.fake_site import FakeSite
 
 nightly: Any = nightly_flow
+kvmimg_update: Any = kvmimg_update_flow
 verify_points: Any = verify_points_flow
 VAULT = str(Path(__file__).parent.parent / "lab" / "vault.sh")
 
@@ -79,7 +80,7 @@ def test_nights_are_kept_listed_verified_and_recovered_from(
 
     seen = list[tuple[Path, str]]()
 
-    def update(_image: Path, _format: str, _mounted: object, files: Path, **_: Any) -> UpdateResult:
+    def update(_disks: object, _mounted: object, files: Path, **_: Any) -> UpdateResult:
         seen.append((files, (files / "srv" / "page").read_text()))
         if len(seen) > 1:
             raise IntegrityError("the appliance", "its end", "a kernel panic")

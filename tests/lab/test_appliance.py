@@ -18,8 +18,9 @@ import guestfs
 import pytest
 
 from tasks.drivers import appliance
-from tasks.drivers.appliance import MountedBy
+from tasks.drivers.appliance import DiskFile
 from tasks.errors import ConfigError, IntegrityError, SourceRefused
+from tasks.model.image_update import MountedBy
 
 _MIB = 1 << 20
 _DEVICES = {"/": "/dev/vg0/root", "/boot": "/dev/sda1", "/var": "/dev/vg0/var"}
@@ -158,8 +159,7 @@ def _overlay(base: Path, name: str) -> Path:
 def _update(image: Path, systems: list[MountedBy], source: Path, keep: list[str] = _KEEP) -> appliance.UpdateResult:
     seen: list[float] = [time.monotonic()]
     result = appliance.update_files(
-        image,
-        "qcow2",
+        [DiskFile(image, "qcow2")],
         systems,
         source,
         keep=keep,
@@ -273,8 +273,10 @@ def test_killed_parent_leaves_no_qemu(lab: tuple[Path, Path, list[MountedBy]]) -
     base, tree, systems = lab
     image = _overlay(base, "killed.qcow2")
     code = (
-        "from pathlib import Path, PosixPath; from tasks.drivers.appliance import MountedBy, update_files;"
-        f"update_files({image!r}, 'qcow2', {systems!r}, {tree!r}, keep=[], deadline_s=300, on_progress=print)"
+        "from pathlib import Path, PosixPath; from tasks.drivers.appliance import DiskFile, update_files;"
+        "from tasks.model.image_update import MountedBy;"
+        f"update_files([DiskFile({image!r}, 'qcow2')], {systems!r}, {tree!r}, keep=[], deadline_s=300,"
+        "on_progress=print)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     _until(lambda: _processes_with(str(image), "qemu"), 60)

@@ -39,7 +39,7 @@ def test_every_parser_but_the_trivial_ones_has_a_case() -> None:
     assert {path.stem.partition("-")[0] for path in CASES} == set(FACTS) - trivial
 
 
-JSON_FACTS = ["block_devices", "file_systems", "volume_groups", "interfaces"]
+JSON_FACTS = ["block_devices", "bind_mounts", "file_systems", "volume_groups", "interfaces"]
 TEXT_FACTS = [name for name in FACTS if name not in (*JSON_FACTS, "logical_volumes")]
 UNREADABLE = {
     "volume_groups": ["{", "[1]", '{"report": 1}', '{"report": [1]}', '{"report": [{"pv": [{}]}]}'],

@@ -1,0 +1,114 @@
+"""What an update of an image mounts, and what of it is left as it is: rules from a client's facts and its night."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tasks.model.facts import Facts
+from tasks.model.facts_mounts import FileSystem, subvolume_of
+from tasks.model.manifest import NightManifest
+
+BELONGS_TO_DISK = ("/boot/grub/i386-pc/", "/boot/grub2/i386-pc/")
+"""GRUB's modules fit the core image in the boot sector of the very disk, which is not a file."""
+COARSE = frozenset(("vfat", "msdos", "exfat"))
+"""File systems without owners, modes, links and xattrs, whose times are of two seconds."""
+RELABEL = "/.autorelabel"
+"""SELinux labels the whole system anew when it finds this at boot."""
+_WILD = re.compile(r"([\[*?\\])")
+
+
+@dataclass(frozen=True)
+class MountedBy:
+    """A file system of the client by its facts; of btrfs with the subvolume that is mounted there, `/` for the top."""
+
+    mountpoint: str
+    uuid: str
+    fstype: str
+    subvolume: str = ""
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """The file systems to mount, and rsync's patterns of what is neither written nor deleted."""
+
+    mounts: tuple[MountedBy, ...]
+    keep: tuple[str, ...]
+
+
+def update_plan(facts: Facts, night: NightManifest) -> UpdatePlan:
+    """What an update with a night mounts and keeps.
+
+    Kept are what the night left out, each file system's lost+found, what belongs to the disk, and whatever shows
+    somewhere what lies elsewhere: a bind mount, a second mount of the same file system or subvolume.
+    """
+    pulled, seen = set(night.paths), set[tuple[str, str]]()
+    mounts, again = list[MountedBy](), list[str]()
+    for row in sorted(facts.file_systems, key=lambda row: (row.mountpoint.count("/"), len(row.mountpoint))):
+        if row.mountpoint not in pulled:
+            continue
+        mount = _mounted(row)
+        if (mount.uuid, mount.subvolume) in seen:
+            again.append(row.mountpoint)
+            continue
+        seen.add((mount.uuid, mount.subvolume))
+        mounts.append(mount)
+    shown = [place for place in (*facts.bind_mounts, *again) if place not in {mount.mountpoint for mount in mounts}]
+    keep = [
+        *(pattern for pattern in night.excluded if pattern.startswith("/")),
+        *(f"{literal(mount.mountpoint)}/lost+found" for mount in mounts),
+        *(f"{literal(place)}/*" for place in dict.fromkeys(shown)),
+        *BELONGS_TO_DISK,
+    ]
+    return UpdatePlan(tuple(mounts), tuple(keep))
+
+
+def _mounted(row: FileSystem) -> MountedBy:
+    subvolume = subvolume_of(row) if row.fstype == "btrfs" else ""
+    return MountedBy(row.mountpoint, row.uuid or "", row.fstype, subvolume)
+
+
+def literal(place: str) -> str:
+    """A path as a pattern of rsync's that matches it alone; the root is empty."""
+    return _WILD.sub(r"\\\1", place.rstrip("/"))
+
+
+def tree_rules(mounts: Sequence[MountedBy], keep: Iterable[str], nested: Iterable[str]) -> list[str]:
+    """rsync's rules for all but the coarse file systems: mount points and `nested` subvolumes are never deleted."""
+    rules = [f"- {pattern}" for pattern in keep]
+    rules += [f"- {literal(mount.mountpoint)}" for mount in mounts if mount.fstype in COARSE]
+    places = [literal(mount.mountpoint) for mount in mounts]
+    rules += [f"P {place}" for place in places if place] + [f"P {place}/lost+found" for place in places]
+    rules += [rule for place in nested for rule in (f"P {literal(place)}", f"P {literal(place)}/**")]
+    return [*rules, f"P {RELABEL}"]
+
+
+def coarse_rules(mounts: Sequence[MountedBy], keep: Iterable[str]) -> list[str]:
+    """rsync's rules for the coarse file systems alone; empty when there are none."""
+    places = [literal(mount.mountpoint) for mount in mounts if mount.fstype in COARSE]
+    if not places:
+        return []
+    rules = [f"- {pattern}" for pattern in keep]
+    for place in places:
+        parts = place.split("/")[1:]
+        rules += [f"+ /{'/'.join(parts[:depth])}/" for depth in range(1, len(parts) + 1)]
+        rules.append(f"+ {place}/**")
+    return [*rules, "- *"]
+
+
+def nested_places(mount: MountedBy, mounts: Sequence[MountedBy], subvolumes: Iterable[str]) -> list[str]:
+    """Where subvolumes that nobody mounts show below a mount point: no backup holds what is in them.
+
+    `subvolumes` are those of its file system, as `btrfs subvolume list` names them.
+    """
+    inside = mount.subvolume.strip("/")
+    front = f"{inside}/" if inside else ""
+    known = {other.mountpoint for other in mounts}
+    paths = [path.removeprefix(front) for path in subvolumes if path != inside and path.startswith(front)]
+    places = [f"{mount.mountpoint.rstrip('/')}/{path}" for path in paths]
+    return [place for place in places if place not in known]
+
+
+def place_of_path(path: str, places: Iterable[str]) -> str:
+    """The mount point, out of `places`, that a path lies on; "/" when it is on no other."""
+    above = [place for place in places if path == place or path.startswith(f"{place.rstrip('/')}/")]
+    return max(above, key=len, default="/")
