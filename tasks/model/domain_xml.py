@@ -14,10 +14,13 @@ from tasks.errors import ConfigError
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
 GUEST_AGENT_CHANNEL = "org.qemu.guest_agent.0"
+RECOVERY = "urn:gbs:recovery"
+"""The namespace of what a recovered VM's metadata says of its recovery."""
 SourceKind = Literal["file", "block", "volume"]
 _NAMESPACES = {
     "qemu": "http://libvirt.org/schemas/domain/qemu/1.0",
     "libosinfo": "http://libosinfo.org/xmlns/libvirt/domain/1.0",
+    "gbs": RECOVERY,
 }
 _SOURCE_ATTRIBUTE = {"file": "file", "block": "dev", "network": "name", "dir": "dir", "vhostuser": "path"}
 
@@ -54,6 +57,15 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """A network card: `kind` as libvirt's type (network, bridge, user …), `source` the network, bridge or device."""
+
+    kind: str
+    source: str = ""
+    mac: str = ""
+
+
+@dataclass(frozen=True)
 class Domain:
     """What a definition says about a VM."""
 
@@ -68,8 +80,19 @@ class Domain:
     nvram: str | None = None
     guest_agent: bool = False
     tpm: bool = False
-    macs: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    cpu_mode: str = ""
+    cpu_model: str = ""
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What its network cards are connected to, by name."""
+        return tuple(card.source for card in self.interfaces if card.source)
+
+    @property
+    def macs(self) -> tuple[str, ...]:
+        """The addresses of its network cards."""
+        return tuple(card.mac for card in self.interfaces if card.mac)
 
     def disk(self, target: str) -> Disk | None:
         """The disk with that target, or None."""
@@ -130,7 +153,7 @@ def parse_domain(text: str) -> Domain:
     loader, nvram = root.findtext("os/loader"), root.findtext("os/nvram")
     os_element = root.find("os")
     efi = (os_element is not None and os_element.get("firmware") == "efi") or loader is not None
-    interfaces = root.findall("devices/interface")
+    cpu = root.find("cpu")
     return Domain(
         name=name,
         uuid=uuid,
@@ -143,13 +166,16 @@ def parse_domain(text: str) -> Domain:
         nvram=nvram,
         guest_agent=any(target.get("name") == GUEST_AGENT_CHANNEL for target in root.findall("devices/channel/target")),
         tpm=root.find("devices/tpm") is not None,
-        macs=tuple(mac.get("address", "") for element in interfaces for mac in element.findall("mac")),
-        networks=tuple(
-            source.get("network") or source.get("bridge") or source.get("dev") or ""
-            for element in interfaces
-            for source in element.findall("source")
-        ),
+        interfaces=tuple(_interface(element) for element in root.findall("devices/interface")),
+        cpu_mode=cpu.get("mode", "") if cpu is not None else "",
+        cpu_model=(root.findtext("cpu/model") or "").strip(),
     )
+
+
+def _interface(element: ET.Element) -> Interface:
+    source, mac = element.find("source"), element.find("mac")
+    named = (source.get("network") or source.get("bridge") or source.get("dev")) if source is not None else None
+    return Interface(element.get("type", ""), named or "", (mac.get("address", "") if mac is not None else "").lower())
 
 
 def _disk(element: ET.Element) -> Disk:
