@@ -120,8 +120,11 @@ class _Builder(ET.TreeBuilder):
         return super().end(tag)
 
 
-def read_tree(text: str, *, comments: bool = False) -> ET.Element:
-    """The root of a domain definition; ConfigError when it is malformed, huge, has a DOCTYPE or is no domain."""
+def read_tree(text: str, *, comments: bool = False, root_tag: str = "domain") -> ET.Element:
+    """The root of a domain definition, or of another document of libvirt's.
+
+    ConfigError when it is malformed, huge, has a DOCTYPE or is something else.
+    """
     if len(text) > MAX_BYTES:
         raise ConfigError("domain XML is too large", f"{len(text)} characters", f"at most {MAX_BYTES} are read")
     try:
@@ -130,8 +133,8 @@ def read_tree(text: str, *, comments: bool = False) -> ET.Element:
         root: ET.Element = parser.close()
     except (ET.ParseError, UnicodeEncodeError, ValueError) as exc:
         raise ConfigError("domain XML is malformed", str(exc), "take it again from libvirt (virsh dumpxml)") from exc
-    if root.tag != "domain":
-        raise ConfigError("not a domain definition", f"<{root.tag}>", "the root must be <domain>")
+    if root.tag != root_tag:
+        raise ConfigError(f"not a {root_tag} definition", f"<{root.tag}>", f"the root must be <{root_tag}>")
     return root
 
 

@@ -91,12 +91,23 @@ def identity_of(domain: Domain, as_name: str | None) -> Identity:
     So a run that was killed finds again what it made. The MACs are locally administered (02:…, five bytes of sha256).
     ConfigError for a name that libvirt or a file name cannot have.
     """
+    _require_uuid(domain.uuid)
     if as_name is None:
         return Identity(name=domain.name, uuid=domain.uuid)
     if as_name == domain.name or not as_name.strip() or "/" in as_name or not as_name.isprintable():
         raise ConfigError("not a name for a second VM", repr(as_name), f"choose one that is not {domain.name!r}")
     uuid = str(uuid5(_SECOND_VMS, f"{domain.uuid} {as_name}"))
     return Identity(name=as_name, uuid=uuid, macs={mac: _mac_of(uuid, mac) for mac in domain.macs})
+
+
+def _require_uuid(text: str) -> None:
+    """A definition may say anything, and paths are made of its UUID."""
+    try:
+        sound = str(UUID(text)) == text
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ConfigError("not a UUID of a VM", repr(text), "take the definition again from libvirt")
 
 
 def _mac_of(uuid: str, mac: str) -> str:
@@ -160,12 +171,12 @@ def plan_of(sources: Sources, order: Order, image_folder: str, pools: Mapping[st
 def _place(
     disk: DiskRecord, identity: Identity, image_folder: str, pools: Mapping[str, Pool], *, same_host: bool, second: bool
 ) -> Place:
-    """A volume goes back into its pool; anything else is a file, as `place_of` says, of a second VM by a name of its own."""
+    """A volume goes back into its pool; anything else is a file, as `place_of` says. A second VM's has its own name."""
     own_name = f"{slug(identity.name)}-{disk.target}.{disk.format}"
     pool_name, _, volume = disk.volume.partition("/")
     pool = pools.get(pool_name)
     if pool is not None and pool.folder is not None:
-        name = own_name if second else volume
+        name = own_name if second or PurePosixPath(volume).name != volume else volume
         path = str(PurePosixPath(pool.folder, name))
         return Place(role=disk.target, file=disk.file, path=path, format=disk.format, volume=f"{pool_name}/{name}")
     path = place_of(disk, identity.name, image_folder, same_host=same_host)
