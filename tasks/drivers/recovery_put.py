@@ -17,7 +17,7 @@ from tasks.drivers.host_files import DEADLINE_S, stat_files
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.drivers.store import Store, read_model, write_model
-from tasks.errors import IntegrityError, LeftBehind
+from tasks.errors import CommandFailed, IntegrityError, LeftBehind
 from tasks.model.domain_recovery import run_of
 from tasks.model.names import slug
 from tasks.model.recovery_plan import ISOLATED, Place
@@ -25,12 +25,14 @@ from tasks.model.recovery_record import PutFile, PutRecord, isolated_network
 
 log = logging.getLogger(__name__)
 COPY_DEADLINE_S = 6 * 3600
-# A second name (or a reflink) of a file that the host sees itself: nothing is moved. Else it says so by its status.
+# Of a file that the host sees itself: a second name or a reflink, and nothing is moved (0), else a plain copy (4).
 _NEARBY = """
 [ "$(stat -c '%d %i %s' -- "$1" 2>/dev/null)" = "$3" ] && [ "$(cat /proc/sys/kernel/random/boot_id)" = "$4" ] || exit 3
 rm -f -- "$2"
-ln -T -- "$1" "$2" 2>/dev/null || cp --reflink=always -T -- "$1" "$2" 2>/dev/null || { rm -f -- "$2"; exit 3; }
+ln -T -- "$1" "$2" 2>/dev/null || cp --reflink=always -T -- "$1" "$2" 2>/dev/null && exit 0
+cp --sparse=always -T -- "$1" "$2" && exit 4
 """
+_SHARED, _COPIED, _UNSEEN = 0, 4, 3
 # link(2) never replaces; a folder has only mv, which is asked not to.
 _NAME = (
     'if [ -d "$1" ]; then [ ! -e "$2" ] && exec mv -T -- "$1" "$2"; else ln -T -- "$1" "$2" && exec rm -f -- "$1"; fi'
@@ -82,7 +84,7 @@ def place_file(
     """Bring a file of the image to its place on the host; the bytes that were sent. IntegrityError if it is not whole.
 
     `send(source, path)` copies it there. With this machine's `boot_id` it is not asked where the host sees the source
-    itself, which then gets a second name: only for a source that nobody needs afterwards.
+    itself: it then gets a second name where it can, so only for a source that nobody needs afterwards.
     """
     record = _required(ledger)
     partial, sent = record.partial(place.path), 0
@@ -94,9 +96,12 @@ def place_file(
         argv = ["sh", "-c", _UNPACK, "sh", f"{partial}.tar", partial, str(PurePosixPath(place.path).parent)]
         shell.run(argv, deadline_s=DEADLINE_S, name=f"unpack {place.role}")
         shell.run(["rm", "-f", "--", f"{partial}.tar"], deadline_s=DEADLINE_S)
-    elif boot_id is None or not _shared(shell, source, partial, boot_id):
-        sent = send(source, partial)
-        _require_whole(shell, partial, sha256)
+    else:
+        status = _nearby(shell, source, partial, boot_id) if boot_id is not None else _UNSEEN
+        if status == _UNSEEN:
+            sent = send(source, partial)
+        if status != _SHARED:
+            _require_whole(shell, partial, sha256)
     (stat,) = stat_files(shell, [partial])
     if stat is None:
         raise IntegrityError(partial, "the file that was sent", "nothing")
@@ -112,10 +117,14 @@ def _is_named(shell: HostShell, record: PutRecord, place: Place) -> bool:
     return stat is not None and stat.inode == noted
 
 
-def _shared(shell: HostShell, source: Path, partial: str, boot_id: str) -> bool:
+def _nearby(shell: HostShell, source: Path, partial: str, boot_id: str) -> int:
+    """How the host got a file that it sees itself, by the status of _NEARBY; CommandFailed when it cannot be copied."""
     stat = source.stat()
     argv = ["sh", "-c", _NEARBY, "sh", str(source), partial, f"{stat.st_dev} {stat.st_ino} {stat.st_size}", boot_id]
-    return shell.run(argv, deadline_s=COPY_DEADLINE_S, check=False, name=f"link {source.name}").status == 0
+    done = shell.run(argv, deadline_s=COPY_DEADLINE_S, check=False, name=f"link {source.name}")
+    if done.status not in (_SHARED, _COPIED, _UNSEEN):
+        raise CommandFailed(f"cp of {source}", done.status, done.stderr.strip())
+    return done.status
 
 
 def _require_whole(shell: HostShell, path: str, sha256: str) -> None:

@@ -180,8 +180,8 @@ def room(target: Target, plan: Plan, needed: Mapping[str, int]) -> list[Finding]
     for place in plan.places:
         folder = folder_of(place.path)
         left = free_space(target.shell, folder)
-        taken = sums.get(left.file_system, (0, 0, ""))[0] + needed.get(place.role, 0)
-        sums[left.file_system] = taken, left.size_bytes, folder
+        taken, _, first = sums.get(left.file_system, (0, 0, folder))
+        sums[left.file_system] = taken + needed.get(place.role, 0), left.size_bytes, first
     return [
         refused(
             "room",
