@@ -8,6 +8,7 @@ from tasks.errors import RecoveryRefused
 from tasks.model.assessment import Assessment
 from tasks.model.assessment_words import markdown
 
+POLL_S = 5
 WAIT_S = 24 * 3600
 """How long an answer is waited for; nothing is locked meanwhile."""
 
@@ -21,6 +22,6 @@ class Approval(RunInput):
 def require_approval(assessment: Assessment) -> None:
     """Wait for the word; RecoveryRefused when it is no."""
     form = Approval.with_initial_data(description=markdown(assessment), approve=False)
-    answer = pause_flow_run(wait_for_input=form, timeout=WAIT_S, poll_interval=5)
+    answer = pause_flow_run(wait_for_input=form, timeout=WAIT_S, poll_interval=POLL_S)
     if not answer.approve:
         raise RecoveryRefused(f"VM {assessment.vm}", "it was not approved", "start it again when it is wanted")

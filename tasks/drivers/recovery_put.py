@@ -67,8 +67,9 @@ class Ledger:
     def end(self) -> None:
         """The recovery is done, or undone."""
         self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.path.parent.rmdir()
+        with contextlib.suppress(OSError):  # others are under way
+            for folder in self.path.parents[:2]:
+                folder.rmdir()
 
 
 def place_file(

@@ -67,7 +67,7 @@ class Lost:
                 file=f"{disk.target}.raw",
                 format="raw",
                 source=disk.path,
-                source_format=disk.format,  # type: ignore[arg-type]
+                source_format=disk.format,
                 source_kind="block" if disk.target == "vdb" else "file",
                 volume="lost-pool/lost-vdc.qcow2" if disk.target == "vdc" else "",
                 virtual_size_bytes=disk.size_bytes,
@@ -177,7 +177,8 @@ def test_recovery_killed_before_any_call_leaves_nothing_when_cleared(lost: Lost)
     before = lost.traces()
     plan = lost.plan(networks={"lan": "none", "br0": "none"})
     assert lost.findings(plan) == []
-    calls, ended = 0, -9
+    calls = 0
+    ended: int | None = -9
     while ended == -9:
         task = lost.recovery(plan, kill_before=calls)
         ended = die(task)
@@ -192,8 +193,7 @@ def test_recovery_killed_before_any_call_leaves_nothing_when_cleared(lost: Lost)
     assert host.virsh("domstate", "lost").strip() == "running"
     assert host.virsh("domuuid", "lost").strip() == lost.uuid
     assert "lost-vdc.qcow2" in host.virsh("vol-list", "lost-pool")
-    root = ET.fromstring(host.virsh("dumpxml", "lost"))
-    kinds = {str(disk.find("target").get("dev")): disk.get("type") for disk in root.findall("devices/disk")}  # type: ignore[union-attr]
+    kinds = {disk.target: disk.type for disk in parse_domain(host.virsh("dumpxml", "lost")).disks}
     assert kinds == {"vda": "file", "vdb": "file", "vdc": "volume"}
     assert (host.directory / f"root/var/lib/libvirt/swtpm/{lost.uuid}/tpm2/tpm2-00.permall").read_bytes() == b"state"
     assert (host.directory / "root/var/lib/libvirt/qemu/nvram/lost_VARS.fd").read_bytes() == b"variables"
@@ -211,7 +211,7 @@ def test_what_is_in_the_way_refuses_before_anything_is_done(lost: Lost) -> None:
         with other(lost, name, uuid, devices):
             return {each.words.partition(";")[0] for each in lost.findings(lost.plan(**options))}
 
-    apart = {"networks": {"lan": "none", "br0": "none"}}
+    apart: dict[str, Any] = {"networks": {"lan": "none", "br0": "none"}}
     assert said(**apart) == set()
     assert said(name="lost", **apart) == {"name: kvm1 has a VM of that name"}
     assert said(uuid=lost.uuid, **apart) == {f"UUID: kvm1 has a VM with its UUID {lost.uuid}"}
