@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from tasks import places
 from tasks.drivers import recovery_put, recovery_target
 from tasks.drivers.recovery_target import Target, refused
-from tasks.drivers.store import listed_model
+from tasks.drivers.store import listed_model, read_model
 from tasks.errors import GbsError
 from tasks.model.assessment import Assessment, Finding, Work, expect
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
 from tasks.model.domain_xml import Domain, parse_domain
+from tasks.model.facts import Facts
 from tasks.model.recovery import Recovered, Sources
 from tasks.model.recovery_plan import Order, Plan, plan_of
 from tasks.retryable import retryable
@@ -129,6 +130,10 @@ def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding
         yield Finding(verdict="missing", subject="UEFI variables", reason=reason)
     if domain.tpm and sources.image.parts.tpm_state is None:
         yield Finding(verdict="missing", subject="TPM", reason="the image has no state of it: the VM comes without")
+    facts = read_model(places.store().overnight(sources.client) / "facts.json", Facts)
+    if facts is not None and any(device.fstype == "crypto_LUKS" for device in facts.block_devices):
+        reason = "its disks hold LUKS: the guest asks for the key at boot unless it can get it by itself"
+        yield Finding(verdict="missing", subject="LUKS key", reason=reason)
     if order.apart:
         reason = f"its host name, addresses, ssh host keys and machine-id stay those of {sources.vm}"
         yield Finding(verdict="note", subject="guest", reason=reason)

@@ -72,6 +72,7 @@ def clashes(
         *_files(target, plan),
         *_pools(volumes, there),
         *_networks(target, plan, domain),
+        *_secret(target, plan, domain),
     ]
 
 
@@ -131,6 +132,21 @@ def _pools(volumes: Iterable[str], there: Mapping[str, Pool]) -> list[Finding]:
             reason = f"the volumes of pool {name} are no files: the disk becomes a file beside the others"
             found.append(Finding(verdict="note", subject="pool", reason=reason))
     return found
+
+
+def _secret(target: Target, plan: Plan, domain: Domain) -> list[Finding]:
+    """An encrypted TPM does not start without the secret of its state, which no image holds."""
+    uuid = domain.tpm_secret
+    if uuid is None or all(place.role != "tpm" for place in plan.parts):
+        return []
+
+    def look(connection: Any) -> bool:
+        return connection.secretLookupByUUIDString(uuid) is not None
+
+    if target.read(f"look up secret {uuid}", look, libvirt.VIR_ERR_NO_SECRET):
+        return []
+    fix = "define it with its UUID and value: virsh secret-define, virsh secret-set-value"
+    return [refused("secret", f"{target.host.name} has no secret {uuid}, which the TPM's state is encrypted with", fix)]
 
 
 def _networks(target: Target, plan: Plan, domain: Domain) -> list[Finding]:

@@ -267,7 +267,9 @@ def _tpm(device: ET.Element, wishes: Wishes) -> ET.Element | None:
         wishes.dropped.append("devices/tpm")
         return None
     kept = ET.Element("tpm", {"model": device.get("model", "tpm-crb")})
-    ET.SubElement(kept, "backend", {"type": "emulator", "version": backend.get("version", "2.0")})
+    emulator = ET.SubElement(kept, "backend", {"type": "emulator", "version": backend.get("version", "2.0")})
+    if (sealed := backend.find("encryption")) is not None:
+        ET.SubElement(emulator, "encryption", {"secret": sealed.get("secret", "")})
     return kept
 
 

@@ -80,6 +80,8 @@ class Domain:
     nvram: str | None = None
     guest_agent: bool = False
     tpm: bool = False
+    tpm_secret: str | None = None
+    """The UUID of libvirt's secret that its emulated TPM's state is encrypted with."""
     interfaces: tuple[Interface, ...] = ()
     cpu_mode: str = ""
     cpu_model: str = ""
@@ -156,7 +158,7 @@ def parse_domain(text: str) -> Domain:
     loader, nvram = root.findtext("os/loader"), root.findtext("os/nvram")
     os_element = root.find("os")
     efi = (os_element is not None and os_element.get("firmware") == "efi") or loader is not None
-    cpu = root.find("cpu")
+    cpu, sealed = root.find("cpu"), root.find("devices/tpm/backend/encryption")
     return Domain(
         name=name,
         uuid=uuid,
@@ -169,6 +171,7 @@ def parse_domain(text: str) -> Domain:
         nvram=nvram,
         guest_agent=any(target.get("name") == GUEST_AGENT_CHANNEL for target in root.findall("devices/channel/target")),
         tpm=root.find("devices/tpm") is not None,
+        tpm_secret=sealed.get("secret") if sealed is not None else None,
         interfaces=tuple(_interface(element) for element in root.findall("devices/interface")),
         cpu_mode=cpu.get("mode", "") if cpu is not None else "",
         cpu_model=(root.findtext("cpu/model") or "").strip(),

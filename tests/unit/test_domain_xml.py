@@ -12,6 +12,7 @@ from tasks.model.domain_recovery import rewrite_for_recovery, run_of
 from tasks.model.domain_xml import MAX_BYTES, Mirror, SourceKind, names_path, parse_domain, set_disk_source
 
 GOLDEN = Path(__file__).parent / "golden" / "domain"
+UUID = "5f0b2a38-1f6e-4d6b-9a55-7f5e0e1c7c11"
 HOSTILE = ["-rf", "--help", "a;b", "a$(id)", "<x>", "\"'", "a b", "]]>", "é\u202e"]
 
 
@@ -232,7 +233,9 @@ def test_recovery_takes_captured_uefi_variables() -> None:
 
 def test_recovery_takes_what_came_back_with_the_image_and_never_what_the_definition_names() -> None:
     rewritten = rewrite_for_recovery(
-        read("hostile").replace("type='passthrough'", "type='emulator' version='2.0'"),
+        read("hostile").replace(
+            "<backend type='passthrough'>", f"<backend type='emulator'><encryption secret='{UUID}'/>"
+        ),
         {"vda": "/a"},
         name="x",
         boot_files={"kernel": "/images/x-kernel", "initrd": "/images/x-initrd"},
@@ -240,7 +243,8 @@ def test_recovery_takes_what_came_back_with_the_image_and_never_what_the_definit
     )
     for kept in ("<kernel>/images/x-kernel</kernel>", "<initrd>/images/x-initrd</initrd>", "<cmdline>x</cmdline>"):
         assert kept in rewritten.xml
-    assert '<tpm model="tpm-crb">\n      <backend type="emulator" version="2.0" />' in rewritten.xml
+    assert f'<backend type="emulator" version="2.0">\n        <encryption secret="{UUID}" />' in rewritten.xml
+    assert "/dev/tpm0" not in rewritten.xml
     assert "/etc/shadow" not in rewritten.xml
     assert not {"os/kernel", "os/initrd", "devices/tpm"} & set(rewritten.dropped)
     assert "os/dtb" in rewritten.dropped
