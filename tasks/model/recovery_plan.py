@@ -92,6 +92,8 @@ def identity_of(domain: Domain, as_name: str | None) -> Identity:
     ConfigError for a name that libvirt or a file name cannot have.
     """
     _require_uuid(domain.uuid)
+    if "/" in domain.name:
+        raise ConfigError("not a name of a VM", repr(domain.name), "take the definition again from libvirt")
     if as_name is None:
         return Identity(name=domain.name, uuid=domain.uuid)
     if as_name == domain.name or not as_name.strip() or "/" in as_name or not as_name.isprintable():
@@ -153,7 +155,8 @@ def plan_of(sources: Sources, order: Order, image_folder: str, pools: Mapping[st
         for disk in working_disks(sources.image)
     )
     parts = sources.image.parts
-    roles = {"nvram": f"{NVRAM_FOLDER}/{slug(identity.name)}_VARS.fd"}
+    # Where libvirt looks, whatever a definition with firmware='efi' says (seen with 9.0).
+    roles = {"nvram": f"{NVRAM_FOLDER}/{identity.name}_VARS.fd"}
     others = [Place(role=role, file=file, path=roles.get(role, f"{image_folder}/{slug(identity.name)}-{role}"))
               for role, file in parts.files.items()]  # fmt: skip
     if parts.tpm_state is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tasks.drivers import recovery_put, recovery_target
+from tasks.drivers import recovery_put, recovery_target, vm_parts
 from tasks.drivers.recovery_target import Target
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Fit
@@ -25,16 +25,40 @@ from tasks.model.manifest import DiskRecord, FileRecord, VmParts
 from tasks.model.recovery import Sources
 from tasks.model.recovery_plan import ISOLATED, Order, Plan, plan_of
 from tasks.model.recovery_record import record_of
+from tasks.model.ssh_target import SshTarget
 from tests.lab.kvm_host import KvmHost
 from tests.lab.mixed_guest import MixedGuest
 from tests.lab.recovery_child import Recovery, perform, put
 from tests.lab.sshd import make_key
+from tests.lab.tiny_guest import TinyGuest, make_disk
 from tests.lab.window_child import _processes, host_pid, reach
 from tests.unit.records import ZEROS, image_manifest, night_manifest
 
 CLONE_NEWNET = 0x40000000
 CARDS = """<interface type='network'><source network='lan'/><mac address='52:54:00:00:00:01'/></interface>
 <interface type='bridge'><source bridge='br0'/><mac address='52:54:00:00:00:02'/></interface>"""
+
+
+def sources_of(
+    vm: str,
+    xml: str,
+    folder: Path,
+    disks: tuple[DiskRecord, ...],
+    parts: VmParts,
+    files: tuple[FileRecord, ...],
+) -> Sources:
+    """An image of the VM in that folder, and a night."""
+    return Sources(
+        vm=vm,
+        client=vm,
+        kvm_host="kvm1",
+        xml=xml,
+        image_folder=folder,
+        image=image_manifest(vm=vm, disks=disks, parts=parts, files=files),
+        night_name="overnight",
+        night_folder=None,
+        night=night_manifest(),
+    )
 
 
 class Lost:
@@ -75,23 +99,9 @@ class Lost:
             for disk in guest.disks
         )
         names = [*(disk.file for disk in disks), "nvram", "tpm"]
-        image = image_manifest(
-            vm="lost",
-            disks=disks,
-            parts=VmParts(files={"nvram": "nvram"}, tpm_state="tpm"),
-            files=tuple(FileRecord(path=name, size_bytes=1, sha256=ZEROS) for name in names),
-        )
-        self.sources = Sources(
-            vm="lost",
-            client="lost",
-            kvm_host="kvm1",
-            xml=self.xml,
-            image_folder=folder,
-            image=image,
-            night_name="overnight",
-            night_folder=None,
-            night=night_manifest(),
-        )
+        parts = VmParts(files={"nvram": "nvram"}, tpm_state="tpm")
+        files = tuple(FileRecord(path=name, size_bytes=1, sha256=ZEROS) for name in names)
+        self.sources = sources_of("lost", self.xml, folder, disks, parts, files)
         host.virsh("undefine", "lost")
         guest.loop and subprocess.run(["losetup", "--detach", guest.loop], check=True)
         for path in host.images.glob("lost-*"):
@@ -306,6 +316,50 @@ def test_what_is_not_its_own_is_left_alone(lost: Lost) -> None:
     assert foreign.read_text() == "somebody's"
     foreign.unlink()
     assert lost.traces() == before
+
+
+def test_uefi_guest_with_a_tpm_starts_from_its_image_with_both_and_so_does_a_second_one(
+    kvm_host: KvmHost, kvm_target: SshTarget, tmp_path: Path
+) -> None:
+    """Real UEFI variables and a real TPM, as libvirt made them when the guest was first started."""
+    guest = TinyGuest(kvm_host, "efi", writes=False)
+    (disk,) = guest.disks
+    make_disk(guest.outside(disk.path), disk.format, disk.size_bytes, writes=False)
+    text = guest.domain_xml().replace("machine='pc'", "machine='q35'").replace("<os>", "<os firmware='efi'>")
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    kvm_host.virsh("define", "/dev/stdin", input_text=text.replace("</devices>", f"{tpm}</devices>"))
+    kvm_host.virsh("start", "efi")
+    with reach(host_pid(kvm_host)) as (host, shell):
+        parts = vm_parts.capture(host, shell, kvm_target, host.domain("efi"), tmp_path)
+    kvm_host.virsh("destroy", "efi")
+    kvm_host.virsh("undefine", "efi", "--nvram", "--tpm")
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.move(guest.outside(disk.path), own / "vda.qcow2")
+    xml = (tmp_path / "domain.xml").read_text()
+    lost = Lost.__new__(Lost)
+    lost.host, lost.folder, lost.own, lost.xml = kvm_host, tmp_path, own, xml
+    lost.files = {"vda": own / "vda.qcow2", "nvram": tmp_path / "nvram", "tpm": tmp_path / "tpm.tar"}
+    record = DiskRecord(
+        target="vda", file="vda.raw", format="raw", source=disk.path, source_format="qcow2", virtual_size_bytes=1
+    )
+    files = tuple(FileRecord(path=name, size_bytes=1, sha256=ZEROS) for name in ("vda.raw", *parts.all_files))
+    lost.sources = sources_of("efi", xml, tmp_path, (record,), parts, files)
+    state = kvm_host.directory / "root/var/lib/libvirt/swtpm"
+    for as_name in (None, "efi 2"):
+        plan = lost.plan(as_name=as_name)
+        task = lost.recovery(plan)
+        uuid = plan.identity.uuid
+        with reach(host_pid(kvm_host)) as (host, shell):
+            _, said = recovery_target.capabilities(Target(host, shell), parse_domain(xml), tpm=True)
+            assert said == []
+            put(task, host, shell, task.ledger)
+        assert kvm_host.virsh("domstate", uuid).strip() == "running"
+        root = ET.fromstring(kvm_host.virsh("dumpxml", uuid))
+        assert root.findtext("os/nvram") == next(place.path for place in plan.parts if place.role == "nvram")
+        assert (state / uuid / "tpm2/tpm2-00.permall").is_file()
+        assert clear(lost, task)
+        assert not (state / uuid).exists()
 
 
 def _isolated(folder: Path) -> None:

@@ -111,6 +111,8 @@ def test_parts_of_the_image_go_where_no_definition_says() -> None:
         "kernel": "/images/web1-kernel",
         "tpm": f"/var/lib/libvirt/swtpm/{UUID}",
     }
+    (nvram, *_) = planned(record(), parts=parts, as_name="web 2").parts
+    assert nvram.path == "/var/lib/libvirt/qemu/nvram/web 2_VARS.fd", "libvirt looks by the very name"
     with pytest.raises(ConfigError, match="not a UUID"):
         plan_of(sources(record(), uuid="../../etc"), Order(kvm_host="kvm1"), "/images", {})
 
