@@ -21,7 +21,7 @@ from tasks.model.domain_recovery import Rewritten
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory_systems import Probe
 from tasks.model.names import human_age
-from tasks.model.recovery import PlacedDisk, Recovered, Sources, Step, UpdatedImage
+from tasks.model.recovery import PlacedDisk, Recovered, Sources, Step
 from tasks.model.recovery_plan import Order, Plan, parse_networks
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class _Recovery:
     steps: list[Step] = field(default_factory=list)
     disks: list[PlacedDisk] = field(default_factory=list)
     dropped: tuple[str, ...] = ()
+    image: str = ""
+    """The image that was updated; empty when an earlier run had done that."""
     bytes_moved: int = 0
 
     @contextmanager
@@ -103,26 +105,14 @@ def _refuse(assessment: Assessment) -> None:
 def _recover(run: _Recovery) -> Recovered:
     """Until the VM answers a failure removes what was made; a run that was killed is gone on with, or removed too."""
     earlier = recovery.settle(run.sources, run.plan)
-    if earlier is not None:
-        with run.step(DEFINE):
-            recovery.go_on(earlier)
-        _wait(run)
-        return _finish(run)
-    run_id = recovery.new_run()
-    assessment, rewritten = recovery_assessment.assess(run.sources, run.order, run.plan, run_id)
-    for finding in assessment.findings:
-        if finding.verdict != "refused":
-            log.warning("%s", finding.words)
-    _refuse(assessment)
-    recovery.begin(run.sources, run.plan, run_id)
+    if earlier is None:
+        rewritten = _begin(run)
     try:
-        with run.step(UPDATE, run.work.read_bytes):
-            updated = update_image(run.sources)
-        try:
-            recovery.note_working_copy(run.plan, updated)
-            _put(run, updated, rewritten)
-        finally:
-            updating.remove(updated.folder)
+        if earlier is None:
+            _put(run, rewritten)
+        else:
+            with run.step(DEFINE):
+                recovery.go_on(earlier)
         _wait(run)
     except BaseException:
         recovery.undo(run.plan)
@@ -130,14 +120,32 @@ def _recover(run: _Recovery) -> Recovered:
     return _finish(run)
 
 
-def _put(run: _Recovery, updated: UpdatedImage, rewritten: Rewritten) -> None:
-    with run.step(SEND, run.work.send_bytes):
-        run.disks += [recovery.send_disk(updated, place, run.plan) for place in run.plan.disks]
-        for place in run.plan.parts:
-            recovery.send_part(run.sources, place, run.plan)
-    with run.step(DEFINE):
-        recovery.start(run.sources, run.plan, rewritten)
-    run.dropped = rewritten.dropped
+def _begin(run: _Recovery) -> Rewritten:
+    """Assess it once more, now that nothing else of ours can be in the way, and note what will be put where."""
+    run_id = recovery.new_run()
+    assessment, rewritten = recovery_assessment.assess(run.sources, run.order, run.plan, run_id)
+    for finding in assessment.findings:
+        if finding.verdict != "refused":
+            log.warning("%s", finding.words)
+    _refuse(assessment)
+    recovery.begin(run.sources, run.plan, run_id)
+    return rewritten
+
+
+def _put(run: _Recovery, rewritten: Rewritten) -> None:
+    with run.step(UPDATE, run.work.read_bytes):
+        updated = update_image(run.sources)
+    try:
+        recovery.note_working_copy(run.plan, updated)
+        with run.step(SEND, run.work.send_bytes):
+            run.disks += [recovery.send_disk(updated, place, run.plan) for place in run.plan.disks]
+            for place in run.plan.parts:
+                recovery.send_part(run.sources, place, run.plan)
+        with run.step(DEFINE):
+            recovery.start(run.sources, run.plan, rewritten)
+    finally:
+        updating.remove(updated.folder)
+    run.dropped, run.image = rewritten.dropped, updated.image
     run.bytes_moved = updated.bytes_sent + sum(disk.bytes_sent for disk in run.disks)
 
 
@@ -161,7 +169,7 @@ def _finish(run: _Recovery) -> Recovered:
         name=run.plan.identity.name,
         uuid=run.plan.identity.uuid,
         kvm_host=run.plan.kvm_host,
-        image=run.sources.image.id,
+        image=run.image or run.sources.image.id,
         night=run.sources.night.id,
         disks=tuple(run.disks),
         databases=tuple(restored),

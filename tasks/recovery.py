@@ -53,7 +53,8 @@ def settle(sources: Sources, plan: Plan) -> PutRecord | None:
         return None
     with places.hypervisor(plan.kvm_host) as (host, shell):
         domain = recovery_put.made_by(host, record)
-        if domain is not None and (record.image, record.night) == (sources.image.id, sources.night.id):
+        wanted = (sources.image.id, sources.night.id, plan.isolated)
+        if domain is not None and (record.image, record.night, record.isolated) == wanted:
             log.info("an earlier run had brought VM %s to %s: going on with it", record.name, plan.kvm_host)
             return record
         if domain is not None and domain.call("ask whether it runs", lambda handle: bool(handle.isActive())):
@@ -129,6 +130,8 @@ def _put(
 def go_on(record: PutRecord) -> None:
     """Start what an earlier run had defined, unless it runs."""
     with places.hypervisor(record.kvm_host) as (host, _):
+        if record.isolated:
+            recovery_put.isolate(host, ledger(record.kvm_host, record.uuid))
         recovery_put.start(host.domain(record.uuid))
 
 

@@ -17,7 +17,7 @@ from tasks.drivers.host_files import DEADLINE_S, stat_files
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.drivers.store import Store, read_model, write_model
-from tasks.errors import CommandFailed, IntegrityError, LeftBehind
+from tasks.errors import CommandFailed, IntegrityError, LeftBehind, RecoveryRefused
 from tasks.model.domain_recovery import run_of
 from tasks.model.names import slug
 from tasks.model.recovery_plan import ISOLATED, Place
@@ -25,6 +25,8 @@ from tasks.model.recovery_record import PutFile, PutRecord, isolated_network
 
 log = logging.getLogger(__name__)
 COPY_DEADLINE_S = 6 * 3600
+REFRESH_DEADLINE_S = 600
+"""libvirt opens every volume of a pool."""
 # Of a file that the host sees itself: a second name or a reflink, and nothing is moved (0), else a plain copy (4).
 _NEARBY = """
 [ "$(stat -c '%d %i %s' -- "$1" 2>/dev/null)" = "$3" ] && [ "$(cat /proc/sys/kernel/random/boot_id)" = "$4" ] || exit 3
@@ -156,15 +158,21 @@ def isolate(host: Host, ledger: Ledger) -> None:
 
 
 def define_and_start(host: Host, ledger: Ledger, xml: str, pools: Sequence[str], *, autostart: bool) -> None:
-    """Define the VM, which bears the run's id, and start it; pools that got volumes look for them first."""
+    """Define the VM, which bears the run's id, and start it; pools that got volumes look for them first.
+
+    RecoveryRefused when another VM of its UUID has come there meanwhile.
+    """
     record = _required(ledger)
 
     def refresh() -> None:
         for name in pools:
             host.connection.storagePoolLookupByName(name).refresh(0)
 
-    host.call("refresh the pools of", record.name, refresh)
-    if host.find_uuid(record.uuid) is None:
+    host.call("refresh the pools of", record.name, refresh, deadline_s=REFRESH_DEADLINE_S)
+    if made_by(host, record) is None:
+        if host.find_uuid(record.uuid) is not None:
+            reason = f"a VM of its UUID has come to {record.kvm_host} meanwhile"
+            raise RecoveryRefused(f"VM {record.name}", reason, "look at it: virsh list --all --uuid --name")
         host.define(xml, record.name)
     start(host.domain(record.uuid))
     if autostart:

@@ -1,5 +1,6 @@
 """The recovery of a VM as a flow and as a command: assessed, asked for, approved, undone, gone on with."""
 
+import contextlib
 import json
 import threading
 import time
@@ -17,7 +18,7 @@ from flows import recovery_approval
 from flows.nightly import nightly as nightly_flow
 from flows.recover_vm import recover_vm as recover_vm_flow
 from tasks import recovery
-from tasks.drivers import appliance, recovery_put, recovery_target
+from tasks.drivers import appliance, libvirt_host, recovery_put, recovery_target
 from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.recovery_target import refused
 from tasks.errors import AccessDenied, RecoveryRefused
@@ -120,6 +121,19 @@ def test_recovery_of_a_vm_that_does_not_answer_is_undone(site: FakeSite, target:
         recover_vm("web1")
     assert target.done == ["place vda", "start", "clear"]
     assert not list((site.store / "recovery").rglob("*"))
+
+
+def test_second_vm_is_waited_for_by_its_agent_and_never_reached_by_the_first_ones_address(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = types.SimpleNamespace(call=lambda *_: True)
+    host = types.SimpleNamespace(name="kvm1", domain=lambda _: running)
+    monkeypatch.setattr(libvirt_host, "connect", lambda *_: contextlib.nullcontext(host))
+    recovered = recover_vm("web1", as_name="web2")
+    assert (recovered.name, target.done) == ("web2", ["place vda", "start"])
+    assert recovered.uuid != UUID
+    assert site.count("answer", "web1") == 0
+    assert "<name>web2</name>" in target.xml
 
 
 def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSite, target: Target) -> None:
