@@ -1,126 +1,186 @@
 """Bring a VM to a KVM host from an updated image, start it, restore its databases, prove it; or undo all of that."""
 
 import logging
+import os
 import time
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 
 from tasks import places
-from tasks.drivers import databases, rsync, ssh
+from tasks.drivers import databases, guest_agent, host_files, recovery_put, rsync, ssh
 from tasks.drivers.databases import command as dump_command
+from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
+from tasks.drivers.recovery_put import Ledger
 from tasks.drivers.ssh import Shell
-from tasks.errors import (
-    CommandFailed,
-    DumpFailed,
-    IntegrityError,
-    RecoveryRefused,
-    Unreachable,
-)
+from tasks.drivers.store import write_model
+from tasks.errors import CommandFailed, DumpFailed, HypervisorError, RecoveryRefused, Unreachable
 from tasks.model.databases import Server
-from tasks.model.domain_recovery import rewrite_for_recovery
+from tasks.model.domain_recovery import Rewritten
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory_systems import Probe
-from tasks.model.manifest import DiskRecord, DumpRecord
-from tasks.model.recovery import PlacedDisk, Sources, UpdatedImage, place_of, working_disks
+from tasks.model.manifest import DumpRecord, FileRecord
+from tasks.model.names import new_id
+from tasks.model.recovery import PlacedDisk, Recovered, Sources, UpdatedImage
+from tasks.model.recovery_plan import Place, Plan
+from tasks.model.recovery_record import PutRecord, record_of
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
 QUICK_S = 60
-CHECKSUM_DEADLINE_S = 6 * 3600
+SEND_DEADLINE_S = 6 * 3600
 DATABASE_DEADLINE_S = 300
-PARTIAL = ".gbs-partial"
 TCP_PROBE = 'exec 3<>"/dev/tcp/127.0.0.1/$1"'
 
 
-@retryable("assess", "assess recovery of {sources.vm} on {kvm_host}")
-def assess(sources: Sources, kvm_host: str) -> dict[str, str]:
-    """Where each disk would lie on the KVM host; RecoveryRefused for any clash or lack of room, nothing is changed."""
-    _, block = places.kvm_host(kvm_host)
-    domain = parse_domain(sources.xml)
-    what = f"VM {sources.vm}"
-    same_host = kvm_host == sources.kvm_host
-    disks = working_disks(sources.image)
-    paths = {disk.target: place_of(disk, sources.vm, block.image_folder, same_host=same_host) for disk in disks}
-    with places.hypervisor(kvm_host) as (host, shell):
-        if host.find(domain.name) is not None:
-            fix = f"shut it down and rename it: virsh domrename {domain.name} NEW-NAME"
-            raise RecoveryRefused(what, f"{kvm_host} has a VM of that name", fix)
-        if host.find_uuid(domain.uuid) is not None:
-            raise RecoveryRefused(what, f"{kvm_host} has a VM with its UUID {domain.uuid}", "undefine that one first")
-        for path in paths.values():
-            if shell.run(["test", "-e", path], deadline_s=QUICK_S, check=False).status == 0:
-                raise RecoveryRefused(what, f"{path} exists on {kvm_host}", "move it away; it is never overwritten")
-        _require_room(shell, sources, paths)
-    return paths
+def ledger(kvm_host: str, uuid: str) -> Ledger:
+    """The record of what a recovery puts on a KVM host."""
+    return Ledger(places.store(), kvm_host, uuid)
 
 
-def _require_room(shell: Shell, sources: Sources, paths: dict[str, str]) -> None:
-    for disk in sources.image.disks:
-        folder = str(PurePosixPath(paths[disk.target]).parent)
-        output = shell.run(["df", "-B1", "--output=avail", "--", folder], deadline_s=QUICK_S)
-        free_bytes = int(output.stdout.split()[-1])
-        needed_bytes = (sources.image_folder / disk.file).stat().st_blocks * 512
-        if free_bytes < needed_bytes:
+@retryable(
+    "look for an earlier run", "look what an earlier recovery of {sources.vm} left on {plan.kvm_host}", retries=0
+)
+def settle(sources: Sources, plan: Plan) -> PutRecord | None:
+    """The earlier run of this very recovery whose VM is there, to go on with; anything else it left is taken away.
+
+    RecoveryRefused when the VM that it made runs, but as of something else than is asked for now.
+    """
+    kept = ledger(plan.kvm_host, plan.identity.uuid)
+    record = kept.read()
+    if record is None:
+        return None
+    with places.hypervisor(plan.kvm_host) as (host, shell):
+        domain = recovery_put.made_by(host, record)
+        wanted = (sources.image.id, sources.night.id, plan.isolated)
+        if domain is not None and (record.image, record.night, record.isolated) == wanted:
+            log.info("an earlier run had brought VM %s to %s: going on with it", record.name, plan.kvm_host)
+            return record
+        if domain is not None and domain.call("ask whether it runs", lambda handle: bool(handle.isActive())):
             reason = (
-                f"{folder} on {shell.target.name} has {free_bytes} bytes free, disk {disk.target} needs {needed_bytes}"
+                f"an earlier run has it running on {plan.kvm_host} as of image {record.image}, night {record.night}"
             )
-            raise RecoveryRefused(f"VM {sources.vm}", reason, "make room or choose another KVM host with --to")
+            fix = f"go on with that night (--from {record.night}), or stop it: virsh destroy {record.name}"
+            raise RecoveryRefused(f"VM {record.name}", reason, fix)
+        for what in recovery_put.clear(host, shell, kept):
+            log.info("left by an earlier run, removed: %s", what)
+    return None
 
 
-@retryable("send disk", "send {disk.target} of {updated.vm} to {kvm_host}")
-def send_disk(updated: UpdatedImage, disk: DiskRecord, kvm_host: str, path: str) -> PlacedDisk:
-    """Copy a disk to the KVM host, compare its sha256 there, and give it its name only then."""
-    target, _ = places.kvm_host(kvm_host)
-    expected = next(file.sha256 for file in updated.files if file.path == disk.file)
-    with reporting(log, f"send {updated.vm} {disk.target}") as progress:
-        moved = rsync.send_file(
-            target,
-            updated.folder / disk.file,
-            path + PARTIAL,
-            deadline_s=CHECKSUM_DEADLINE_S,
-            on_progress=progress.update,
+def new_run() -> str:
+    """The id of a recovery, which no other has."""
+    return f"{new_id(datetime.now(UTC))}-{os.urandom(3).hex()}"
+
+
+@retryable("begin recovery", "note the recovery of {sources.vm} to {plan.kvm_host}", retries=0)
+def begin(sources: Sources, plan: Plan, run: str) -> None:
+    """Note what will be put where, before anything is."""
+    record = record_of(plan, run, sources.vm, sources.image.id, sources.night.id)
+    ledger(plan.kvm_host, plan.identity.uuid).write(record)
+
+
+@retryable("note working copy", retries=0)
+def note_working_copy(plan: Plan, updated: UpdatedImage) -> None:
+    """Note which updated image is this recovery's own."""
+    kept = ledger(plan.kvm_host, plan.identity.uuid)
+    record = kept.read()
+    if record is not None:
+        kept.write(record.model_copy(update={"working_copy": str(updated.folder)}))
+
+
+@retryable("send disk", "send {place.role} of {updated.vm} to {plan.kvm_host}")
+def send_disk(updated: UpdatedImage, place: Place, plan: Plan) -> PlacedDisk:
+    """Bring a disk of the updated image to the KVM host, the fastest way; it gets its name when it is proven."""
+    with reporting(log, f"send {updated.vm} {place.role}") as progress:
+        sent = _put(
+            plan, place, updated.folder, updated.files, progress.update, boot_id=host_files.boot_id(LocalShell())
         )
-    with ssh.connect(target) as shell, reporting(log, f"checksum of {path} on {kvm_host}"):
-        found = shell.run(["sha256sum", "--", path + PARTIAL], deadline_s=CHECKSUM_DEADLINE_S).stdout.lstrip("\\")[:64]
-        if found != expected:
-            raise IntegrityError(f"{path}{PARTIAL} on {kvm_host}", expected, found)
-        shell.run(["mv", "--no-clobber", "-T", "--", path + PARTIAL, path], deadline_s=QUICK_S)
-        shell.run(["test", "!", "-e", path + PARTIAL], deadline_s=QUICK_S, name=f"{path} appeared meanwhile")
-    return PlacedDisk(target=disk.target, path=path, bytes_sent=moved.sent_bytes)
+    return PlacedDisk(target=place.role, path=place.path, bytes_sent=sent)
 
 
-@retryable("define and start", "start {sources.vm} on {kvm_host}", retries=0)
-def start(sources: Sources, kvm_host: str, disks: Sequence[PlacedDisk]) -> tuple[str, ...]:
-    """Define the VM from its backed-up definition, through the whitelist, and start it; what was dropped from it."""
-    domain = parse_domain(sources.xml)
-    rewritten = rewrite_for_recovery(
-        sources.xml,
-        {disk.target: disk.path for disk in disks},
-        name=domain.name,
-        uuid=domain.uuid,
-        domain_type=domain.type,
-        formats={disk.target: disk.format for disk in working_disks(sources.image)},
-    )
-    with places.hypervisor(kvm_host) as (host, _):
-        host.define(rewritten.xml, domain.name)
-        host.domain(domain.uuid).call("start", lambda handle: handle.create())
+@retryable("send part", "send {place.role} of {sources.vm} to {plan.kvm_host}")
+def send_part(sources: Sources, place: Place, plan: Plan) -> None:
+    """Bring UEFI variables, TPM state or a kernel from the image to the KVM host."""
+    _put(plan, place, sources.image_folder, sources.image.files, None, boot_id=None)
+
+
+def _put(
+    plan: Plan,
+    place: Place,
+    folder: Path,
+    files: Sequence[FileRecord],
+    on_progress: rsync.OnProgress | None,
+    *,
+    boot_id: str | None,
+) -> int:
+    target, _ = places.kvm_host(plan.kvm_host)
+    expected = next(file.sha256 for file in files if file.path == place.file)
+
+    def send(source: Path, path: str) -> int:
+        done = rsync.send_file(target, source, path, deadline_s=SEND_DEADLINE_S, on_progress=on_progress)
+        return done.sent_bytes
+
+    kept = ledger(plan.kvm_host, plan.identity.uuid)
+    with ssh.connect(target) as shell:
+        return recovery_put.place_file(shell, kept, place, folder / place.file, str(expected), send, boot_id=boot_id)
+
+
+@retryable("start again", "start {record.name} on {record.kvm_host}", retries=0)
+def go_on(record: PutRecord) -> None:
+    """Start what an earlier run had defined, unless it runs."""
+    with places.hypervisor(record.kvm_host) as (host, _):
+        if record.isolated:
+            recovery_put.isolate(host, ledger(record.kvm_host, record.uuid))
+        recovery_put.start(host.domain(record.uuid))
+
+
+@retryable("define and start", "start {plan.identity.name} on {plan.kvm_host}", retries=0)
+def start(sources: Sources, plan: Plan, rewritten: Rewritten) -> None:
+    """Define the VM from its backed-up definition, which went through the whitelist, and start it."""
+    kept = ledger(plan.kvm_host, plan.identity.uuid)
+    second = plan.identity.uuid != parse_domain(sources.xml).uuid
+    pools = sorted({place.volume.partition("/")[0] for place in plan.disks if place.volume})
+    with places.hypervisor(plan.kvm_host) as (host, _):
+        if plan.isolated:
+            recovery_put.isolate(host, kept)
+        autostart = sources.image.parts.autostart and not (second or plan.isolated)
+        recovery_put.define_and_start(host, kept, rewritten.xml, pools, autostart=autostart)
     for lost in rewritten.dropped:
-        log.warning("%s: dropped from its definition: %s", domain.name, lost)
-    return rewritten.dropped
+        log.warning("%s: dropped from its definition: %s", plan.identity.name, lost)
 
 
 @retryable("wait for VM", "wait until {client} answers", retries=0)
-def wait_until_answers(client: str, deadline_s: float) -> float:
-    """Wait until ssh lets us in; the seconds it took. Unreachable past the deadline, AccessDenied for a wrong key."""
+def wait_until_answers(client: str, deadline_s: float) -> None:
+    """Wait until ssh lets us in. Unreachable past the deadline, AccessDenied for a wrong key."""
     began = time.monotonic()
     with reporting(log, f"{client} boots"):
         while True:
             try:
                 with ssh.connect(places.target_of(client)) as shell:
                     shell.run(["true"], deadline_s=QUICK_S)
-                return time.monotonic() - began
+                return
             except Unreachable:
+                if time.monotonic() - began > deadline_s:
+                    raise
+            time.sleep(2)
+
+
+@retryable("wait for guest agent", "wait until the guest agent of {plan.identity.name} answers", retries=0)
+def wait_for_agent(plan: Plan, has_channel: bool, deadline_s: float) -> None:
+    """Wait until the guest agent answers, without its channel only see that the VM runs; GuestAgentError if it is late.
+
+    For a VM that is not reached by its client's address, where the first one may answer.
+    """
+    began = time.monotonic()
+    with places.hypervisor(plan.kvm_host) as (host, _), reporting(log, f"{plan.identity.name} boots"):
+        domain = host.domain(plan.identity.uuid)
+        while True:
+            if not domain.call("ask whether it runs", lambda handle: bool(handle.isActive())):
+                raise HypervisorError(plan.identity.name, "wait for the guest", "it does not run any more")
+            try:
+                return guest_agent.ping(domain) if has_channel else None
+            except HypervisorError:
                 if time.monotonic() - began > deadline_s:
                     raise
             time.sleep(2)
@@ -168,15 +228,22 @@ def probe(client: str, probe: Probe) -> str:
     return probe.words
 
 
-@retryable("undo recovery", "undo recovery of {sources.vm} on {kvm_host}", retries=1)
-def undo(sources: Sources, kvm_host: str, paths: dict[str, str]) -> None:
-    """Remove what this recovery put on the KVM host; `assess` had shown that none of it was there."""
-    uuid = parse_domain(sources.xml).uuid
-    with places.hypervisor(kvm_host) as (host, shell):
-        domain = host.find_uuid(uuid)
-        if domain is not None:
-            if domain.call("look", lambda handle: bool(handle.isActive())):
-                domain.call("stop", lambda handle: handle.destroy())
-            domain.call("undefine", lambda handle: handle.undefine())
-        for path in paths.values():
-            shell.run(["rm", "-f", "--", path, path + PARTIAL], deadline_s=QUICK_S)
+@retryable("undo recovery", "undo recovery of {plan.identity.name} on {plan.kvm_host}", retries=1)
+def undo(plan: Plan) -> None:
+    """Take away what this recovery put on the KVM host, by its record."""
+    with places.hypervisor(plan.kvm_host) as (host, shell):
+        recovery_put.clear(host, shell, ledger(plan.kvm_host, plan.identity.uuid))
+
+
+@retryable("keep VM", "the recovery of {plan.identity.name} is done", retries=0)
+def keep(plan: Plan) -> None:
+    """From now on the VM is its operator's: no later run undoes it."""
+    ledger(plan.kvm_host, plan.identity.uuid).end()
+
+
+@retryable("report recovery", "report the recovery of {recovered.name}", retries=1)
+def report(recovered: Recovered) -> None:
+    """Keep what was done and how long each step took, by which later recoveries are expected."""
+    write_model(
+        places.store().reports / "recoveries" / f"{new_id(datetime.now(UTC))}-{os.urandom(2).hex()}.json", recovered
+    )

@@ -1,8 +1,13 @@
 """`gbs recover`: bring back what was lost."""
 
+import sys
+from typing import Any
+
 import click
 
 from flows.cli import terminal
+from tasks.errors import RecoveryRefused
+from tasks.model.assessment_words import rows
 from tasks.model.names import human_age, human_bytes
 
 
@@ -15,29 +20,62 @@ def recover_command() -> None:
 @click.argument("name", metavar="VM")
 @click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
 @click.option("--to", "host", help="Another KVM host than the one that had it.")
-@click.option("--dry-run", is_flag=True, help="Say what would be used and whether it fits; change nothing.")
+@click.option("--as", "as_name", metavar="NAME", help="A second VM beside the first: own name, UUID, MACs and files.")
+@click.option(
+    "--network", "networks", metavar="OLD=NEW", multiple=True, help="NEW: a network, bridge:NAME, user, none."
+)
+@click.option("--isolated", is_flag=True, help="Connect all its cards to a network that leads nowhere.")
+@click.option("--dry-run", is_flag=True, help="Only assess; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask: assess, and go on if nothing refuses it.")
 @terminal.json_option
-def vm(name: str, night: str, host: str | None, dry_run: bool, as_json: bool) -> None:
+def vm(
+    name: str,
+    night: str,
+    host: str | None,
+    as_name: str | None,
+    networks: tuple[str, ...],
+    isolated: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Bring back VM: its image, updated with the files of a night, defined, started, databases restored, probed.
 
-    Works with the old KVM host dead. Nothing is ever overwritten.
+    It is assessed first, and you are asked; without a terminal and without --yes it is only assessed. Works with the
+    old KVM host dead. Nothing is ever overwritten.
     """
-    from flows.recover_vm import recover_vm
+    from flows import recover_vm as module
 
-    recovered = recover_vm(name, night, host, dry_run)
-    if recovered is None:
-        terminal.out.print("dry run: nothing was changed")
+    recover_vm: Any = module.recover_vm
+    wanted = {"night": night, "to": host, "as_name": as_name, "networks": list(networks), "isolated": isolated}
+    assessment = recover_vm(name, **wanted, dry_run=True)
+    acts = not dry_run and (yes or (sys.stdin.isatty() and not as_json))
+    if as_json and not acts:
+        print(assessment.model_dump_json(indent=1))
+    elif not as_json:
+        terminal.rows(f"recovery of {name}, assessed", ("what", "which", "why"), rows(assessment), False)
+    if assessment.refusals:
+        first, *others = assessment.refusals
+        reason = "; ".join([first.reason, *(finding.words for finding in others)])
+        raise RecoveryRefused(f"VM {name}", reason, first.fix)
+    if not acts or not (yes or click.confirm(f"Bring back {name} so?", err=True)):
+        terminal.err.print("assessed only: nothing was changed" + ("" if dry_run else "; --yes goes on"))
         return
+    _show(recover_vm(name, **wanted), as_json)
+
+
+def _show(recovered: Any, as_json: bool) -> None:
     if as_json:
         print(recovered.model_dump_json(indent=1))
         return
-    steps = [(step, human_age(seconds)) for step, seconds in recovered.steps]
-    terminal.rows(f"{name} runs on {recovered.kvm_host} as of night {recovered.night}", ("step", "took"), steps, False)
+    title = f"{recovered.name} runs on {recovered.kvm_host} as of night {recovered.night}"
+    steps = [(step.name, human_age(step.seconds)) for step in recovered.steps]
+    terminal.rows(title, ("step", "took"), steps, False)
     terminal.out.print(f"image {recovered.image}; {human_bytes(recovered.bytes_moved)} moved", markup=False)
-    for title, names in (
+    for what, names in (
         ("restored", recovered.databases),
         ("probed", recovered.probes),
         ("dropped", recovered.dropped),
     ):
         for text in names:
-            terminal.out.print(f"{title}: {text}", markup=False)
+            terminal.out.print(f"{what}: {text}", markup=False)

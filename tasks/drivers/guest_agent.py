@@ -80,6 +80,15 @@ def thaw(domain: HostDomain, journal: Journal, *, deadline_s: int = THAW_DEADLIN
     raise last
 
 
+def ping(domain: HostDomain, deadline_s: int = PING_DEADLINE_S) -> None:
+    """Return when the guest agent answers; GuestAgentError when it does not."""
+
+    def ask(handle: Any) -> str:
+        return str(libvirt_qemu.qemuAgentCommand(handle, '{"execute": "guest-ping"}', deadline_s, 0))
+
+    domain.call("ping the guest agent", ask, deadline_s=deadline_s + _MARGIN_S)
+
+
 def status(domain: HostDomain, deadline_s: int) -> str:
     """`frozen` or `thawed`, as the guest agent says."""
 

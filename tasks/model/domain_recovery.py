@@ -6,14 +6,14 @@ a program, reach a device or join a network that the operator did not map.
 
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tasks.errors import ConfigError
-from tasks.model.domain_devices import DEVICES, SYSTEM, Spec
-from tasks.model.domain_xml import GUEST_AGENT_CHANNEL, read_tree, write_tree
+from tasks.model.domain_devices import DEVICES, SYSTEM
+from tasks.model.domain_interface import rewrite_interface
+from tasks.model.domain_whitelist import Wishes, keep
+from tasks.model.domain_xml import GUEST_AGENT_CHANNEL, RECOVERY, read_tree, write_tree
 
-_QUIET = frozenset({"alias", "emulator", "resource", "backingStore", "metadata", "genid", "seclabel"})
-"""What is made anew on every host: nothing is lost by dropping it."""
 _CPU_OF_THE_HOST = frozenset({"host-passthrough", "host-model", "maximum"})
 _RANDOM_SOURCES = frozenset({"/dev/urandom", "/dev/random"})
 _VIDEO_MODELS = frozenset({"vga", "virtio", "bochs", "cirrus", "none"})
@@ -28,16 +28,6 @@ class Rewritten:
     dropped: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Wishes:
-    disks: Mapping[str, str]
-    formats: Mapping[str, str]
-    keep_macs: bool
-    networks: Mapping[str, str] | None
-    domain_type: str
-    dropped: list[str] = field(default_factory=list)
-
-
 def rewrite_for_recovery(
     text: str,
     disks: Mapping[str, str],
@@ -49,17 +39,39 @@ def rewrite_for_recovery(
     emulator: str | None = None,
     domain_type: str = "kvm",
     formats: Mapping[str, str] | None = None,
+    volumes: Mapping[str, str] | None = None,
+    macs: Mapping[str, str] | None = None,
     nvram: str | None = None,
+    boot_files: Mapping[str, str] | None = None,
+    tpm: bool = False,
+    machine: str | None = None,
+    cpu_mode: str | None = None,
+    run: str | None = None,
 ) -> Rewritten:
     """A definition named `name` whose disks are the files of `disks` (target → path on the new host), and no others.
 
-    `formats` says qcow2 or raw per target where it is no longer what the old definition says. `networks` maps old
-    networks and bridges to `network:NAME`, `bridge:NAME` or `user`; an interface that is not mapped keeps its place
-    with its link down. Without `networks` all stay as they were. Without `uuid` libvirt makes a new one. ConfigError
-    when the definition cannot be read, or lacks one of the targets.
+    `formats` says qcow2 or raw per target where it is no longer what the old definition says, `volumes` which disks are
+    `POOL/VOLUME` there. `networks` maps old networks and bridges (and `user`) to `network:NAME`, `bridge:NAME` or
+    `user`; an interface that is not mapped keeps its place with its link down. Without `networks` all stay as they
+    were. `macs` maps old addresses to new ones. Without `uuid` libvirt makes a new one. `nvram`, `boot_files` (role →
+    path) and `tpm` say what came back besides the disks. `machine` and `cpu_mode` stand for what the host does not
+    have. `run` marks the VM as what that recovery made. ConfigError when the definition cannot be read, or lacks one
+    of the targets.
     """
     old = read_tree(text)
-    wishes = _Wishes(disks, formats or {}, keep_macs, networks, domain_type)
+    wishes = Wishes(
+        disks,
+        formats or {},
+        volumes or {},
+        keep_macs,
+        macs or {},
+        networks,
+        domain_type,
+        boot_files or {},
+        tpm,
+        machine,
+        cpu_mode,
+    )
     new = ET.Element("domain", {"type": domain_type})
     ET.SubElement(new, "name").text = name
     if uuid is not None:
@@ -67,42 +79,40 @@ def rewrite_for_recovery(
     for child in old:
         if child.tag in ("name", "uuid", "devices"):
             continue
-        kept = _keep(child, SYSTEM.get(child.tag), wishes, child.tag)
+        kept = keep(child, SYSTEM.get(child.tag), wishes, child.tag)
         if kept is not None:
             new.append(kept)
+    if run is not None:
+        ET.SubElement(ET.SubElement(new, "metadata"), f"{{{RECOVERY}}}recovery", {"run": run})
+    _boot_files(old, new, wishes)
     _firmware(old, new, wishes, nvram)
+    _machine(new, wishes)
     _cpu(new, wishes)
     new.append(_devices(old, wishes, emulator))
     ET.indent(new, "  ")
     return Rewritten(write_tree(new), tuple(dict.fromkeys(wishes.dropped)))
 
 
-def _keep(element: ET.Element, spec: Spec | None, wishes: _Wishes, where: str) -> ET.Element | None:
-    """A copy with only what `spec` names; None, and a note, when nothing may stay."""
-    if spec is None:
-        if element.tag not in _QUIET:
-            wishes.dropped.append(_shown(where))
-        return None
-    copy = ET.Element(element.tag)
-    for key, value in element.attrib.items():
-        if key in spec.attributes:
-            copy.set(key, value)
-        elif key not in spec.silently:
-            wishes.dropped.append(_shown(f"{where}/@{key}"))
-    copy.text = (element.text or "").strip() if spec.text else None
-    for child in element:
-        kept = _keep(child, spec.children.get(child.tag), wishes, f"{where}/{child.tag}")
-        if kept is not None:
-            copy.append(kept)
-    return None if spec.gone else copy
+def run_of(text: str) -> str | None:
+    """The recovery that made a VM, by its definition; None for any other VM."""
+    found = read_tree(text).find(f"metadata/{{{RECOVERY}}}recovery")
+    return found.get("run") if found is not None else None
 
 
-def _shown(where: str) -> str:
-    """Where something stood, without the long name spaces of foreign elements."""
-    return "/".join(part.rpartition("}")[2] if part.startswith("{") else part for part in where.split("/", 3))
+def _boot_files(old: ET.Element, new: ET.Element, wishes: Wishes) -> None:
+    """A kernel that the host starts is the image's own, put beside its disks: never one that the definition names."""
+    system = new.find("os")
+    if system is None:
+        return
+    for role in ("kernel", "initrd", "cmdline", "dtb"):
+        text = old.findtext(f"os/{role}")
+        path = text if role == "cmdline" and "kernel" in wishes.boot_files else wishes.boot_files.get(role)
+        if text is not None and path is not None:
+            ET.SubElement(system, role).text = path
+            wishes.dropped.remove(f"os/{role}")
 
 
-def _firmware(old: ET.Element, new: ET.Element, wishes: _Wishes, nvram: str | None) -> None:
+def _firmware(old: ET.Element, new: ET.Element, wishes: Wishes, nvram: str | None) -> None:
     """UEFI is asked for by name, so that libvirt finds the new host's own loader; its variables come with `nvram`."""
     system, kept = old.find("os"), new.find("os")
     if system is None or kept is None:
@@ -119,8 +129,21 @@ def _firmware(old: ET.Element, new: ET.Element, wishes: _Wishes, nvram: str | No
         wishes.dropped.append("os/nvram (UEFI variables: boot entries and keys)")
 
 
-def _cpu(new: ET.Element, wishes: _Wishes) -> None:
+def _machine(new: ET.Element, wishes: Wishes) -> None:
+    kind = new.find("os/type")
+    if kind is not None and wishes.machine is not None:
+        wishes.dropped.append(f"machine {kind.get('machine')} (is {wishes.machine} now)")
+        kind.set("machine", wishes.machine)
+
+
+def _cpu(new: ET.Element, wishes: Wishes) -> None:
     """Emulation can neither pass the host's CPU through nor offer Hyper-V's enlightenments."""
+    if wishes.cpu_mode is not None and (old := new.find("cpu")) is not None:
+        wishes.dropped.append(f"cpu {old.findtext('model') or old.get('mode')} (is {wishes.cpu_mode} now)")
+        topology = old.findall("topology")
+        old.clear()
+        old.set("mode", wishes.cpu_mode)
+        old.extend(topology)
     if wishes.domain_type != "qemu":
         return
     cpu = new.find("cpu")
@@ -136,7 +159,7 @@ def _cpu(new: ET.Element, wishes: _Wishes) -> None:
             wishes.dropped.append(f"features/{tag} (not possible without KVM)")
 
 
-def _devices(old: ET.Element, wishes: _Wishes, emulator: str | None) -> ET.Element:
+def _devices(old: ET.Element, wishes: Wishes, emulator: str | None) -> ET.Element:
     devices = ET.Element("devices")
     if emulator is not None:
         ET.SubElement(devices, "emulator").text = emulator
@@ -153,8 +176,8 @@ def _devices(old: ET.Element, wishes: _Wishes, emulator: str | None) -> ET.Eleme
     return devices
 
 
-def _plain(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
-    return _keep(device, DEVICES.get(device.tag), wishes, f"devices/{device.tag}")
+def _plain(device: ET.Element, wishes: Wishes) -> ET.Element | None:
+    return keep(device, DEVICES.get(device.tag), wishes, f"devices/{device.tag}")
 
 
 def _target(disk: ET.Element) -> str:
@@ -162,7 +185,7 @@ def _target(disk: ET.Element) -> str:
     return target.get("dev", "") if target is not None else ""
 
 
-def _disk(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
+def _disk(device: ET.Element, wishes: Wishes) -> ET.Element | None:
     target = _target(device)
     where = f"devices/disk {target}"
     if target not in wishes.disks:
@@ -171,17 +194,19 @@ def _disk(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
             f"{where} ({'its medium and drive' if kind in ('cdrom', 'floppy') else 'not in the image'})"
         )
         return None
-    kept = _keep(device, DEVICES["disk"], wishes, where)
+    kept = keep(device, DEVICES["disk"], wishes, where)
     if kept is None:
         return None
-    kept.attrib.update({"type": "file", "device": "disk"})
+    volume = wishes.volumes.get(target)
+    kept.attrib.update({"type": "volume" if volume else "file", "device": "disk"})
     driver = kept.find("driver")
     if driver is None:
         driver = ET.Element("driver")
         kept.insert(0, driver)
     driver.set("name", "qemu")
     driver.set("type", wishes.formats.get(target) or driver.get("type") or "raw")
-    kept.insert(1, ET.Element("source", {"file": wishes.disks[target]}))
+    pool, _, name = (volume or "").partition("/")
+    kept.insert(1, ET.Element("source", {"pool": pool, "volume": name} if volume else {"file": wishes.disks[target]}))
     bus = kept.find("target")
     if bus is not None and bus.get("bus") not in _BUSES:
         wishes.dropped.append(f"{where}/target/@bus {bus.get('bus')}")
@@ -189,48 +214,9 @@ def _disk(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
     return kept
 
 
-def _interface(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
-    kept = _keep(device, DEVICES["interface"], wishes, "devices/interface")
-    if kept is None:
-        return None
-    kind, source = device.get("type", ""), device.find("source")
-    name = (source.get("network") or source.get("bridge") or source.get("dev") or "") if source is not None else ""
-    kept.attrib.pop("type", None)
-    if not wishes.keep_macs:
-        for mac in kept.findall("mac"):
-            kept.remove(mac)
-    if kind == "user" and (wishes.networks is None or "user" in wishes.networks.values()):
-        kept.set("type", "user")
-        return kept
-    if wishes.networks is None and kind in ("network", "bridge") and name:
-        _connect(kept, f"{kind}:{name}")
-    elif wishes.networks is not None and name in wishes.networks:
-        _connect(kept, wishes.networks[name])
-    else:
-        wishes.dropped.append(f"devices/interface: {kind} {name!r} has no counterpart, its link is down")
-        _connect(kept, "user")
-        for link in kept.findall("link"):
-            kept.remove(link)
-        ET.SubElement(kept, "link", {"state": "down"})
-    return kept
-
-
-def _connect(interface: ET.Element, network: str) -> None:
-    """Put an interface on `network:NAME`, `bridge:NAME` or `user`."""
-    kind, _, name = network.partition(":")
-    if kind not in ("network", "bridge", "user") or (kind != "user" and not name):
-        raise ConfigError("unknown network", network, "write network:NAME, bridge:NAME or user")
-    for tag in ("backend", "portForward", "ip"):
-        for child in interface.findall(tag):
-            interface.remove(child)
-    interface.set("type", kind)
-    if kind != "user":
-        interface.insert(0, ET.Element("source", {kind: name}))
-
-
-def _terminal(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
+def _terminal(device: ET.Element, wishes: Wishes) -> ET.Element | None:
     """A serial port or console as a terminal of the new host, wherever the old one led."""
-    kept = _keep(device, DEVICES[device.tag], wishes, f"devices/{device.tag}")
+    kept = keep(device, DEVICES[device.tag], wishes, f"devices/{device.tag}")
     if kept is not None:
         if (kind := device.get("type")) != "pty":
             wishes.dropped.append(f"devices/{device.tag} of type {kind} (is a pty now)")
@@ -238,7 +224,7 @@ def _terminal(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
     return kept
 
 
-def _channel(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
+def _channel(device: ET.Element, wishes: Wishes) -> ET.Element | None:
     target = device.find("target")
     name = target.get("name") if target is not None else None
     if name != GUEST_AGENT_CHANNEL:
@@ -249,13 +235,13 @@ def _channel(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
     return kept
 
 
-def _graphics(device: ET.Element, wishes: _Wishes) -> ET.Element:
+def _graphics(device: ET.Element, wishes: Wishes) -> ET.Element:
     wishes.dropped.append(f"devices/graphics {device.get('type')} (is VNC on the host's loopback now)")
     return ET.Element("graphics", {"type": "vnc", "port": "-1", "autoport": "yes", "listen": "127.0.0.1"})
 
 
-def _video(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
-    kept = _keep(device, DEVICES["video"], wishes, "devices/video")
+def _video(device: ET.Element, wishes: Wishes) -> ET.Element | None:
+    kept = keep(device, DEVICES["video"], wishes, "devices/video")
     model = kept.find("model") if kept is not None else None
     if kept is None or model is None or model.get("type") in _VIDEO_MODELS:
         return kept
@@ -265,7 +251,7 @@ def _video(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
     return kept
 
 
-def _rng(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
+def _rng(device: ET.Element, wishes: Wishes) -> ET.Element | None:
     backend = device.find("backend")
     safe = backend is not None and backend.get("model") == "random" and (backend.text or "").strip() in _RANDOM_SOURCES
     if not safe:
@@ -274,13 +260,27 @@ def _rng(device: ET.Element, wishes: _Wishes) -> ET.Element | None:
     return _plain(device, wishes)
 
 
+def _tpm(device: ET.Element, wishes: Wishes) -> ET.Element | None:
+    """An emulated TPM whose state came back; a TPM of the host is never passed through."""
+    backend = device.find("backend")
+    if not wishes.tpm or backend is None or backend.get("type") != "emulator":
+        wishes.dropped.append("devices/tpm")
+        return None
+    kept = ET.Element("tpm", {"model": device.get("model", "tpm-crb")})
+    emulator = ET.SubElement(kept, "backend", {"type": "emulator", "version": backend.get("version", "2.0")})
+    if (sealed := backend.find("encryption")) is not None:
+        ET.SubElement(emulator, "encryption", {"secret": sealed.get("secret", "")})
+    return kept
+
+
 _REWRITES = {
     "disk": _disk,
-    "interface": _interface,
+    "interface": rewrite_interface,
     "serial": _terminal,
     "console": _terminal,
     "channel": _channel,
     "graphics": _graphics,
     "video": _video,
     "rng": _rng,
+    "tpm": _tpm,
 }

@@ -14,10 +14,13 @@ from tasks.errors import ConfigError
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
 GUEST_AGENT_CHANNEL = "org.qemu.guest_agent.0"
+RECOVERY = "urn:gbs:recovery"
+"""The namespace of what a recovered VM's metadata says of its recovery."""
 SourceKind = Literal["file", "block", "volume"]
 _NAMESPACES = {
     "qemu": "http://libvirt.org/schemas/domain/qemu/1.0",
     "libosinfo": "http://libosinfo.org/xmlns/libvirt/domain/1.0",
+    "gbs": RECOVERY,
 }
 _SOURCE_ATTRIBUTE = {"file": "file", "block": "dev", "network": "name", "dir": "dir", "vhostuser": "path"}
 
@@ -54,6 +57,15 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """A network card: `kind` as libvirt's type (network, bridge, user …), `source` the network, bridge or device."""
+
+    kind: str
+    source: str = ""
+    mac: str = ""
+
+
+@dataclass(frozen=True)
 class Domain:
     """What a definition says about a VM."""
 
@@ -68,8 +80,21 @@ class Domain:
     nvram: str | None = None
     guest_agent: bool = False
     tpm: bool = False
-    macs: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
+    tpm_secret: str | None = None
+    """The UUID of libvirt's secret that its emulated TPM's state is encrypted with."""
+    interfaces: tuple[Interface, ...] = ()
+    cpu_mode: str = ""
+    cpu_model: str = ""
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What its network cards are connected to, by name."""
+        return tuple(card.source for card in self.interfaces if card.source)
+
+    @property
+    def macs(self) -> tuple[str, ...]:
+        """The addresses of its network cards."""
+        return tuple(card.mac for card in self.interfaces if card.mac)
 
     def disk(self, target: str) -> Disk | None:
         """The disk with that target, or None."""
@@ -97,8 +122,11 @@ class _Builder(ET.TreeBuilder):
         return super().end(tag)
 
 
-def read_tree(text: str, *, comments: bool = False) -> ET.Element:
-    """The root of a domain definition; ConfigError when it is malformed, huge, has a DOCTYPE or is no domain."""
+def read_tree(text: str, *, comments: bool = False, root_tag: str = "domain") -> ET.Element:
+    """The root of a domain definition, or of another document of libvirt's.
+
+    ConfigError when it is malformed, huge, has a DOCTYPE or is something else.
+    """
     if len(text) > MAX_BYTES:
         raise ConfigError("domain XML is too large", f"{len(text)} characters", f"at most {MAX_BYTES} are read")
     try:
@@ -107,8 +135,8 @@ def read_tree(text: str, *, comments: bool = False) -> ET.Element:
         root: ET.Element = parser.close()
     except (ET.ParseError, UnicodeEncodeError, ValueError) as exc:
         raise ConfigError("domain XML is malformed", str(exc), "take it again from libvirt (virsh dumpxml)") from exc
-    if root.tag != "domain":
-        raise ConfigError("not a domain definition", f"<{root.tag}>", "the root must be <domain>")
+    if root.tag != root_tag:
+        raise ConfigError(f"not a {root_tag} definition", f"<{root.tag}>", f"the root must be <{root_tag}>")
     return root
 
 
@@ -130,7 +158,7 @@ def parse_domain(text: str) -> Domain:
     loader, nvram = root.findtext("os/loader"), root.findtext("os/nvram")
     os_element = root.find("os")
     efi = (os_element is not None and os_element.get("firmware") == "efi") or loader is not None
-    interfaces = root.findall("devices/interface")
+    cpu, sealed = root.find("cpu"), root.find("devices/tpm/backend/encryption")
     return Domain(
         name=name,
         uuid=uuid,
@@ -143,13 +171,17 @@ def parse_domain(text: str) -> Domain:
         nvram=nvram,
         guest_agent=any(target.get("name") == GUEST_AGENT_CHANNEL for target in root.findall("devices/channel/target")),
         tpm=root.find("devices/tpm") is not None,
-        macs=tuple(mac.get("address", "") for element in interfaces for mac in element.findall("mac")),
-        networks=tuple(
-            source.get("network") or source.get("bridge") or source.get("dev") or ""
-            for element in interfaces
-            for source in element.findall("source")
-        ),
+        tpm_secret=sealed.get("secret") if sealed is not None else None,
+        interfaces=tuple(_interface(element) for element in root.findall("devices/interface")),
+        cpu_mode=cpu.get("mode", "") if cpu is not None else "",
+        cpu_model=(root.findtext("cpu/model") or "").strip(),
     )
+
+
+def _interface(element: ET.Element) -> Interface:
+    source, mac = element.find("source"), element.find("mac")
+    named = (source.get("network") or source.get("bridge") or source.get("dev")) if source is not None else None
+    return Interface(element.get("type", ""), named or "", (mac.get("address", "") if mac is not None else "").lower())
 
 
 def _disk(element: ET.Element) -> Disk:

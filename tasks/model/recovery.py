@@ -77,10 +77,19 @@ class PlacedDisk(_Frozen):
     bytes_sent: int
 
 
+class Step(_Frozen):
+    """A step of a recovery: how long it took, and what it read or sent, if that is what its time depends on."""
+
+    name: str
+    seconds: float
+    bytes_moved: int = 0
+
+
 class Recovered(_Frozen):
-    """A VM that was brought back, and how."""
+    """A VM that was brought back, and how. `vm` is the one that was lost, `name` what it is called there."""
 
     vm: str
+    name: str
     uuid: str
     kvm_host: str
     image: str
@@ -90,6 +99,7 @@ class Recovered(_Frozen):
     probes: tuple[str, ...]
     dropped: tuple[str, ...]
     """What the definition lost on its way through the whitelist."""
-    steps: tuple[tuple[str, float], ...]
-    """What was done and how many seconds each step took."""
+    steps: tuple[Step, ...]
     bytes_moved: int
+    problems: tuple[str, ...] = ()
+    """What did not come back, or does not answer."""

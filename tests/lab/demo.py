@@ -120,10 +120,10 @@ class Demo:
 
     def recover(self) -> None:
         """Bring the VM back, and compare it over plain ssh with what it was on the second night."""
-        with self.step("Recovery: gbs recover vm web1"):
-            recovered = json.loads(self.gbs("gbs", "recover", "vm", "web1", "--json", capture=True))
-        for name, seconds in recovered["steps"]:
-            self.notes.append(f"recovery: {name}: {seconds:.0f} s")
+        with self.step("Recovery: gbs recover vm web1 --yes"):
+            recovered = json.loads(self.gbs("gbs", "recover", "vm", "web1", "--yes", "--json", capture=True))
+        for step in recovered["steps"]:
+            self.notes.append(f"recovery: {step['name']}: {step['seconds']:.0f} s")
         self.notes.append(f"recovery: {recovered['bytes_moved'] / 1e6:.0f} MB moved")
 
     def run(self) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import ConfigError
-from tasks.model.domain_recovery import rewrite_for_recovery
+from tasks.model.domain_recovery import rewrite_for_recovery, run_of
 from tasks.model.domain_xml import MAX_BYTES, Mirror, SourceKind, names_path, parse_domain, set_disk_source
 
 GOLDEN = Path(__file__).parent / "golden" / "domain"
+UUID = "5f0b2a38-1f6e-4d6b-9a55-7f5e0e1c7c11"
 HOSTILE = ["-rf", "--help", "a;b", "a$(id)", "<x>", "\"'", "a b", "]]>", "é\u202e"]
 
 
@@ -228,6 +229,52 @@ def test_recovery_takes_captured_uefi_variables() -> None:
     rewritten = rewrite_for_recovery(read("hostile"), {"vda": "/a"}, name="x", nvram="/new/x_VARS.fd")
     assert parse_domain(rewritten.xml.replace("</name>", "</name><uuid>u</uuid>")).nvram == "/new/x_VARS.fd"
     assert not any("UEFI" in dropped for dropped in rewritten.dropped)
+
+
+def test_recovery_takes_what_came_back_with_the_image_and_never_what_the_definition_names() -> None:
+    rewritten = rewrite_for_recovery(
+        read("hostile").replace(
+            "<backend type='passthrough'>", f"<backend type='emulator'><encryption secret='{UUID}'/>"
+        ),
+        {"vda": "/a"},
+        name="x",
+        boot_files={"kernel": "/images/x-kernel", "initrd": "/images/x-initrd"},
+        tpm=True,
+    )
+    for kept in ("<kernel>/images/x-kernel</kernel>", "<initrd>/images/x-initrd</initrd>", "<cmdline>x</cmdline>"):
+        assert kept in rewritten.xml
+    assert f'<backend type="emulator" version="2.0">\n        <encryption secret="{UUID}" />' in rewritten.xml
+    assert "/dev/tpm0" not in rewritten.xml
+    assert "/etc/shadow" not in rewritten.xml
+    assert not {"os/kernel", "os/initrd", "devices/tpm"} & set(rewritten.dropped)
+    assert "os/dtb" in rewritten.dropped
+
+
+def test_recovery_as_a_second_vm_on_a_host_that_lacks_its_machine() -> None:
+    rewritten = rewrite_for_recovery(
+        read("plain"),
+        {"vda": "/pool/web2.qcow2"},
+        name="web2",
+        volumes={"vda": "fast/web2.qcow2"},
+        macs={"52:54:00:65:9a:7f": "02:00:00:00:00:01"},
+        machine="q35",
+        cpu_mode="host-model",
+        run="run-1",
+    )
+    same_as_golden(GOLDEN / "plain.second.out.xml", rewritten.xml)
+    assert run_of(rewritten.xml) == "run-1"
+    assert run_of(read("plain")) is None
+    assert "machine pc-q35-7.2 (is q35 now)" in rewritten.dropped
+    assert "cpu host-passthrough (is host-model now)" in rewritten.dropped
+
+
+def test_recovery_isolated_connects_every_card_to_that_network() -> None:
+    networks = {"default": "network:gbs-isolated", "user": "network:gbs-isolated"}
+    for name in ("plain", "lab"):
+        text = rewrite_for_recovery(read(name), {"vda": "/d"}, name="x", networks=networks).xml
+        assert '<source network="gbs-isolated" />' in text
+        assert 'type="user"' not in text
+        assert 'type="passt"' not in text
 
 
 def test_recovery_maps_networks_and_bridges() -> None:

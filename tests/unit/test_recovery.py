@@ -1,10 +1,60 @@
-"""Where the disks of a VM go when it is brought back, and in which format."""
+"""Where a VM goes when it is brought back and as whom, how long that takes, and what is said of it before."""
+
+import subprocess
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tasks.model.manifest import DiskRecord
-from tasks.model.recovery import place_of, working_disks
-from tests.unit.records import pulled_image
+from tasks.drivers import recovery_put
+from tasks.drivers.digest import sha256_file
+from tasks.drivers.host_files import boot_id
+from tasks.drivers.host_shell import LocalShell
+from tasks.drivers.recovery_put import Ledger
+from tasks.drivers.store import Store
+from tasks.errors import CommandFailed, ConfigError, IntegrityError
+from tasks.model.assessment import Assessment, Expected, Finding, Work, expect
+from tasks.model.assessment_words import markdown, rows
+from tasks.model.domain_xml import parse_domain
+from tasks.model.manifest import DiskRecord, FileRecord, VmParts
+from tasks.model.recovery import Recovered, Sources, Step, place_of, working_disks
+from tasks.model.recovery_plan import ISOLATED, Order, Place, Plan, Pool, identity_of, parse_networks, plan_of
+from tasks.model.recovery_record import record_of
+from tests.unit.records import NIGHT, ZEROS, image_manifest, night_manifest, pulled_image
+
+UUID = "90a82260-1496-49c7-872c-574b9ce0acc3"
+CARDS = """<interface type='network'><source network='default'/><mac address='52:54:00:AA:00:01'/></interface>
+<interface type='bridge'><source bridge='br0'/><mac address='52:54:00:aa:00:02'/></interface>
+<interface type='user'/>"""
+
+
+def definition(uuid: str = UUID) -> str:
+    system = "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
+    return f"<domain type='kvm'><name>web1</name><uuid>{uuid}</uuid>{system}<devices>{CARDS}</devices></domain>"
+
+
+def sources(*disks: DiskRecord, parts: VmParts | None = None, uuid: str = UUID) -> Sources:
+    parts = parts or VmParts()
+    names = [*(disk.file for disk in disks), *parts.all_files]
+    files = tuple(FileRecord(path=name, size_bytes=1, sha256=ZEROS) for name in names)
+    return Sources(
+        vm="web1",
+        client="web1",
+        kvm_host="kvm1",
+        xml=definition(uuid),
+        image_folder=Path("/store/image"),
+        image=image_manifest(disks=disks, parts=parts, files=files),
+        night_name="overnight",
+        night_folder=None,
+        night=night_manifest(),
+    )
+
+
+def planned(
+    *disks: DiskRecord, pools: dict[str, Pool] | None = None, parts: VmParts | None = None, **order: Any
+) -> Plan:
+    return plan_of(sources(*disks, parts=parts), Order(**{"kvm_host": "kvm1", **order}), "/images", pools or {})
 
 
 def record(**more: object) -> DiskRecord:
@@ -29,3 +79,188 @@ def test_working_copy_has_the_format_that_the_disk_had_on_its_host() -> None:
     image = pulled_image(disks=(record(source_format="qcow2", options=("cluster_size=131072",)),))
     (disk,) = working_disks(image)
     assert (disk.format, disk.file, disk.options) == ("qcow2", "vda.qcow2", ("cluster_size=131072",))
+
+
+POOL = {"fast": Pool(name="fast", active=True, folder="/pool"), "lv": Pool(name="lv", active=True, folder=None)}
+
+
+@pytest.mark.parametrize(
+    ("volume", "order", "path", "becomes"),
+    [
+        ("fast/web1.qcow2", {}, "/pool/web1.qcow2", "fast/web1.qcow2"),
+        ("fast/web1.qcow2", {"kvm_host": "kvm2"}, "/pool/web1.qcow2", "fast/web1.qcow2"),
+        ("fast/web1.qcow2", {"as_name": "web 2"}, "/pool/web-2-88f3e977-vda.raw", "fast/web-2-88f3e977-vda.raw"),
+        ("fast/../../etc/x", {}, "/pool/web1-vda.raw", "fast/web1-vda.raw"),
+        ("lv/web1", {}, "/data/web1.qcow2", ""),
+        ("", {"as_name": "web2"}, "/data/web2-vda.raw", ""),
+        ("", {"as_name": "web2", "kvm_host": "kvm2"}, "/images/web2-vda.raw", ""),
+    ],
+)
+def test_volume_goes_back_into_its_pool_and_a_second_vm_has_names_of_its_own(
+    volume: str, order: dict[str, Any], path: str, becomes: str
+) -> None:
+    (place,) = planned(record(volume=volume), pools=POOL, **order).disks
+    assert (place.path, place.volume) == (path, becomes)
+
+
+def test_parts_of_the_image_go_where_no_definition_says() -> None:
+    parts = VmParts(files={"nvram": "nvram", "kernel": "kernel"}, sources={"nvram": "/etc/passwd"}, tpm_state="tpm.tar")
+    found = {place.role: place.path for place in planned(record(), parts=parts).parts}
+    assert found == {
+        "nvram": "/var/lib/libvirt/qemu/nvram/web1_VARS.fd",
+        "kernel": "/images/web1-kernel",
+        "tpm": f"/var/lib/libvirt/swtpm/{UUID}",
+    }
+    (nvram, *_) = planned(record(), parts=parts, as_name="web 2").parts
+    assert nvram.path == "/var/lib/libvirt/qemu/nvram/web 2_VARS.fd", "libvirt looks by the very name"
+    with pytest.raises(ConfigError, match="not a UUID"):
+        plan_of(sources(record(), uuid="../../etc"), Order(kvm_host="kvm1"), "/images", {})
+
+
+def test_second_vm_has_another_identity_and_always_the_same() -> None:
+    domain = parse_domain(definition())
+    first, second, third = (identity_of(domain, name) for name in ("web2", "web2", "web3"))
+    assert first == second
+    assert len({UUID, first.uuid, third.uuid}) == 3
+    assert set(first.macs) == {"52:54:00:aa:00:01", "52:54:00:aa:00:02"}
+    assert len({*first.macs.values(), *third.macs.values()}) == 4
+    assert all(int(mac[:2], 16) & 3 == 2 for mac in first.macs.values()), "locally administered, unicast"
+    assert identity_of(domain, None).macs == {}
+    for name in ("web1", " ", "a/b", "a\nb"):
+        with pytest.raises(ConfigError, match="not a name"):
+            identity_of(domain, name)
+
+
+@pytest.mark.parametrize(
+    ("order", "networks"),
+    [
+        ({}, None),
+        ({"isolated": True}, dict.fromkeys(("default", "br0", "user"), f"network:{ISOLATED}")),
+        (
+            {"networks": parse_networks(["br0=lan"])},
+            {"default": "network:default", "br0": "network:lan", "user": "user"},
+        ),
+        ({"networks": parse_networks(["br0=bridge:br1", "default=none", "user=none"])}, {"br0": "bridge:br1"}),
+    ],
+)
+def test_network_cards_go_where_the_operator_says(order: dict[str, Any], networks: dict[str, str] | None) -> None:
+    assert planned(record(), **order).networks == networks
+
+
+@pytest.mark.parametrize("word", ["br0", "=lan", "br0=", "br0=ethernet:x", "br0=bridge:"])
+def test_network_that_is_no_mapping_is_an_error(word: str) -> None:
+    with pytest.raises(ConfigError, match="OLD=NEW"):
+        parse_networks([word])
+    with pytest.raises(ConfigError, match="its network cards are on: br0, default, user"):
+        planned(record(), networks={"nosuch": "user"})
+
+
+def recovered(vm: str, kvm_host: str, *steps: Step) -> Recovered:
+    common: dict[str, Any] = {"image": "i", "night": "n", "disks": (), "databases": (), "probes": (), "dropped": ()}
+    return Recovered(vm=vm, name=vm, uuid=UUID, kvm_host=kvm_host, steps=steps, bytes_moved=0, **common)
+
+
+def test_time_is_expected_by_what_was_measured_and_else_unknown() -> None:
+    work = Work(vm="web1", kvm_host="kvm1", read_bytes=300, send_bytes=1000, databases=False, probes=False)
+    unknown = expect(work, [])
+    assert [step.seconds for step in unknown] == [None] * 4
+    assert expect(work.model_copy(update={"copied_bytes_s": 100.0}), [])[1].seconds == 10
+    past = [
+        recovered("db1", "kvm1", Step(name="send disks", seconds=10, bytes_moved=2000)),
+        recovered("web1", "kvm2", Step(name="send disks", seconds=1, bytes_moved=2000)),
+        recovered("web1", "kvm1", Step(name="wait for the guest", seconds=40)),
+        recovered("web1", "kvm1", Step(name="wait for the guest", seconds=60)),
+    ]
+    found = {step.step: step for step in expect(work, past)}
+    assert found["send disks"].seconds == 5
+    assert found["send disks"].by == "1 recoveries of other VMs to kvm1, 0.0 MiB/s"
+    assert found["wait for the guest"].seconds == 50
+    assert found["update image with files"].seconds is None
+
+
+def test_assessment_says_age_time_and_what_refuses_in_one_table() -> None:
+    parts = VmParts(files={"nvram": "nvram"})
+    assessment = Assessment(
+        vm="web1",
+        plan=planned(record(volume="fast/a|b"), pools=POOL, parts=parts, as_name="web2"),
+        assessed=NIGHT + timedelta(hours=30),
+        image="20261102T020000Z",
+        image_instant=NIGHT,
+        night="20261102T020000Z",
+        night_name="daily.0",
+        night_ended=NIGHT + timedelta(hours=6),
+        definition="kvm1",
+        definition_ended=None,
+        databases=("postgresql shop",),
+        findings=(
+            Finding(verdict="refused", subject="name", reason="taken", fix="rename it"),
+            Finding(verdict="missing", subject="TPM", reason="none"),
+        ),
+        expected=(
+            Expected(step="send disks", seconds=90, by="1 recoveries"),
+            Expected(step="probe", seconds=None, by="unknown"),
+        ),
+    )
+    table = rows(assessment)
+    for row in (
+        ("image", "20261102T020000Z", "1 d 6 h old"),
+        ("files of night", "daily.0 (20261102T020000Z)", "1 d old"),
+        ("takes", "send disks", "1 min 30 s (1 recoveries)"),
+        ("takes", "all of it", "1 min 30 s, and the unknown: probe"),
+        ("REFUSED", "name", "taken; rename it"),
+    ):
+        assert row in table
+    assert table[-1][0] == "REFUSED"
+    lines = markdown(assessment).splitlines()
+    assert {line.replace("\\|", "").count("|") for line in lines} == {4}
+    assert Assessment.model_validate_json(assessment.model_dump_json()) == assessment
+
+
+class _Sent:
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def __call__(self, source: Path, path: str) -> int:
+        self.sent.append(path)
+        subprocess.run(["cp", source, path], check=True)
+        return source.stat().st_size
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """The record of a recovery that begins, of one disk to tmp_path/there."""
+    plan = planned(record())
+    place = Place(role="vda", file="vda.raw", path=str(tmp_path / "there"))
+    kept = Ledger(Store(tmp_path / "store"), "kvm1", UUID)
+    kept.write(record_of(plan.model_copy(update={"disks": (place,)}), "run-1", "web1", "image", "night"))
+    return kept
+
+
+def put(ledger: Ledger, source: Path, send: _Sent, sha256: str = "", boot: str | None = None) -> None:
+    record = ledger.read()
+    assert record is not None
+    place = Place(role="vda", file="vda.raw", path=record.files[0].path)
+    sha256 = sha256 or sha256_file(source)
+    recovery_put.place_file(LocalShell(), ledger, place, source, sha256, send, boot_id=boot)
+
+
+def test_disk_that_the_host_sees_is_linked_and_any_other_is_sent_and_proven(ledger: Ledger, tmp_path: Path) -> None:
+    source, there, send = tmp_path / "-it's a disk", tmp_path / "there", _Sent()
+    source.write_bytes(b"disk")
+    with pytest.raises(IntegrityError, match="run-1"):
+        put(ledger, source, send, sha256=ZEROS)
+    assert not there.exists()
+    put(ledger, source, send, boot="another boot, so another machine")
+    assert there.read_bytes() == b"disk"
+    assert len(send.sent) == 2
+    put(ledger, source, send)
+    assert len(send.sent) == 2, "it was there already: a retry of ours does it once"
+    there.unlink()
+    put(ledger, source, send, boot=boot_id(LocalShell()))
+    assert there.samefile(source)
+    assert len(send.sent) == 2
+    there.unlink()
+    there.write_bytes(b"somebody's")
+    with pytest.raises(CommandFailed, match="File exists"):
+        put(ledger, source, send)
+    assert there.read_bytes() == b"somebody's"

@@ -1,0 +1,251 @@
+"""Put a VM on a KVM host step by step, and take away again what an interrupted run left, by its record.
+
+The record is written before each step. A file is under way with the run's id in its name; its inode is noted before it
+gets its own name, so that what stands there later is known to be ours or somebody else's. The VM bears the run's id.
+"""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import libvirt
+
+from tasks.drivers.host_files import DEADLINE_S, stat_files
+from tasks.drivers.host_shell import HostShell
+from tasks.drivers.libvirt_host import Host, HostDomain
+from tasks.drivers.store import Store, read_model, write_model
+from tasks.errors import CommandFailed, IntegrityError, LeftBehind, RecoveryRefused
+from tasks.model.domain_recovery import run_of
+from tasks.model.names import slug
+from tasks.model.recovery_plan import ISOLATED, Place
+from tasks.model.recovery_record import PutFile, PutRecord, isolated_network
+
+log = logging.getLogger(__name__)
+COPY_DEADLINE_S = 6 * 3600
+REFRESH_DEADLINE_S = 600
+"""libvirt opens every volume of a pool."""
+# Of a file that the host sees itself: a second name or a reflink, and nothing is moved (0), else a plain copy (4).
+_NEARBY = """
+[ "$(stat -c '%d %i %s' -- "$1" 2>/dev/null)" = "$3" ] && [ "$(cat /proc/sys/kernel/random/boot_id)" = "$4" ] || exit 3
+rm -f -- "$2"
+ln -T -- "$1" "$2" 2>/dev/null || cp --reflink=always -T -- "$1" "$2" 2>/dev/null && exit 0
+cp --sparse=always -T -- "$1" "$2" && exit 4
+"""
+_SHARED, _COPIED, _UNSEEN = 0, 4, 3
+# link(2) never replaces; a folder has only mv, which is asked not to.
+_NAME = (
+    'if [ -d "$1" ]; then [ ! -e "$2" ] && exec mv -T -- "$1" "$2"; else ln -T -- "$1" "$2" && exec rm -f -- "$1"; fi'
+)
+_UNPACK = 'umask 022 && mkdir -p "$3" && mkdir "$2" && exec tar -C "$2" --strip-components=1 -xf "$1"'
+# Also the names by which rsync has a file until its end.
+_REMOVE_PARTIAL = 'rm -rf -- "$1" && exec rm -f -- "$2"/."$3".??????'
+_UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+class Ledger:
+    """The record of one recovery, in a file. The caller holds the VM's lock."""
+
+    def __init__(self, store: Store, kvm_host: str, uuid: str) -> None:
+        # No working copy's folder begins with a dot.
+        self.path = store.recovery(uuid).with_name(".put") / slug(kvm_host) / f"{slug(uuid)}.json"
+
+    def read(self) -> PutRecord | None:
+        """The record of a recovery that has not ended; IntegrityError when it cannot be read."""
+        return read_model(self.path, PutRecord)
+
+    def write(self, record: PutRecord) -> PutRecord:
+        """Keep it; what it announces is done only after that."""
+        write_model(self.path, record)
+        return record
+
+    def end(self) -> None:
+        """The recovery is done, or undone."""
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are under way
+            for folder in self.path.parents[:2]:
+                folder.rmdir()
+
+
+def place_file(
+    shell: HostShell,
+    ledger: Ledger,
+    place: Place,
+    source: Path,
+    sha256: str,
+    send: Callable[[Path, str], int],
+    *,
+    boot_id: str | None = None,
+) -> int:
+    """Bring a file of the image to its place on the host; the bytes that were sent. IntegrityError if it is not whole.
+
+    `send(source, path)` copies it there. With this machine's `boot_id` it is not asked where the host sees the source
+    itself: it then gets a second name where it can, so only for a source that nobody needs afterwards.
+    """
+    record = _required(ledger)
+    partial, sent = record.partial(place.path), 0
+    if _is_named(shell, record, place):
+        return 0
+    if place.format == "tar":
+        sent = send(source, f"{partial}.tar")
+        _require_whole(shell, f"{partial}.tar", sha256)
+        argv = ["sh", "-c", _UNPACK, "sh", f"{partial}.tar", partial, str(PurePosixPath(place.path).parent)]
+        shell.run(argv, deadline_s=DEADLINE_S, name=f"unpack {place.role}")
+        shell.run(["rm", "-f", "--", f"{partial}.tar"], deadline_s=DEADLINE_S)
+    else:
+        status = _nearby(shell, source, partial, boot_id) if boot_id is not None else _UNSEEN
+        if status == _UNSEEN:
+            sent = send(source, partial)
+        if status != _SHARED:
+            _require_whole(shell, partial, sha256)
+    (stat,) = stat_files(shell, [partial])
+    if stat is None:
+        raise IntegrityError(partial, "the file that was sent", "nothing")
+    ledger.write(record.noting(place.role, stat.inode))
+    shell.run(["sh", "-c", _NAME, "sh", partial, place.path], deadline_s=DEADLINE_S, name=f"name {place.path}")
+    return sent
+
+
+def _is_named(shell: HostShell, record: PutRecord, place: Place) -> bool:
+    """Whether it was done already, when it is tried again after the connection broke."""
+    noted = next((file.inode for file in record.files if file.role == place.role), None)
+    (stat,) = stat_files(shell, [place.path])
+    return stat is not None and stat.inode == noted
+
+
+def _nearby(shell: HostShell, source: Path, partial: str, boot_id: str) -> int:
+    """How the host got a file that it sees itself, by the status of _NEARBY; CommandFailed when it cannot be copied."""
+    stat = source.stat()
+    argv = ["sh", "-c", _NEARBY, "sh", str(source), partial, f"{stat.st_dev} {stat.st_ino} {stat.st_size}", boot_id]
+    done = shell.run(argv, deadline_s=COPY_DEADLINE_S, check=False, name=f"link {source.name}")
+    if done.status not in (_SHARED, _COPIED, _UNSEEN):
+        raise CommandFailed(f"cp of {source}", done.status, done.stderr.strip())
+    return done.status
+
+
+def _require_whole(shell: HostShell, path: str, sha256: str) -> None:
+    found = shell.run(["sha256sum", "--", path], deadline_s=COPY_DEADLINE_S).stdout.lstrip("\\")[:64]
+    if found != sha256:
+        raise IntegrityError(path, sha256, found)
+
+
+def _required(ledger: Ledger) -> PutRecord:
+    record = ledger.read()
+    if record is None:
+        raise IntegrityError(str(ledger.path), "the record of this recovery", "nothing")
+    return record
+
+
+def isolate(host: Host, ledger: Ledger) -> None:
+    """The network that leads nowhere, made where it is missing, and active."""
+    run = _required(ledger).run
+
+    def make() -> None:
+        connection = host.connection
+        found = [network for network in connection.listAllNetworks(0) if network.name() == ISOLATED]
+        network = found[0] if found else connection.networkDefineXML(isolated_network(run))
+        if not network.isActive():
+            network.create()
+
+    host.call(f"make network {ISOLATED}", "", make)
+
+
+def define_and_start(host: Host, ledger: Ledger, xml: str, pools: Sequence[str], *, autostart: bool) -> None:
+    """Define the VM, which bears the run's id, and start it; pools that got volumes look for them first.
+
+    RecoveryRefused when another VM of its UUID has come there meanwhile.
+    """
+    record = _required(ledger)
+
+    def refresh() -> None:
+        for name in pools:
+            host.connection.storagePoolLookupByName(name).refresh(0)
+
+    host.call("refresh the pools of", record.name, refresh, deadline_s=REFRESH_DEADLINE_S)
+    if made_by(host, record) is None:
+        if host.find_uuid(record.uuid) is not None:
+            reason = f"a VM of its UUID has come to {record.kvm_host} meanwhile"
+            raise RecoveryRefused(f"VM {record.name}", reason, "look at it: virsh list --all --uuid --name")
+        host.define(xml, record.name)
+    start(host.domain(record.uuid))
+    if autostart:
+        host.domain(record.uuid).call("set autostart", lambda handle: handle.setAutostart(1))
+
+
+def start(domain: HostDomain) -> None:
+    """Start a VM that is defined, unless it runs."""
+    domain.call("start", lambda handle: handle.isActive() or handle.create())
+
+
+def made_by(host: Host, record: PutRecord) -> HostDomain | None:
+    """The VM that this recovery made, if it is there: a VM of the same UUID that does not bear its id is another."""
+    domain = host.find_uuid(record.uuid)
+    text = (domain.inactive_xml() or domain.xml()) if domain is not None else ""
+    return domain if domain is not None and run_of(text) == record.run else None
+
+
+def clear(host: Host, shell: HostShell, ledger: Ledger) -> list[str]:
+    """Take away all that the record's recovery put there; what it was. Nothing else is touched.
+
+    Something in a place of ours that is not ours is left and said. LeftBehind when something cannot be removed.
+    """
+    record = ledger.read()
+    if record is None:
+        return []
+    removed = []
+    if (domain := made_by(host, record)) is not None:
+        domain.call("stop", lambda handle: handle.destroy() if handle.isActive() else 0)
+        domain.call("undefine", lambda handle: handle.undefineFlags(_UNDEFINE))
+        removed.append(f"VM {record.name}")
+    for file in record.files:
+        removed += _remove(shell, record, file)
+    if record.isolated and _remove_network(host):
+        removed.append(f"network {ISOLATED}")
+    if record.working_copy is not None:
+        shutil.rmtree(record.working_copy, ignore_errors=True)
+    ledger.end()
+    return removed
+
+
+def _remove(shell: HostShell, record: PutRecord, file: PutFile) -> list[str]:
+    partial = record.partial(file.path)
+    folder, name = str(PurePosixPath(partial).parent), PurePosixPath(partial).name
+    for path, called in ((partial, name), (f"{partial}.tar", f"{name}.tar")):
+        shell.run(["sh", "-c", _REMOVE_PARTIAL, "sh", path, folder, called], deadline_s=DEADLINE_S, name=f"rm {path}")
+    (stat,) = stat_files(shell, [file.path])
+    if stat is None:
+        return []
+    if stat.inode != file.inode:
+        log.warning("%s on %s is not what the recovery put there: it is left alone", file.path, record.kvm_host)
+        return []
+    done = shell.run(["rm", "-rf", "--", file.path], deadline_s=DEADLINE_S, check=False)
+    if done.status != 0:
+        undo = f"rm -r {file.path}"
+        raise LeftBehind(f"{file.path} on {record.kvm_host}", done.stderr.strip(), undo)
+    return [file.path]
+
+
+def _remove_network(host: Host) -> bool:
+    """Remove the isolated network if it is one of ours and no VM is defined on it."""
+
+    def remove() -> bool:
+        connection: Any = host.connection
+        for network in connection.listAllNetworks(0):
+            if network.name() != ISOLATED or "urn:gbs:recovery" not in network.XMLDesc(0):
+                continue
+            if any(f"network='{ISOLATED}'" in domain.XMLDesc(0) for domain in connection.listAllDomains(0)):
+                return False
+            if network.isActive():
+                network.destroy()
+            network.undefine()
+            return True
+        return False
+
+    return host.call(f"remove network {ISOLATED}", "", remove)

@@ -1,0 +1,187 @@
+"""Assess a recovery: what it would use, how long it would take, what is missing or in the way. Changes nothing."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from tasks import places
+from tasks.drivers import recovery_put, recovery_target
+from tasks.drivers.recovery_target import Target, refused
+from tasks.drivers.store import listed_model, read_model
+from tasks.errors import GbsError
+from tasks.model.assessment import Assessment, Finding, Work, expect
+from tasks.model.domain_capabilities import Fit
+from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
+from tasks.model.domain_xml import Domain, parse_domain
+from tasks.model.facts import Facts
+from tasks.model.recovery import Recovered, Sources
+from tasks.model.recovery_plan import Order, Plan, plan_of
+from tasks.retryable import retryable
+
+log = logging.getLogger(__name__)
+ALWAYS_ROOM_BYTES = 1 << 20
+
+
+@retryable("plan recovery", "plan recovery of {sources.vm} to {order.kvm_host}")
+def plan(sources: Sources, order: Order) -> Plan:
+    """Where everything of the VM would go on the KVM host; ConfigError for an order that makes no sense."""
+    _, block = places.kvm_host(order.kvm_host)
+    with places.hypervisor(order.kvm_host) as (host, shell):
+        pools = recovery_target.pools(Target(host, shell), _pool_names(sources))
+    return plan_of(sources, order, block.image_folder, pools)
+
+
+def _pool_names(sources: Sources) -> list[str]:
+    return [disk.volume.partition("/")[0] for disk in sources.image.disks if disk.volume]
+
+
+@retryable("assess", "assess recovery of {sources.vm} on {plan.kvm_host}")
+def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[Assessment, Rewritten]:
+    """What is known before the recovery is done, and the definition that the VM would get."""
+    domain = parse_domain(sources.xml)
+    tpm = sources.image.parts.tpm_state is not None
+    with places.hypervisor(plan.kvm_host) as (host, shell):
+        target = Target(host, shell)
+        there = recovery_target.pools(target, _pool_names(sources))
+        volumes = [disk.volume for disk in sources.image.disks]
+        findings = recovery_target.clashes(target, plan, domain, volumes, there)
+        if not findings or all(finding.subject != "folder" for finding in findings):
+            findings += recovery_target.room(target, plan, _needed(sources))
+        fit, lacks = recovery_target.capabilities(target, domain, tpm=tpm)
+        left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
+    if left is not None and not run:
+        findings = [_settled_first(finding) for finding in findings]
+    rewritten = _rewrite(sources, plan, domain, fit, run)
+    findings += [*lacks, *_elsewhere(domain, order), *_missing(sources, order, domain)]
+    return _assessment(sources, order, plan, findings, rewritten), rewritten
+
+
+def _settled_first(finding: Finding) -> Finding:
+    if finding.verdict != "refused":
+        return finding
+    reason = f"{finding.reason}; an earlier recovery did not end: what is its own goes or is gone on with first"
+    return Finding(verdict="note", subject=finding.subject, reason=reason)
+
+
+def _needed(sources: Sources) -> Mapping[str, int]:
+    """The bytes that each file takes, as it is allocated; by role."""
+    parts = dict.fromkeys(sources.image.parts.files, ALWAYS_ROOM_BYTES)
+    return parts | {
+        disk.target: (sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks
+    }
+
+
+def _rewrite(sources: Sources, plan: Plan, domain: Domain, fit: Fit, run: str) -> Rewritten:
+    parts = {place.role: place.path for place in plan.parts}
+    return rewrite_for_recovery(
+        sources.xml,
+        {disk.role: disk.path for disk in plan.disks},
+        name=plan.identity.name,
+        uuid=plan.identity.uuid,
+        domain_type=domain.type,
+        formats={disk.role: disk.format for disk in plan.disks},
+        volumes={disk.role: disk.volume for disk in plan.disks if disk.volume},
+        macs=plan.identity.macs,
+        networks=plan.networks,
+        nvram=parts.get("nvram"),
+        boot_files={role: path for role, path in parts.items() if role in ("kernel", "initrd", "dtb")},
+        tpm="tpm" in parts,
+        machine=fit.machine,
+        cpu_mode=fit.cpu_mode,
+        run=run or None,
+    )
+
+
+def _elsewhere(domain: Domain, order: Order) -> Iterator[Finding]:
+    """Whether the VM still runs on a KVM host of the inventory; one that does not answer is said."""
+    if order.apart:
+        return
+    for name in places.inventory().kvm_hosts:
+        if name == order.kvm_host:
+            continue  # a VM of its name or UUID there clashes, whether it runs or not
+        try:
+            with places.hypervisor(name) as (host, _):
+                running = recovery_target.runs(host, domain.uuid)
+        except GbsError as exc:
+            yield Finding(verdict="note", subject=name, reason=f"it cannot be asked whether the VM runs there: {exc}")
+            continue
+        if running is not None:
+            fix = f"stop it (virsh shutdown {running.name}), or bring it back beside it: --isolated or --as"
+            yield refused("source VM", f"it still runs on {name}", fix)
+
+
+def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding]:
+    """What would not come back, and what an operator may take for granted and should not."""
+    system, _ = places.system_of(sources.client)
+    dumped = {dump.called for dump in sources.night.dumps}
+    for database in system.databases:
+        if database.called not in dumped:
+            reason = f"night {sources.night.id} has no dump of it: only its files come back"
+            yield Finding(verdict="missing", subject=f"database {database.called}", reason=reason)
+    for secret in sources.image.parts.secrets:
+        reason = "libvirt's secret is in no image"
+        yield Finding(
+            verdict="missing", subject=secret, reason=reason, fix="define it on the host: virsh secret-define"
+        )
+    for warning in (*sources.image.warnings, *sources.night.warnings):
+        yield Finding(verdict="missing", subject="backup", reason=warning)
+    if domain.firmware == "efi" and "nvram" not in sources.image.parts.files:
+        reason = "the image has none: boot entries and keys are lost, the firmware looks for a loader by itself"
+        yield Finding(verdict="missing", subject="UEFI variables", reason=reason)
+    if domain.tpm and sources.image.parts.tpm_state is None:
+        yield Finding(verdict="missing", subject="TPM", reason="the image has no state of it: the VM comes without")
+    facts = read_model(places.store().overnight(sources.client) / "facts.json", Facts)
+    if facts is not None and any(device.fstype == "crypto_LUKS" for device in facts.block_devices):
+        reason = "its disks hold LUKS: the guest asks for the key at boot unless it can get it by itself"
+        yield Finding(verdict="missing", subject="LUKS key", reason=reason)
+    if order.apart:
+        reason = f"its host name, addresses, ssh host keys and machine-id stay those of {sources.vm}"
+        yield Finding(verdict="note", subject="guest", reason=reason)
+    if order.apart and (sources.night.dumps or places.client_of_vm(sources.vm)[1].probes):
+        reason = (
+            "not restored and not probed: the guest is not reached by its client's address; its dumps are in its files"
+        )
+        yield Finding(verdict="missing", subject="databases, probes", reason=reason)
+
+
+def _assessment(
+    sources: Sources, order: Order, plan: Plan, findings: list[Finding], rewritten: Rewritten
+) -> Assessment:
+    definition = places.store().night_of(sources.kvm_host)
+    return Assessment(
+        vm=sources.vm,
+        plan=plan,
+        assessed=datetime.now(UTC),
+        image=sources.image.id,
+        image_instant=sources.image.instant,
+        night=sources.night.id,
+        night_name=sources.night_name,
+        night_ended=sources.night.ended,
+        definition=sources.kvm_host,
+        definition_ended=definition.ended if definition else None,
+        databases=tuple(f"{dump.engine} {dump.database or dump.kind}" for dump in sources.night.dumps),
+        dropped=rewritten.dropped,
+        findings=tuple(findings),
+        expected=expect(work_of(sources, order), _past()),
+    )
+
+
+def work_of(sources: Sources, order: Order) -> Work:
+    """What the recovery has to read and send."""
+    image = sources.image
+    allocated = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in image.disks)
+    return Work(
+        vm=sources.vm,
+        kvm_host=order.kvm_host,
+        read_bytes=allocated + sources.night.size_bytes,
+        send_bytes=allocated,
+        databases=bool(sources.night.dumps) and not order.apart,
+        probes=bool(places.client_of_vm(sources.vm)[1].probes) and not order.apart,
+        copied_bytes_s=image.bytes_moved / image.copy_s if image.bytes_moved and image.copy_s > 1 else None,
+    )
+
+
+def _past() -> list[Recovered]:
+    """The recoveries that were measured, newest last."""
+    paths = sorted((places.store().reports / "recoveries").glob("*.json"))
+    return [found for path in paths[-200:] if (found := listed_model(path, Recovered)) is not None]

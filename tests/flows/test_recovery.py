@@ -1,0 +1,194 @@
+"""The recovery of a VM as a flow and as a command: assessed, asked for, approved, undone, gone on with."""
+
+import contextlib
+import json
+import threading
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import resume_flow_run
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+
+from flows import recovery_approval
+from flows.nightly import nightly as nightly_flow
+from flows.recover_vm import recover_vm as recover_vm_flow
+from tasks import recovery
+from tasks.drivers import appliance, libvirt_host, recovery_put, recovery_target
+from tasks.drivers.appliance import UpdateResult
+from tasks.drivers.recovery_target import refused
+from tasks.errors import AccessDenied, RecoveryRefused
+from tasks.model.assessment import Assessment, Finding
+from tasks.model.domain_capabilities import Fit
+from tasks.model.domain_recovery import run_of
+from tasks.model.recovery_record import PutRecord
+from tests.flows.fake_site import UUID, FakeSite
+from tests.flows.test_commands import run  # noqa: F401 - a fixture
+
+nightly: Any = nightly_flow
+recover_vm: Any = recover_vm_flow
+
+
+class Target:
+    """The KVM host as a recovery meets it: what was done there (`done`), what is in the way."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.clashes: list[Finding] = []
+        self.made: Any = None
+        self.xml = ""
+
+    def place(self, _shell: object, _ledger: object, place: Any, source: Path, *_: Any, **__: Any) -> int:
+        """Stands for recovery_put.place_file."""
+        assert source.exists()
+        self.done.append(f"place {place.role}")
+        return 7
+
+    def start(self, _host: object, _ledger: object, xml: str, *_: Any, **__: Any) -> None:
+        """Stands for recovery_put.define_and_start."""
+        self.done.append("start")
+        self.xml = xml
+
+    def clear(self, _host: object, _shell: object, ledger: recovery_put.Ledger) -> list[str]:
+        """Stands for recovery_put.clear."""
+        self.done.append("clear")
+        ledger.end()
+        return []
+
+
+@pytest.fixture
+def target(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """A site with a night and an image of web1 (its first is due), and an empty KVM host."""
+    nightly(["kvm1", "web1"])
+    found = Target()
+    monkeypatch.setattr(recovery_target, "pools", lambda *_: {})
+    monkeypatch.setattr(recovery_target, "clashes", lambda *_: list(found.clashes))
+    monkeypatch.setattr(recovery_target, "room", lambda *_: [])
+    monkeypatch.setattr(recovery_target, "capabilities", lambda *_, **__: (Fit(), []))
+    monkeypatch.setattr(recovery_put, "place_file", found.place)
+    monkeypatch.setattr(recovery_put, "define_and_start", found.start)
+    monkeypatch.setattr(recovery_put, "start", lambda _: found.done.append("start again"))
+    monkeypatch.setattr(recovery_put, "clear", found.clear)
+    monkeypatch.setattr(recovery_put, "made_by", lambda *_: found.made)
+    monkeypatch.setattr(appliance, "update_files", lambda *_, **__: UpdateResult(1, 0, 4, 1.0, 1.0))
+    return found
+
+
+def test_recover_vm_without_a_terminal_only_assesses(site: FakeSite, target: Target, run: Any) -> None:  # noqa: F811
+    ended = run("recover", "vm", "web1")
+    assert (ended.code, target.done) == (0, [])
+    assert "assessed only: nothing was changed; --yes goes on" in ended.err
+    for word in ("image", "files of night", "VM web1 on kvm1", "unknown: no recovery was measured yet"):
+        assert word in " ".join(ended.out.split())
+    assessment = Assessment.model_validate_json(run("recover", "vm", "web1", "--json", "--as", "web2").out)
+    assert assessment.plan.identity.name == "web2"
+    assert {finding.subject for finding in assessment.findings} == {"guest"}
+    target.clashes = [refused("name", "kvm1 has a VM of that name", "rename it"), refused("room", "there is none", "x")]
+    for words in ((), ("--yes",)):
+        ended = run("recover", "vm", "web1", *words)
+        assert (ended.code, target.done) == (1, [])
+        assert "REFUSED" in ended.out
+        said = "error: recovery of VM web1 refused: kvm1 has a VM of that name; room: there is none; x: rename it"
+        assert ended.errors == [said]
+    assert run("recover", "vm", "web1", "--network", "nosuch").code == 2
+
+
+def test_recover_vm_with_yes_acts_and_later_ones_are_expected_by_it(
+    site: FakeSite,
+    target: Target,
+    run: Any,  # noqa: F811
+) -> None:
+    ended = run("recover", "vm", "web1", "--yes", "--json")
+    assert ended.code == 0, ended.err
+    recovered = json.loads(ended.out)
+    assert target.done == ["place vda", "start"]
+    assert run_of(target.xml), "the VM bears the id of its recovery"
+    steps = [step["name"] for step in recovered["steps"]]
+    assert steps == ["update image with files", "send disks", "define and start", "wait for the guest"]
+    assert not list((site.store / "recovery").rglob("*")), "no working copy and no record is left"
+    assessment = recover_vm("web1", dry_run=True)
+    assert assessment.unknown == ()
+    assert {step.by.partition(",")[0] for step in assessment.expected} == {"1 recoveries of web1 to kvm1"}
+
+
+def test_recovery_of_a_vm_that_does_not_answer_is_undone(site: FakeSite, target: Target) -> None:
+    site.fail("answer", "web1", AccessDenied("web1", "login failed", "authorise the key"))
+    with pytest.raises(AccessDenied):
+        recover_vm("web1")
+    assert target.done == ["place vda", "start", "clear"]
+    assert not list((site.store / "recovery").rglob("*"))
+
+
+def test_second_vm_is_waited_for_by_its_agent_and_never_reached_by_the_first_ones_address(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = types.SimpleNamespace(call=lambda *_: True)
+    host = types.SimpleNamespace(name="kvm1", domain=lambda _: running)
+    monkeypatch.setattr(libvirt_host, "connect", lambda *_: contextlib.nullcontext(host))
+    recovered = recover_vm("web1", as_name="web2")
+    assert (recovered.name, target.done) == ("web2", ["place vda", "start"])
+    assert recovered.uuid != UUID
+    assert site.count("answer", "web1") == 0
+    assert "<name>web2</name>" in target.xml
+
+
+def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSite, target: Target) -> None:
+    def left(**changed: Any) -> None:
+        assessment = recover_vm("web1", dry_run=True)
+        plan = assessment.plan
+        values = {"image": assessment.image, "night": assessment.night, **changed}
+        record = PutRecord(
+            run="r", vm="web1", kvm_host="kvm1", name="web1", uuid=UUID, isolated=False, files=(), **values
+        )
+        recovery.ledger(plan.kvm_host, UUID).write(record)
+
+    left()
+    target.made = types.SimpleNamespace(call=lambda *_: True)
+    recovered = recover_vm("web1")
+    assert (target.done, recovered.name) == (["start again"], "web1")
+    assert recovery.ledger("kvm1", UUID).read() is None
+    left(night="20200101T000000Z")
+    with pytest.raises(RecoveryRefused, match=r"an earlier run has it running on kvm1 .*, night 20200101T000000Z"):
+        recover_vm("web1")
+    assert target.done == ["start again"]
+    target.made = None
+    target.clashes = [refused("file of vda", "it exists", "move it")]
+    assessment = recover_vm("web1", dry_run=True)
+    assert assessment.refusals == (), "it may be the earlier run's own"
+    target.clashes = []
+    recover_vm("web1")
+    assert target.done == ["start again", "clear", "place vda", "start"]
+
+
+@pytest.mark.parametrize("approve", [True, False])
+def test_recovery_waits_for_approval_with_nothing_done(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch, approve: bool
+) -> None:
+    monkeypatch.setattr(recovery_approval, "POLL_S", 1)
+    seen: list[Any] = []
+
+    def answer() -> None:
+        paused = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
+        ends_at = time.monotonic() + 60
+        with get_client(sync_client=True) as client:
+            while not (found := client.read_flow_runs(flow_run_filter=paused)) and time.monotonic() < ends_at:
+                time.sleep(0.2)
+        seen.extend(target.done)
+        resume_flow_run(found[0].id, run_input={"approve": approve})
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        if approve:
+            assert recover_vm("web1", approval=True).name == "web1"
+        else:
+            with pytest.raises(RecoveryRefused, match="it was not approved"):
+                recover_vm("web1", approval=True)
+    finally:
+        thread.join()
+    assert seen == []
+    assert target.done == (["place vda", "start"] if approve else [])
