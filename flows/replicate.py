@@ -8,13 +8,23 @@ from flows.ending import conclude
 from flows.side_by_side import Begun, begin_each, results_of, task_runner
 from flows.stage import stage
 from tasks import places, replication
+from tasks.errors import GbsError
 from tasks.model.outcome import Outcome, StageResult
 from tasks.replication import DEVICES, SERVER, Made, called_of
 
 
 def replicate_vm(vm: str) -> list[StageResult]:
     """What there is of one VM; told of the client that it is, if one says so."""
-    return _replicated(called_of("image", vm), lambda: replication.replicate_images(vm))
+    called = called_of("image", vm)
+    results = _replicated(called, lambda: replication.replicate_images(vm))
+    if results[-1].outcome is Outcome.FAILED:
+        return results
+    with stage(called, "retain replicas") as running, places.locked("replica", called):
+        try:
+            replication.retain_images(vm)
+        except GbsError as exc:
+            running.say(Outcome.WARNING, f"no replica was given up: {exc}")
+    return results if running.outcome is Outcome.OK else [*results, running.result()]
 
 
 def replicate_configurations(called: str) -> list[StageResult]:

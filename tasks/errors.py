@@ -184,6 +184,12 @@ class StoreNotMounted(StoreError):
     template = "store {0} is not the right one: {1}; nothing was written; {2}"
 
 
+class ClockDoubted(StoreError):
+    """This machine's clock cannot be believed, so that nothing may be given up or removed by it: (path, reason)."""
+
+    template = "nothing is given up or removed in {0} while the clock is in doubt: {1}"
+
+
 class StoreSilent(StoreError):
     """The store does not answer, as when its NFS server is gone; what touched it was ended: (path, reason)."""
 

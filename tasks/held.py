@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.drivers import held_nights, inventory_file, lock, permanent
+from tasks.drivers import held_nights, inventory_file, lock, permanent, store_clock
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.store import Store
 from tasks.errors import UnknownName
@@ -16,7 +16,7 @@ from tasks.model.names import slug
 def accept(client: str, night: str | None, reason: str, dry_run: bool = False) -> Decision:
     """Make a held night of a client (by default the newest) its newest restore point; see `held_nights.accept`.
 
-    Raises UnknownName, Locked while a run works on the client, StoreNotMounted.
+    Raises UnknownName, Locked while a run works on the client, StoreNotMounted, ClockDoubted.
     """
     declared = inventory_file.load()
     with _undisturbed(declared, client) as (place, root, policy):
@@ -40,4 +40,5 @@ def _undisturbed(declared: Inventory, client: str) -> Iterator[tuple[PermanentPl
     place = permanent.place_of(declared.permanent)
     with lock.hold(Store(Path(declared.store.path)).lock("client", client), f"client {client}"):
         permanent.prove(place)
+        store_clock.require(place)
         yield place, place.path / slug(client), declared.policy_of(declared.systems[client])

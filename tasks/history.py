@@ -1,16 +1,20 @@
-"""Restore points as retention sees them: what it does with each and why; pinned nights. Needs no Prefect."""
+"""Restore points and replicas as retention sees them: what it does with each and why; pins. Needs no Prefect."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from tasks.drivers import inventory_file, permanent, restore_points
+from tasks.drivers import inventory_file, kept_replicas, originals, permanent, restore_points, store_clock
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.permanent import PermanentPlace
+from tasks.drivers.store import Store
+from tasks.drivers.store_clock import Clock
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.inventory import Policy
 from tasks.model.names import new_id, slug
 from tasks.model.night_choice import Night, choose
+from tasks.model.replica_retention import Verdict
 from tasks.model.retention import SYNC, Pin, Point, after, plan
 
 
@@ -31,7 +35,8 @@ def explain(client: str) -> list[Explained]:
     points = engine.retained()
     if not engine.forgets:
         return [Explained(point, "stays as long as its backup application keeps it") for point in points]
-    moves = {move.point: move for move in plan(points, rules, now, now)}
+    doubt = permanent.look(place, store_clock.read, place.path, now).doubt
+    moves = {move.point: move for move in plan(points, rules, now, now, doubt)}
     rows = []
     for point in points:
         move = moves.get(point.name)
@@ -41,6 +46,51 @@ def explain(client: str) -> list[Explained]:
         else:
             rows.append(Explained(point, f"becomes {move.to}: {move.reason}" if move.to else f"goes: {move.reason}"))
     return rows
+
+
+def explain_images(vm: str | None) -> dict[str, list[Verdict]]:
+    """Every replica of a VM's images, or of all VMs', newest first; and its images that have none.
+
+    Raises UnknownName for a VM of which there is neither.
+    """
+    declared = inventory_file.load()
+    store, place = Store(Path(declared.store.path)), permanent.place_of(declared.permanent)
+    permanent.prove(place, permanent.LOOK_DEADLINE_S)
+    known = sorted({*originals.vms(store), *permanent.look(place, originals.vms_there, place.path)})
+    if vm not in (None, *known):
+        raise UnknownName("VM with images", vm, known)
+    chosen, now = known if vm is None else [vm], datetime.now(UTC)
+    doubt = permanent.look(place, store_clock.read, place.path, now).doubt
+    return {name: kept_replicas.verdicts(declared, store, place, name, now, doubt, wanted=True) for name in chosen}
+
+
+def pin_image(vm: str, wanted: str, until: date, reason: str) -> str:
+    """Keep the replica of an image (an id, or `newest`) until the end of a day; its id.
+
+    Raises ConfigError when the day is over, NothingToRecover when there is no such replica, StoreNotMounted.
+    """
+    _require_to_come(until)
+    return _pin_image(vm, wanted, lambda image: Pin(night=image, until=until, reason=reason))
+
+
+def unpin_image(vm: str, wanted: str) -> str:
+    """Leave the replica of an image to retention again; as `pin_image`."""
+    return _pin_image(vm, wanted, lambda _: None)
+
+
+def _pin_image(vm: str, wanted: str, made: Callable[[str], Pin | None]) -> str:
+    place = permanent.place_of(inventory_file.load().permanent)
+    permanent.prove(place)
+    chosen = originals.choose(permanent.at(place, originals.images_there, place.path, vm), wanted, vm, place.path)
+    kept_replicas.pin(place, chosen.folder, made(chosen.id))
+    return chosen.id
+
+
+def clock(*, confirm: bool) -> Clock:
+    """The clock that retention goes by; with `confirm` it is right as it is now, whatever was seen before."""
+    place = permanent.place_of(inventory_file.load().permanent)
+    permanent.prove(place, permanent.LOOK_DEADLINE_S)
+    return permanent.look(place, store_clock.confirm if confirm else store_clock.read, place.path, datetime.now(UTC))
 
 
 def simulate(policy: str, nights: int, every_days: int) -> list[Point]:
@@ -66,13 +116,17 @@ def pin(client: str, wanted: str, until: date, reason: str) -> Night:
     Raises ConfigError when the day is over or the engine keeps what it likes, NothingToRecover when there is no such
     point, StoreNotMounted.
     """
-    if until < datetime.now(UTC).date():
-        raise ConfigError(f"{until} is over", "--until", "give a day to come")
+    _require_to_come(until)
     place, root, night = _chosen(client, wanted)
     permanent.at(
         place, restore_points.pin, root, Pin(night=night.manifest.id, until=until, reason=reason), night.manifest.id
     )
     return night
+
+
+def _require_to_come(until: date) -> None:
+    if until < datetime.now(UTC).date():
+        raise ConfigError(f"{until} is over", "--until", "give a day to come")
 
 
 def unpin(client: str, wanted: str) -> Night:

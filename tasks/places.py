@@ -135,9 +135,7 @@ def journal(kvm_host_name: str, uuid: str) -> Journal:
 
 def policy_of_vm(vm: str) -> Policy:
     """The policy of the client that a VM is; the built-in one for a VM that no client names."""
-    declared = inventory()
-    client = declared.vms.get(vm)
-    return declared.policy_of(declared.clients[client]) if client else Policy()
+    return inventory().policy_of_vm(vm)
 
 
 def connections_kept() -> AbstractContextManager[None]:

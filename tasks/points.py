@@ -3,12 +3,14 @@
 import logging
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import held_nights, permanent, restore_points
+from tasks.drivers import held_nights, permanent, restore_points, store_clock
 from tasks.drivers.held_nights import Braking
 from tasks.drivers.point_check import Checked
 from tasks.drivers.progress import reporting
@@ -28,6 +30,8 @@ from tasks.retryable import retryable
 
 MOST = 100
 """So many damaged files of a night are noted by name."""
+TIDIED_AT_ONCE = 8
+"""As many clients as a night works on."""
 log = logging.getLogger(__name__)
 
 
@@ -117,19 +121,38 @@ def verify(client: str, percent: float) -> list[Checked]:
 
 @retryable("remove given up", retries=0)
 def tidy(clients: Sequence[str]) -> list[str]:
-    """Remove what rotations gave up and is due by now, one client after the other; what went wrong."""
-    problems = list[str]()
-    with reporting(log, "remove given up") as progress:
-        for number, client in enumerate(clients):
-            progress.say(f"{client}, {number + 1} of {len(clients)}")
-            try:
-                with places.locked("client", client):
-                    permanent.prove(places.permanent())
-                    places.engine_of(client).tidy()
-            except Locked:
-                continue  # the next night does
-            except (StoreSilent, StoreNotMounted) as exc:
-                return [*problems, str(exc)]
-            except GbsError as exc:
-                problems.append(f"{client}: {exc}")
+    """Remove what rotations gave up and is due by now, clients side by side; what went wrong.
+
+    Nothing is removed while the clock is in doubt. A store that does not answer is told once.
+    """
+    try:
+        store_clock.require(places.permanent())
+    except GbsError as exc:
+        return [str(exc)]
+    with reporting(log, "remove given up") as progress, ThreadPoolExecutor(TIDIED_AT_ONCE) as pool:
+        # Each in a copy of this thread's context, as a task runner would: settings are kept there.
+        tidied = [pool.submit(copy_context().run, _tidy, client) for client in clients]
+        problems = list[str]()
+        try:
+            for number, (client, future) in enumerate(zip(clients, tidied, strict=True)):
+                progress.say(f"{client}, {number + 1} of {len(clients)}")
+                problems += future.result()
+        except (StoreSilent, StoreNotMounted) as exc:
+            problems.append(str(exc))
+        finally:
+            pool.shutdown(cancel_futures=True)
     return problems
+
+
+def _tidy(client: str) -> list[str]:
+    try:
+        with places.locked("client", client):
+            permanent.prove(places.permanent())
+            places.engine_of(client).tidy()
+    except Locked:
+        return []  # the next night does
+    except (StoreSilent, StoreNotMounted):
+        raise
+    except GbsError as exc:
+        return [f"{client}: {exc}"]
+    return []

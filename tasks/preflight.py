@@ -3,13 +3,24 @@
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 
 from tasks import places
-from tasks.drivers import client_snapshot, databases, host_files, permanent, recovery_set, rsync, space, ssh
+from tasks.drivers import (
+    client_snapshot,
+    databases,
+    host_files,
+    permanent,
+    recovery_set,
+    rsync,
+    space,
+    ssh,
+    store_clock,
+)
 from tasks.drivers.snaplive_scan import scan
 from tasks.drivers.ssh import Shell
-from tasks.errors import GbsError, LeftBehind, StoreFull
+from tasks.errors import ClockDoubted, GbsError, LeftBehind, StoreFull
 from tasks.model.inventory_databases import Database
 from tasks.model.inventory_engines import RSNAPSHOT
 from tasks.model.inventory_systems import KvmHost, System
@@ -42,6 +53,7 @@ def check() -> Iterator[Finding]:
         "store", str(declared.store.path), lambda: _free(space.room(places.store().root), places.reserve_bytes())
     )
     yield _try("permanent store", str(declared.permanent.path), _permanent)
+    yield _try("permanent store", "clock", _clock)
     if declared.server.recovery_set:
         yield _recovery_key(declared.server.recovery_keys)
     for name, system in declared.systems.items():
@@ -80,6 +92,15 @@ def _permanent() -> str:
     place = places.permanent()
     permanent.prove(place)
     return f"{place.kind}, marker {place.store_id}, {_free(permanent.at(place, space.room, place.path), 0)}"
+
+
+def _clock() -> str:
+    place = places.permanent()
+    permanent.prove(place)
+    clock = permanent.at(place, store_clock.read, place.path, datetime.now(UTC))
+    if clock.doubt is not None:
+        raise ClockDoubted(str(place.path), clock.doubt)
+    return f"{clock.ours:%Y-%m-%d %H:%M}, the latest seen before {clock.seen or 'none'}"
 
 
 def _recovery_key(keys: tuple[str, ...]) -> Finding:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,23 @@ from prefect.settings import get_current_settings
 from sqlalchemy.engine import make_url
 
 from tasks import places
-from tasks.drivers import inventory_file, originals, permanent, recovery_set, replica_check, replicas
+from tasks.drivers import (
+    inventory_file,
+    kept_replicas,
+    originals,
+    permanent,
+    recovery_set,
+    replica_check,
+    replicas,
+    store_clock,
+)
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
 from tasks.drivers.store import read_model, write_model
-from tasks.errors import IntegrityError, NothingToRecover
+from tasks.errors import ClockDoubted, IntegrityError
 from tasks.model.manifest import ServerManifest
-from tasks.model.names import slug, time_of_id
+from tasks.model.names import time_of_id
 from tasks.model.replica import Kind, Original
 from tasks.model.verify_choice import Turn, Verified, choose_turns
 from tasks.retryable import retryable
@@ -66,10 +75,38 @@ def vms() -> list[str]:
 
 @retryable("replicate images", "replicate images of {vm}")
 def replicate_images(vm: str) -> Made:
-    """The VM's images and templates that the permanent store does not have yet; see `replicas.replicate`."""
-    store = places.store()
-    wanted = [*originals.images(store, vm), *originals.templates(store, vm)]
+    """The VM's templates, and those of its images that are kept there, which the permanent store does not have yet."""
+    store, place = places.store(), places.permanent()
+    permanent.prove(place)
+    judged = kept_replicas.verdicts(places.inventory(), store, place, vm, datetime.now(UTC), wanted=True)
+    unwanted = {one.replica.place for one in judged if not one.stays}
+    images = [original for original in originals.images(store, vm) if original.place not in unwanted]
+    wanted = [*images, *originals.templates(store, vm)]
     return _replicate(f"replicate images of {vm}", wanted, places.policy_of_vm(vm).bytes_per_s)
+
+
+@retryable("retain replicas", "retain replicas of images of {vm}", retries=0)
+def retain_images(vm: str) -> list[str]:
+    """Give up the replicas of the VM's images that nothing keeps, remove what is due; the ids of those that went.
+
+    Raises ClockDoubted when something should go and nothing may.
+    """
+    store, place, now = places.store(), places.permanent(), datetime.now(UTC)
+    permanent.prove(place)
+    judged = kept_replicas.verdicts(places.inventory(), store, place, vm, now)
+    doomed = [one for one in judged if not one.stays]
+    try:
+        store_clock.require(place)
+    except ClockDoubted:
+        if doomed:
+            raise
+        return []
+    due = now.date() + timedelta(days=places.policy_of_vm(vm).trash_days)
+    kept_replicas.give_up(place, doomed, due)
+    for one in doomed:
+        log.info("%s: image %s goes to the trash until %s: %s", vm, one.replica.id, due, one.reason)
+    kept_replicas.tidy(place, vm)
+    return [one.replica.id for one in doomed]
 
 
 @retryable("replicate configurations")
@@ -137,10 +174,7 @@ def fetch_image(vm: str, wanted: str) -> str:
     place, store = places.permanent(), places.store()
     permanent.prove(place)
     there = permanent.at(place, originals.images_there, place.path, vm)
-    chosen = next((original for original in there if wanted in ("newest", original.id)), None)
-    if chosen is None:
-        known = ", ".join(original.id for original in there) or "none"
-        raise NothingToRecover(f"image {wanted} of VM {vm}", f"the permanent store {place.path}; it has {known}")
+    chosen = originals.choose(there, wanted, vm, place.path)
     with reporting(log, f"fetch image {chosen.id} of {vm}") as progress:
         bytes_per_s, reserve_bytes = places.policy_of_vm(vm).bytes_per_s, places.reserve_bytes()
         replicas.replicate(place, chosen, bytes_per_s, progress.update, into=store.root, reserve_bytes=reserve_bytes)
@@ -159,7 +193,8 @@ def choose(older_than_days: int, at_most: int | None) -> list[Replica]:
     by_place = {original.place: original for original in known}
     found = permanent.at(place, replicas.published, place.path)
     made = {path: _made(path) for path in found}
-    read = {path: record.at for path in found if (record := read_model(_record(path), Verified)) is not None}
+    records = {path: read_model(kept_replicas.record_of(store, path), Verified) for path in found}
+    read = {path: record.at for path, record in records.items() if record is not None}
     turns = choose_turns(made, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
     return [_replica(turn, found[turn.name], by_place.get(turn.name)) for turn in turns]
 
@@ -173,20 +208,32 @@ def _replica(turn: Turn, kind: Kind, original: Original | None) -> Replica:
 def verify(replica: Replica, percent: float) -> Checked:
     """Read a replica where it lies and heal it from its original; IntegrityError when something stays damaged.
 
-    A full reading that found it whole, or healed it, is noted.
+    It is noted what it found.
     """
     place = places.permanent()
     permanent.prove(place)
     folder = place.path / replica.place
     with reporting(log, f"verify replica {replica.place}") as progress:
         found = replica_check.check(place, replica.kind, folder, replica.original, percent, progress.update)
+    _note(replica.place, found, percent)
     for path in found.healed:
         log.warning("%s/%s was damaged and is healed by its original", replica.place, path)
     if found.left:
         raise IntegrityError(str(folder / found.left[0]), "what its manifest says", "another")
-    if percent >= replica_check.WHOLE:
-        write_model(_record(replica.place), Verified(image=replica.place, at=datetime.now(UTC)))
     return found
+
+
+def _note(replica: str, found: Checked, percent: float) -> None:
+    """Note a reading; a sample does not make a replica whole again."""
+    path, now = kept_replicas.record_of(places.store(), replica), datetime.now(UTC)
+    before = read_model(path, Verified) or Verified(image=replica, at=_made(replica))
+    if not found.damaged and percent < replica_check.WHOLE:
+        return
+    if found.damaged:
+        before = before.model_copy(update={"hurt": now, "damaged": found.left or before.damaged})
+    if percent >= replica_check.WHOLE and not found.left:
+        before = before.model_copy(update={"at": now, "damaged": ()})
+    write_model(path, before)
 
 
 def _made(place: str) -> datetime:
@@ -194,10 +241,6 @@ def _made(place: str) -> datetime:
         return time_of_id(Path(place).name)
     except ValueError:
         return datetime.min.replace(tzinfo=UTC)  # not one of ours: read first
-
-
-def _record(place: str) -> Path:
-    return places.store().root / "verified" / "replicas" / f"{slug(place)}.json"
 
 
 def _blocks() -> dict[str, Any]:

@@ -197,7 +197,9 @@ def _images(declared: Inventory, root: Path, touch: Touch) -> Folders:
         for vm in touch(space.names_in, root / host):
             folder = root / host / vm
             images = touch(space.names_in, folder)
-            found[vms.get(vm, f"VM {vm} (no client's)")] += [(f"image {image}", folder / image) for image in images]
+            found[vms.get(vm, f"VM {vm} (no client's)")] += [
+                (image if image.startswith(".") else f"image {image}", folder / image) for image in images
+            ]
     return found
 
 

@@ -1,11 +1,12 @@
-"""`gbs image template`: images that serve every system with the same shape of disks."""
+"""`gbs image`: replicas that come back or are pinned; templates, for all systems with the same shape of disks."""
 
+from datetime import datetime
 from typing import Any
 
 import click
 
 from flows.cli import terminal
-from tasks import catalogue
+from tasks import catalogue, history
 
 
 @click.group("image")
@@ -22,6 +23,29 @@ def fetch(vm: str, image: str) -> None:
 
     fetched: Any = image_fetch(vm, image)
     terminal.out.print(f"image {fetched} of {vm} is in the store", markup=False)
+
+
+_vm, _image = click.argument("vm"), click.argument("image")
+
+
+@image_command.command()
+@_vm
+@_image
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), required=True, help="The last day on which it is kept.")
+@click.option("--reason", required=True, help="Why; `gbs retention images` shows it.")
+def pin(vm: str, image: str, until: datetime, reason: str) -> None:
+    """Keep the replica of an IMAGE of VM (an id, or `newest`), whatever the policy says."""
+    found = history.pin_image(vm, image, until.date(), reason)
+    terminal.out.print(f"the replica of image {found} of {vm} is kept until {until:%Y-%m-%d}", markup=False)
+
+
+@image_command.command()
+@_vm
+@_image
+def unpin(vm: str, image: str) -> None:
+    """Leave the replica of an IMAGE of VM to its policy again."""
+    found = history.unpin_image(vm, image)
+    terminal.out.print(f"the replica of image {found} of {vm} is left to the policy", markup=False)
 
 
 @image_command.group()

@@ -13,8 +13,14 @@ COMMANDS = {
     "status": ("flows.cli.show", "What is protected, how well, and since when."),
     "list": ("flows.cli.show", "Images and restore points."),
     "space": ("flows.cli.space", "How full the stores are, until when, what saves room, what each client costs."),
-    "store": ("flows.cli.store", "Make a store: on VDO, which deduplicates and compresses."),
-    "retention": ("flows.cli.retention", "Which restore points are kept, why, and what a policy would keep."),
+    "store": (
+        "flows.cli.store",
+        "Make a store: on VDO, which deduplicates and compresses. The clock that the permanent store goes by.",
+    ),
+    "retention": (
+        "flows.cli.retention",
+        "Which restore points and replicas are kept, why, and what a policy would keep.",
+    ),
     "pin": ("flows.cli.retention", "Keep a restore point until a day, whatever the policy says."),
     "unpin": ("flows.cli.retention", "Leave a pinned restore point to the policy again."),
     "accept": ("flows.cli.held", "Make a night that is held a restore point."),
@@ -22,7 +28,10 @@ COMMANDS = {
     "find": ("flows.cli.verify", "Where a VM is in the backup data."),
     "verify": ("flows.cli.verify", "Read images and restore points again and compare them with their manifests."),
     "coverage": ("flows.cli.coverage", "What is there and nobody protects: VMs, file systems, databases."),
-    "image": ("flows.cli.image", "Templates, and images that come back from the permanent store."),
+    "image": (
+        "flows.cli.image",
+        "Templates; replicas of images that come back from the permanent store, or are pinned.",
+    ),
     "device": ("flows.cli.device", "Configurations of network and SAN devices: history, changes, how to put one back."),
     "recover": ("flows.cli.recover", "Bring back what was lost."),
     "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),

@@ -1,4 +1,4 @@
-"""`gbs retention`, `gbs pin` and `gbs unpin`: which restore points are kept, and why."""
+"""`gbs retention`, `gbs pin` and `gbs unpin`: which restore points and replicas of images are kept, and why."""
 
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ def _age(moment: datetime | None) -> str:
 
 @click.group("retention")
 def retention_command() -> None:
-    """Which restore points are kept, and why."""
+    """Which restore points and replicas of images are kept, and why."""
 
 
 @retention_command.command()
@@ -25,6 +25,25 @@ def explain(client: str, as_json: bool) -> None:
     """Every restore point of CLIENT, and what the next night that goes well does with it. Nothing is done."""
     body = [(row.point.name, row.point.night, _age(row.point.content), row.next) for row in history.explain(client)]
     terminal.rows(f"restore points of {client}", ("point", "night", "age", "with the next night"), body, as_json)
+
+
+@retention_command.command()
+@click.argument("vm", required=False)
+@terminal.json_option
+def images(vm: str | None, as_json: bool) -> None:
+    """Every replica of the images of VM, or of all, and what the next replication does with it. Nothing is done."""
+    show_images(vm, as_json)
+
+
+def show_images(vm: str | None, as_json: bool) -> None:
+    """What becomes of replicas, a row each."""
+    body = [
+        (name, one.replica.id, one.replica.place, one.next)
+        for name, judged in history.explain_images(vm).items()
+        for one in judged
+    ]
+    columns = ("vm", "image", "place", "with the next replication")
+    terminal.rows("replicas of images", columns, body, as_json)
 
 
 @retention_command.command()

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from flows.cli import terminal
+from flows.cli.retention import show_images
 from tasks.errors import ClientsFailed
 from tasks.model.names import human_age, human_bytes
 from tasks.model.outcome import StageResult, exit_code
@@ -66,9 +67,13 @@ def _devices(devices: tuple[str, ...], as_json: bool) -> int:
 
 
 @run_command.command("replicate")
+@click.option("--dry-run", is_flag=True, help="Only say what becomes of the images' replicas, and why.")
 @terminal.json_option
-def _replicate(as_json: bool) -> int:
+def _replicate(dry_run: bool, as_json: bool) -> int:
     """Stage 2 for images, templates, configurations and the GBS server's own recovery set."""
+    if dry_run:
+        show_images(None, as_json)
+        return 0
     from flows.replicate import replicate as flow
 
     return run_flow("replicate", flow, as_json)

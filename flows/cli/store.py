@@ -1,4 +1,4 @@
-"""`gbs store`: make what a store lies on."""
+"""`gbs store`: make what a store lies on; the clock that the permanent store goes by."""
 
 import shlex
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import click
 
 from flows.cli import terminal
-from tasks import volume
+from tasks import history, volume
 
 _FOLDER = click.Path(path_type=Path)
 
 
 @click.group("store")
 def store_command() -> None:
-    """Make what a store lies on."""
+    """Make what a store lies on; see the clock that the permanent store goes by."""
 
 
 @store_command.command()
@@ -42,3 +42,22 @@ def create(device: Path, name: str, logical_size: str | None, mountpoint: Path, 
     terminal.out.print(
         f"in the inventory: path {where}; as the permanent store also store_id {planned.name}", markup=False
     )
+
+
+@store_command.command()
+@click.option("--confirm", is_flag=True, help="The clock is right as it is now.")
+@terminal.json_option
+def clock(confirm: bool, as_json: bool) -> int:
+    """Whether the clock can be believed, by which pins end and what was given up is removed from the permanent store.
+
+    Exit code 3 while it is in doubt: then nothing is given up or removed there.
+    """
+    found = history.clock(confirm=confirm)
+    seen = found.seen.isoformat(timespec="seconds") if found.seen else ""
+    body = [
+        ("this machine", found.ours.isoformat(timespec="seconds")),
+        ("the permanent store", found.theirs.isoformat(timespec="seconds")),
+        ("the latest that was seen", seen),
+    ]
+    terminal.rows(f"clock: {found.doubt or 'believed'}", ("by", "time"), body, as_json)
+    return 3 if found.doubt else 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.drivers.store import Store, listed_model
+from tasks.errors import NothingToRecover
 from tasks.model.manifest import MANIFEST, TEMPLATE, ImageManifest, ServerManifest, TemplateManifest
 from tasks.model.names import slug
 from tasks.model.replica import DEVICES, IMAGES, SERVER, TEMPLATES, Original
@@ -71,6 +72,21 @@ def images_there(permanent: Path, vm: str) -> list[Original]:
             parent = f"{here}/{image.parent}" if image.parent else None
             found.append(Original("image", vm, image.id, path.parent, f"{here}/{image.id}", image.files, parent=parent))
     return sorted(found, key=lambda original: original.id, reverse=True)
+
+
+def choose(there: Sequence[Original], wanted: str, vm: str, root: Path) -> Original:
+    """The one of a VM's replicas, newest first, that is `wanted`: an id, or `newest`; NothingToRecover for none."""
+    for original in there:
+        if wanted in ("newest", original.id):
+            return original
+    known = ", ".join(original.id for original in there) or "none"
+    raise NothingToRecover(f"image {wanted} of VM {vm}", f"the permanent store {root}; it has {known}")
+
+
+def vms_there(permanent: Path) -> list[str]:
+    """The VMs of whose images there are replicas in the permanent store."""
+    found = (listed_model(path, ImageManifest) for path in permanent.glob(f"{IMAGES}/*/*/[!.]*/{MANIFEST}"))
+    return sorted({image.vm for image in found if image is not None})
 
 
 def place_of(image: ImageManifest) -> str:

@@ -12,12 +12,16 @@ from pathlib import Path
 
 from tasks.drivers import process
 from tasks.drivers.digest import opened, parse_listing_line, sha256_file, sha256_of
+from tasks.drivers.proven_copy import put
 from tasks.drivers.restore_points import WHOLE, points
-from tasks.errors import GbsError
+from tasks.drivers.store import listed_model, verify_night
+from tasks.errors import GbsError, IntegrityError
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 
 HEAL_DEADLINE_S = 6 * 3600
 _HEALING = ".heal"
+_UNREADABLE = f"{MANIFEST}: cannot be read"
+_OVERNIGHT_UNREADABLE = f"the overnight copy's {_UNREADABLE}"
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     The good copy is that of another point, or of the `overnight` copy, if it has the sha256 that the listing says. A
     damaged file is replaced in every point that has its inode there and whose own listing says the same sha256.
     """
+    mended = _mend_manifests(root, overnight.parent) if overnight else {}
     there = points(root)
     stamped = {name: manifest for name, manifest in there.items() if manifest is not None}
     listed: dict[str, dict[bytes, str]] = {}
     found: dict[str, Checked] = {}
     for name in there.keys() - stamped.keys():
         if (root / name / MANIFEST).exists():
-            found[name] = Checked(name, "", 0, 0, (f"{MANIFEST}: cannot be read",), ())
+            found[name] = Checked(name, "", 0, 0, (_UNREADABLE,), ())
     for name, manifest in stamped.items():
         try:
             listed[name] = _listed(root / name, manifest)
@@ -61,7 +66,8 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
     for name, files in listed.items():
         choice = random.Random(f"{seed} {stamped[name].id}")  # noqa: S311 - a sample, not a secret
         count = read_bytes = 0
-        damaged, healed = list[str](), list[str]()
+        damaged = [mended[name]] if name in mended else []
+        healed = [*damaged]
         for path, sha256 in files.items():
             if percent < WHOLE and choice.random() * WHOLE >= percent:
                 continue
@@ -76,6 +82,37 @@ def check_points(root: Path, overnight: Path | None, percent: float, seed: int) 
                 healed.append(damaged[-1])
         found[name] = Checked(name, stamped[name].id, count, read_bytes, tuple(damaged), tuple(healed))
     return [found[name] for name in there if name in found]
+
+
+def _mend_manifests(root: Path, overnight: Path) -> dict[str, str]:
+    """Put the manifest of the overnight copy in the place of a damaged one of the same night, or the other way round.
+
+    What was damaged, by the point. Whose it is tell the listing and the facts that lie beside it: a night's facts are
+    no other night's.
+    """
+    good, mended = listed_model(overnight / MANIFEST, NightManifest), dict[str, str]()
+    for name, manifest in points(root).items():
+        if good is None:
+            if manifest is not None and _mended(overnight, manifest, root / name):
+                return {name: _OVERNIGHT_UNREADABLE}
+            continue
+        whole = manifest is not None and (manifest.id != good.id or _is_of(root / name, manifest))
+        if not whole and _mended(root / name, good, overnight):
+            mended[name] = _UNREADABLE
+    return mended
+
+
+def _mended(folder: Path, manifest: NightManifest, source: Path) -> bool:
+    target = folder / MANIFEST
+    return target.exists() and _is_of(folder, manifest) and put(source / MANIFEST, target)
+
+
+def _is_of(folder: Path, manifest: NightManifest) -> bool:
+    try:
+        verify_night(folder, manifest)
+    except (IntegrityError, OSError):
+        return False
+    return True
 
 
 def _listed(folder: Path, manifest: NightManifest) -> dict[bytes, str]:

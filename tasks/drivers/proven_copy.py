@@ -10,10 +10,12 @@ from pathlib import Path
 from tasks.drivers.chunks import CHUNK_BYTES, digest_of
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.thin_file import PIECE_BYTES, ThinFile
-from tasks.errors import IntegrityError
+from tasks.errors import GbsError, IntegrityError
 
 Digests = Mapping[int, str | None]
 """The sha256 of chunks by their numbers; None of one that is all zero."""
+HEALING = ".heal"
+"""At the end of the name of what `put` makes."""
 _ZEROS = bytes(PIECE_BYTES)
 
 
@@ -31,6 +33,19 @@ def copy_file(source: Path, target: Path, sha256: str) -> None:
         raise IntegrityError(str(source), sha256, digest.hexdigest())
     if (found := sha256_far(target)) != sha256:
         raise IntegrityError(str(target), sha256, found)
+
+
+def put(source: Path, target: Path) -> bool:
+    """Put a good copy in the place of a file, in one step; whether that could be done."""
+    growing = target.with_name(f".{target.name}{HEALING}")
+    try:
+        copy_file(source, growing, sha256_file(source))
+        growing.rename(target)
+    except (OSError, GbsError):
+        return False
+    finally:
+        growing.unlink(missing_ok=True)
+    return True
 
 
 def sha256_far(path: Path) -> str:

@@ -10,33 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.drivers.chunks import CHUNK_BYTES, digest_of, read_chunks, with_data
-from tasks.drivers.digest import sha256_file
 from tasks.drivers.permanent import PermanentPlace, at
-from tasks.drivers.proven_copy import Digests, copy_chunks, copy_file, sha256_far
+from tasks.drivers.proven_copy import HEALING, Digests, copy_chunks, put, sha256_far
 from tasks.drivers.replicas import AT_A_TIME, OnProgress
 from tasks.drivers.store import read_model
 from tasks.drivers.thin_file import ThinFile
 from tasks.errors import GbsError, IntegrityError
-from tasks.model.manifest import (
-    MANIFEST,
-    TEMPLATE,
-    DeviceManifest,
-    FileRecord,
-    ImageManifest,
-    ServerManifest,
-    TemplateManifest,
-)
-from tasks.model.replica import Kind
+from tasks.model.manifest import MANIFEST, TEMPLATE, FileRecord, TemplateManifest
+from tasks.model.replica import MODELS, Kind, Manifest
 
 WHOLE = 100
-_HEALING = ".heal"
-Manifest = ImageManifest | DeviceManifest | ServerManifest
-MODELS: dict[Kind, type[Manifest]] = {
-    "image": ImageManifest,
-    "template": ImageManifest,
-    "device": DeviceManifest,
-    "server": ServerManifest,
-}
 
 
 @dataclass(frozen=True)
@@ -99,13 +82,15 @@ def check(
 
 def _files(kind: Kind, folder: Path, good: Path | None) -> tuple[tuple[FileRecord, ...], Checked]:
     """What the manifest lists; one that is damaged is healed first, and what an interrupted healing left goes."""
-    for left in folder.glob(f".*{_HEALING}"):
+    for left in folder.glob(f".*{HEALING}"):
         left.unlink()
     found = _check_template(folder, good) if kind == "template" else Checked()
     manifest, theirs = _manifest(kind, folder), _manifest(kind, good) if good is not None else None
     if manifest is not None and (theirs is None or theirs.files == manifest.files or not _has(folder, theirs)):
-        return manifest.files, found
-    healed = theirs is not None and good is not None and _put(good / MANIFEST, folder / MANIFEST)
+        # Two that can be read and differ are not sealed, and nothing tells which of them is damaged.
+        apart = theirs is not None and theirs != manifest and kind != "device"
+        return manifest.files, found + Checked(damaged=(MANIFEST,) if apart else ())
+    healed = theirs is not None and good is not None and put(good / MANIFEST, folder / MANIFEST)
     damaged = Checked(damaged=(MANIFEST,), healed=(MANIFEST,) if healed else ())
     return theirs.files if theirs is not None and healed else (), found + damaged
 
@@ -130,7 +115,7 @@ def _check_template(folder: Path, good: Path | None) -> Checked:
     healed = False
     with suppress(IntegrityError, OSError):
         if good is not None and read_model(good / TEMPLATE, TemplateManifest) is not None:
-            healed = _put(good / TEMPLATE, folder / TEMPLATE)
+            healed = put(good / TEMPLATE, folder / TEMPLATE)
     return Checked(damaged=(TEMPLATE,), healed=(TEMPLATE,) if healed else ())
 
 
@@ -138,7 +123,7 @@ def _check_file(folder: Path, file: FileRecord, good: Path | None) -> Checked:
     path, sha256 = folder / file.path, str(file.sha256)
     if _is(path, sha256):
         return Checked(file.size_bytes)
-    healed = good is not None and _is(good / file.path, sha256) and _put(good / file.path, path)
+    healed = good is not None and _is(good / file.path, sha256) and put(good / file.path, path)
     return Checked(file.size_bytes, (file.path,), (file.path,) if healed else ())
 
 
@@ -147,19 +132,6 @@ def _is(path: Path, sha256: str) -> bool:
         return sha256_far(path) == sha256
     except OSError:
         return False
-
-
-def _put(source: Path, target: Path) -> bool:
-    """Put a good copy in the place of a file, in one step; whether that could be done."""
-    growing = target.with_name(f".{target.name}{_HEALING}")
-    try:
-        copy_file(source, growing, sha256_file(source))
-        growing.rename(target)
-    except (OSError, GbsError):
-        return False
-    finally:
-        growing.unlink(missing_ok=True)
-    return True
 
 
 def _chunks(folder: Path, file: FileRecord, good: Path | None) -> tuple[dict[int, str | None], Checked]:

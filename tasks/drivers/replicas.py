@@ -21,7 +21,7 @@ from tasks.drivers.space import require_space
 from tasks.drivers.store import publish, read_model, remove, sync_folder, write_model
 from tasks.errors import IntegrityError
 from tasks.model.manifest import MANIFEST, DeviceManifest, FileRecord
-from tasks.model.replica import DEVICES, IMAGES, SERVER, TEMPLATES, Kind, Original
+from tasks.model.replica import DEVICES, IMAGES, MODELS, SERVER, TEMPLATES, Kind, Original
 
 PARTIAL = ".partial-"
 AT_A_TIME = 16
@@ -129,11 +129,12 @@ def _is_there(root: Path, original: Original) -> bool:
         return False
     if replica.read_bytes() == manifest.read_bytes():
         return True
-    if original.kind == "device":
-        ours, theirs = read_model(manifest, DeviceManifest), read_model(replica, DeviceManifest)
-        if ours and theirs and (ours.id, ours.files) == (theirs.id, theirs.files):
-            write_model(replica, ours)
-            return True
+    ours, theirs = read_model(manifest, MODELS[original.kind]), read_model(replica, MODELS[original.kind])
+    if ours == theirs:
+        return True  # one of them is older than seals are
+    if isinstance(ours, DeviceManifest) and theirs and (ours.id, ours.files) == (theirs.id, theirs.files):
+        write_model(replica, ours)
+        return True
     raise IntegrityError(str(replica), f"the manifest of {original.folder}", "another")
 
 

@@ -22,6 +22,8 @@ _DAMAGED_PACK = re.compile(r"(?:[Pp]ack |want )([0-9a-f]{64})")
 _ABOUT_DAMAGE = re.compile(
     r"does not exist|unexpected file size|does not match|not found|[Ff]ailed|contains|error|[Dd]amaged"
 )
+_READ_PACKS = re.compile(r"(\d+) / \d+ packs")
+_PATTERN = re.compile(r"[\\*?\[]")
 LONGEST_WORDS = 300
 
 
@@ -163,29 +165,50 @@ def restore(
     run(repository, *words, deadline_s=deadline_s, on_wait=on_wait)
 
 
+def literal(path: str) -> str:
+    """The pattern that only this path fits."""
+    return _PATTERN.sub(r"\\\g<0>", path)
+
+
 def dump(repository: Repository, snapshot: str, path: str) -> bytes:
     """The content of a file in a snapshot."""
     return run(repository, "dump", "--no-lock", snapshot, path, deadline_s=QUICK_S).stdout
 
 
-def check(repository: Repository, percent: float, deadline_s: float) -> tuple[set[str], str]:
-    """Read the repository, of its data `percent`; the packs that are damaged, and what restic says of the damage.
+@dataclass(frozen=True)
+class Found:
+    """What a reading of a repository found: how many packs it read, which are damaged, what restic says of that.
 
-    Nothing is damaged when it says nothing. No packs, when it says so much that some may be missing.
+    Nothing is damaged when it says nothing. No damaged packs, when it says so much that some may be missing.
     """
+
+    packs: int
+    damaged: frozenset[str]
+    said: str
+
+
+def check(repository: Repository, percent: float, deadline_s: float) -> Found:
+    """Read the repository, of its data `percent`."""
     depth = ["--read-data"] if percent >= WHOLE else [f"--read-data-subset={percent:g}%"]
     # Any other failure is no word about what is kept.
-    found = re.compile(r"repository contains errors|LoadIndex returned errors")
+    errors = re.compile(r"repository contains errors|LoadIndex returned errors")
     finished = run(
         repository,
         *("check", *depth),
         deadline_s=deadline_s,
-        accept=lambda ended: ended.status == 0 or found.search(ended.stderr) is not None,
+        accept=lambda ended: ended.status == 0 or errors.search(ended.stderr) is not None,
     )
+    read = max((int(count) for count in _READ_PACKS.findall(finished.text)), default=0)
     if finished.status == 0:
-        return set(), ""
+        return Found(read, frozenset(), "")
     packs, said = parse_damage(f"{finished.text}\n{finished.stderr}")
-    return (packs if len(finished.stderr) < process.TAIL_BYTES else set()), said
+    return Found(read, frozenset(packs if len(finished.stderr) < process.TAIL_BYTES else ()), said)
+
+
+def stored_bytes(repository: Repository, deadline_s: float) -> int:
+    """The size of all that snapshots need, as it is stored."""
+    words = ("stats", "--json", "--no-lock", "--mode", "raw-data")
+    return int(json.loads(run(repository, *words, deadline_s=deadline_s).text)["total_size"])
 
 
 def parse_damage(text: str) -> tuple[set[str], str]:
@@ -195,20 +218,26 @@ def parse_damage(text: str) -> tuple[set[str], str]:
     return packs, "; ".join(about)[:LONGEST_WORDS] or text.strip()[-LONGEST_WORDS:]
 
 
-def files_in(repository: Repository, packs: Collection[str], deadline_s: float) -> dict[str, set[str]] | None:
-    """The paths whose content lies in packs, by snapshot id; None when that cannot be found out."""
+@dataclass(frozen=True)
+class Hit:
+    """A file in a snapshot that needs a blob of a pack."""
+
+    snapshot: str
+    path: str
+    blob: str
+
+
+def hits_of(repository: Repository, packs: Collection[str], deadline_s: float) -> list[Hit] | None:
+    """The files whose content lies in packs; None when that cannot be found out."""
     if not packs:
         return None
     try:
         finished = run(repository, "find", "--json", "--no-lock", "--pack", *packs, deadline_s=deadline_s)
-        rows = json.loads(finished.text or "null")
+        rows = json.loads(finished.text or "null") or []
     except (CommandFailed, ValueError) as exc:
         if is_transient(exc):
             raise
         return None
-    found: dict[str, set[str]] = {}
-    for row in rows or ():
-        if row.get("object_type") == "tree":
-            return None  # which files a damaged folder had is not known
-        found.setdefault(row["snapshot"], set()).add(row["path"])
-    return found or None
+    if any(row.get("object_type") == "tree" for row in rows):
+        return None  # which files a damaged folder had is not known
+    return [Hit(row["snapshot"], row["path"], row["id"]) for row in rows] or None

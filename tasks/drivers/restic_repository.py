@@ -2,7 +2,7 @@
 
 A repository here belongs to one client, and whoever works on it holds the client's lock: so locks in it are another
 server's, an operator's, or what a killed restic left. `restic unlock` asks whether a process lives by sending it a
-SIGHUP, and takes whatever has got the number since for it: dead locks are told here and removed by `--remove-all`.
+SIGHUP, and takes whatever has got the number since for it: which locks are dead is told here, and only those go.
 Errors are told by restic's words, and by the exit statuses that it has for them from 0.17 on.
 """
 
@@ -25,7 +25,10 @@ QUICK_S = 600
 """For what reads no data; over a slow link a large index takes minutes."""
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
 _PASSWORD = re.compile("wrong password or no key found")
-_ACCESS = re.compile("access.?denied|forbidden|InvalidAccessKeyId|SignatureDoesNotMatch", re.IGNORECASE)
+_ACCESS = re.compile(
+    "access.?denied|forbidden|InvalidAccessKeyId|access key id you provided|SignatureDoesNotMatch|request signature we",
+    re.IGNORECASE,
+)
 _FULL = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
 _UNOPENED = re.compile("Is there a repository at the following location")
 _NONE = re.compile(
@@ -45,6 +48,11 @@ class Repository:
     environment_file: Path | None = None
     cache: Path | None = None
     watch: Watch | None = field(default=None, compare=False)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its files lie; None when only restic speaks to what has them."""
+        return Path(self.url) if self.url.startswith("/") else None
 
 
 def run(
@@ -134,24 +142,35 @@ def _locks(repository: Repository) -> list[str]:
 
 
 def _remove_dead_locks(repository: Repository) -> None:
-    """Remove what killed ones left; Locked when one of the locks may be somebody's who works."""
-    ids = _locks(repository)
-    for lock in ids:
+    """Remove what killed ones left, and no lock that came since; Locked when one may be somebody's who works."""
+    now, dead = datetime.now(UTC), dict[str, Mapping[str, Any]]()
+    for lock in _locks(repository):
         try:
             held = json.loads(run(repository, "cat", "lock", lock, "--no-lock", deadline_s=QUICK_S).text)
         except CommandFailed:
             if lock in _locks(repository):
                 raise  # whose it is is not known
             continue  # it is gone meanwhile
-        if not _is_dead(held, datetime.now(UTC)):
-            who = f"{held.get('username')} on {held.get('hostname')}, process {held.get('pid')}, since {held['time']}"
-            raise Locked(f"restic repository {repository.url}", who)
-    if ids:
-        run(repository, "unlock", "--remove-all", deadline_s=QUICK_S)
+        if not _is_dead(held, now):
+            raise _locked(repository, held)
+        dead[lock] = held
+    if dead and repository.folder is not None:
+        argv = ["rm", "--force", "--", *(str(repository.folder / "locks" / lock) for lock in dead)]
+        process.run(argv, deadline_s=QUICK_S, watch=repository.watch, name=f"removal of locks in {repository.url}")
+    elif dead:
+        for held in dead.values():
+            if not _is_old(held, now) and os.path.exists(f"/proc/{held['pid']}"):
+                raise _locked(repository, held)  # `unlock` would send a SIGHUP to whoever has that number by now
+        run(repository, "unlock", deadline_s=QUICK_S)
+
+
+def _locked(repository: Repository, held: Mapping[str, Any]) -> Locked:
+    who = f"{held.get('username')} on {held.get('hostname')}, process {held.get('pid')}, since {held['time']}"
+    return Locked(f"restic repository {repository.url}", who)
 
 
 def _is_dead(held: Mapping[str, Any], now: datetime) -> bool:
-    if now - time_of(held["time"]) > DEAD_AFTER:
+    if _is_old(held, now):
         return True
     if held.get("hostname") != socket.gethostname():
         return False
@@ -159,6 +178,10 @@ def _is_dead(held: Mapping[str, Any], now: datetime) -> bool:
         return "restic" not in os.path.basename(os.readlink(f"/proc/{held['pid']}/exe"))
     except OSError:
         return True
+
+
+def _is_old(held: Mapping[str, Any], now: datetime) -> bool:
+    return now - time_of(held["time"]) > DEAD_AFTER
 
 
 def time_of(text: str) -> datetime:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+from tasks.drivers import store_clock
 from tasks.drivers.permanent import PermanentPlace, at, watching
 from tasks.drivers.store import read_model, remove, sync_folder, write_model
 from tasks.errors import IntegrityError
@@ -130,11 +131,13 @@ def _order(name: str) -> tuple[int, int | str]:
 def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int) -> list[Move]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
-    What is given up is out of sight, and removed by `tidy` once `trash_days` have passed. Raises IntegrityError when
+    What is given up is out of sight, and removed by `tidy` once `trash_days` have passed; while the clock is in doubt
+    nothing is. Raises IntegrityError when
     there is no stamped sync, when its stamp did not arrive in the newest point, or when the newest point is of a later
     time: nothing would rotate until then.
     """
-    return at(place, _rotate, root, rules, datetime.now(UTC), trash_days)
+    now = datetime.now(UTC)
+    return at(place, _rotate, root, rules, now, trash_days, at(place, store_clock.doubt, place.path, now))
 
 
 def tidy(place: PermanentPlace, root: Path) -> int:
@@ -145,12 +148,12 @@ def tidy(place: PermanentPlace, root: Path) -> int:
     return len(doomed)
 
 
-def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int) -> list[Move]:
+def _rotate(root: Path, rules: Rules, now: datetime, trash_days: int, doubt: str | None = None) -> list[Move]:
     mend(root)
     stamp = read_model(root / SYNC / MANIFEST, NightManifest)
     if stamp is None:
         raise IntegrityError(str(root / SYNC), "a stamped sync", "none")
-    moves = plan(retained(root), rules, stamp.ended, now)
+    moves = plan(retained(root), rules, stamp.ended, now, doubt)
     make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
     return moves
 

@@ -148,7 +148,8 @@ def read_model(path: Path, model: type[Model]) -> Model | None:
         return None
     except ValidationError as exc:
         first = exc.errors()[0]
-        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        where = ".".join(map(str, first["loc"]))
+        found = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
         raise IntegrityError(str(path), f"a {model.__name__}", found) from exc
 
 

@@ -84,12 +84,17 @@ class Policy(Section):
         "auto", description="How images are taken: auto is the backup API where a trial shows it, else SnapLive."
     )
     image_max_age_days: int = Field(90, ge=1, description="A VM's image older than this is taken again.")
+    image_replicas: int = Field(
+        3, ge=1, description="So many sound replicas of a VM's images are kept in the permanent store."
+    )
     engine: Name = Field(RSNAPSHOT, description="What keeps the restore points: rsnapshot, or one of `engines`.")
     daily: int = Field(14, ge=2)
     weekly: int = Field(4, ge=0)
     monthly: int = Field(3, ge=0)
     least: int = Field(2, ge=1, description="Never fewer restore points that can be recovered from, whatever happens.")
-    trash_days: int = Field(3, ge=0, description="How long a restore point that was given up can still be had back.")
+    trash_days: int = Field(
+        3, ge=0, description="How long a restore point or a replica that was given up can still be had back."
+    )
     max_shrink_percent: int = Field(50, ge=1, le=100, description="Refuse a night that lost more files or bytes.")
     max_change_percent: int = Field(
         80, ge=1, le=100, description="Warn of a night that rewrote more of its files, hold one whose files differ."
@@ -174,6 +179,11 @@ class Inventory(Section):
     def policy_of(self, system: System) -> Policy:
         """The policy of a system; the built-in one when none is declared."""
         return self.policies.get(system.policy, Policy())
+
+    def policy_of_vm(self, vm: str) -> Policy:
+        """The policy of the client that a VM is; the built-in one for a VM that no client names."""
+        client = self.vms.get(vm)
+        return self.policy_of(self.clients[client]) if client else Policy()
 
     def mistakes(self) -> list[tuple[tuple[str, ...], str]]:
         """What is wrong between sections: (path in the file, problem). Empty when the inventory holds together."""

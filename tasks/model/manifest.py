@@ -1,8 +1,20 @@
 """Manifests: what a published thing is, and the sha256 and size of every file in it. No manifest, no backup."""
 
-from typing import Annotated, Literal, Self
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from tasks.model.databases import DumpedBy
 from tasks.model.outcome import Outcome
@@ -11,6 +23,8 @@ from tasks.model.shape import Shape
 MANIFEST = "manifest.json"
 LISTING = "SHA256SUMS"
 TEMPLATE = "template.json"
+OWN = "own_sha256"
+"""What a manifest's JSON says of itself: the sha256 of all the rest of it, keys sorted, without spaces, in UTF-8."""
 
 
 def _inside(path: str) -> str:
@@ -26,6 +40,30 @@ PathInside = Annotated[str, AfterValidator(_inside)]
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Sealed(_Record):
+    """A record whose JSON proves itself (OWN), so that damage is no other truth. Older ones do not, and are taken."""
+
+    @model_serializer(mode="wrap")
+    def _seal(self, serialize: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        record: dict[str, Any] = serialize(self)
+        return {**record, OWN: _sha256_of(record)} if info.mode == "json" else record
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_as_sealed(cls, record: Any) -> Any:
+        if not isinstance(record, dict) or OWN not in record:
+            return record
+        rest = {key: value for key, value in record.items() if key != OWN}
+        if record[OWN] != _sha256_of(rest):
+            raise ValueError("it is not what it was written as: its own sha256 is another")
+        return rest
+
+
+def _sha256_of(record: dict[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class FileRecord(_Record):
@@ -85,7 +123,7 @@ class NightCost(_Record):
     new_inodes: int = Field(ge=0)
 
 
-class NightManifest(_Record):
+class NightManifest(_Sealed):
     """A client's files as of one night. Every file is in `SHA256SUMS` beside it, whose own hash stands here."""
 
     kind: Literal["night"] = "night"
@@ -158,7 +196,7 @@ class VmParts(_Record):
         return tuple(path for path in (*named, self.tpm_state) if path is not None)
 
 
-class TemplateManifest(_Record):
+class TemplateManifest(_Sealed):
     """An image that may serve every system of its shape, and where it came from."""
 
     kind: Literal["template"] = "template"
@@ -170,7 +208,7 @@ class TemplateManifest(_Record):
     added: AwareDatetime
 
 
-class DeviceManifest(_Record):
+class DeviceManifest(_Sealed):
     """A device's configuration as it first was so, and when it was last seen so."""
 
     kind: Literal["device"] = "device"
@@ -186,7 +224,7 @@ class DeviceManifest(_Record):
     files: tuple[FileRecord, ...]
 
 
-class ServerManifest(_Record):
+class ServerManifest(_Sealed):
     """What a GBS server is rebuilt from besides its packages: inventory, blocks, Prefect's database, sealed keys."""
 
     kind: Literal["server"] = "server"
@@ -200,7 +238,7 @@ class ServerManifest(_Record):
     tools: dict[str, str] = {}
 
 
-class ImageManifest(_Record):
+class ImageManifest(_Sealed):
     """One dated copy of a VM's disks and definition, all disks from one instant."""
 
     kind: Literal["image"] = "image"

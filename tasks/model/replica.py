@@ -4,11 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.model.manifest import FileRecord
+from tasks.model.manifest import DeviceManifest, FileRecord, ImageManifest, ServerManifest
 
 IMAGES, TEMPLATES, DEVICES, SERVER = "_images", "_templates", "_devices", "_server"
 """Folders beside the clients' roots. No slug has an underscore, so no client's root is ever called so."""
 Kind = Literal["image", "template", "device", "server"]
+Manifest = ImageManifest | DeviceManifest | ServerManifest
+MODELS: dict[Kind, type[Manifest]] = {
+    "image": ImageManifest,
+    "template": ImageManifest,
+    "device": DeviceManifest,
+    "server": ServerManifest,
+}
 
 
 @dataclass(frozen=True)

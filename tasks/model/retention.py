@@ -143,12 +143,15 @@ class Move:
     reason: str
 
 
-def plan(points: Sequence[Point], rules: Rules, synced: datetime, now: datetime) -> list[Move]:
+def plan(
+    points: Sequence[Point], rules: Rules, synced: datetime, now: datetime, doubt: str | None = None
+) -> list[Move]:
     """The renames for a sync whose content is of `synced`, in the order in which every name is free when it is taken.
 
     [] when the sync is not newer than the newest point. Otherwise what rsnapshot's rotations do (rsnapshot(1), "HOW
     IT WORKS"), but a point that would go stays as `kept.<night>` while it is pinned, or while fewer than `rules.least`
-    sound ones would be left; and what a policy that was made smaller no longer keeps goes, too.
+    sound ones would be left, or for a reason to doubt `now`; and what a policy that was made smaller no longer keeps
+    goes, too.
     """
     due = due_rotations({point.name: point.content for point in points if _interval(point)}, rules.retain, synced)
     if not due:
@@ -162,7 +165,9 @@ def plan(points: Sequence[Point], rules: Rules, synced: datetime, now: datetime)
     for point in sorted(points, key=lambda point: (point.night or "", point.name), reverse=True):
         if point.name not in leaving or point.night is None or point.night in held:
             continue
-        if point.pin is not None and point.pin.holds(now):
+        if doubt is not None:
+            stays[point.name] = f"the clock is in doubt: {doubt}"
+        elif point.pin is not None and point.pin.holds(now):
             stays[point.name] = point.pin.text
         elif point.sound and left < rules.least:
             stays[point.name] = f"only {left} others are sound, and {rules.least} are the least"

@@ -10,12 +10,17 @@ from tasks.model.manifest import ImageManifest
 
 
 class Verified(BaseModel):
-    """When all of an image, or of its replica, was last read and found whole."""
+    """When all of an image, or of its replica, was last read and found whole; and what readings found else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: str
     at: datetime
+    """Or when it was made, when all of it was not read since."""
+    hurt: datetime | None = None
+    """When a reading last found damage in it, healed or not."""
+    damaged: tuple[str, ...] = ()
+    """The files that the last reading left damaged."""
 
 
 @dataclass(frozen=True)

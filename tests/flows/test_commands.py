@@ -350,3 +350,48 @@ def test_deploy_no_server_or_no_file_exit_2(site: FakeSite, run) -> None:
         ended = run("deploy")
     assert ended.code == 2
     assert ended.errors[0].startswith("error: no Prefect server is named (PREFECT_API_URL): ")
+
+
+def test_replicas_of_images_are_explained_and_pinned(site: FakeSite, run) -> None:
+    site.policies = {"default": {"image_replicas": 1}}
+    site.create()
+    for client in ("kvm1", "web1"):
+        assert run("run", "nightly", "--client", client).code == 0
+    (first,) = (path.name for path in site.permanent.glob("_images/kvm1/web1/[!.]*"))
+    time.sleep(1)  # an image's id is of the second
+    assert run("web1", script=kvm.kvmimg_get_command).code == 0
+
+    def explained(*words: str) -> list[str]:
+        return [row["with the next replication"] for row in json.loads(run(*words, "--json").out)]
+
+    kept = "the newest 1 that are sound are kept"
+    assert explained("run", "replicate", "--dry-run") == [f"is made: {kept}", "goes: 1 newer ones are sound"]
+    assert run("image", "pin", "web1", first, "--until", "2999-12-31", "--reason", "audit").code == 0
+    pinned = [f"is made: {kept}", "stays: pinned until 2999-12-31: audit"]
+    assert explained("retention", "images", "web1") == pinned
+    assert run("run", "replicate").code == 0
+    assert len(list(site.permanent.glob("_images/kvm1/web1/[!.]*"))) == 2
+    assert run("image", "unpin", "web1", first).code == 0
+    assert explained("retention", "images") == [f"stays: {kept}", "goes: 1 newer ones are sound"]
+    assert run("image", "pin", "web1", "20200101T000000Z", "--until", "2999-12-31", "--reason", "x").code == 10
+    assert run("retention", "images", "none").code == 2
+
+
+def test_trash_is_not_emptied_by_a_clock_in_doubt_until_it_is_confirmed(site: FakeSite, run) -> None:
+    assert run("run", "nightly", "--client", "db1").code == 0
+    trash = site.permanent / "db1/.trash-2026-01-01-daily.9-abcd"
+    trash.mkdir()
+    assert run("store", "clock").code == 0
+    a_year_ago = time.time() - 365 * 86400
+    os.utime(site.permanent / ".gbs-clock", (a_year_ago, a_year_ago))
+    ended = run("run", "permanent", "--client", "db1", "--json")
+    assert ended.code == 3
+    row = json.loads(ended.out)[-1]
+    assert (row["client"], row["outcome"]) == ("all clients", "WARNING")
+    assert re.search(r"not removed: nothing is given up .* latest time seen before .*: gbs store clock", row["reason"])
+    assert trash.exists()
+    assert run("reject", "db1", "--reason", "x").code == 1
+    assert run("store", "clock").code == 3
+    assert run("store", "clock", "--confirm").code == 0
+    assert run("run", "permanent", "--client", "db1").code == 0
+    assert not trash.exists()

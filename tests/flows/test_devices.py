@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from flows.replicate import replicate as replicate_flow
 from tasks import declaration
 from tasks.drivers import device as driver
 from tasks.drivers.device import Configuration
+from tasks.drivers.store import write_model
 from tasks.errors import ClientsFailed, Unreachable
+from tasks.model.manifest import DeviceManifest
 from tasks.model.outcome import Outcome
 from tests.flows.fake_site import FakeSite
 
@@ -141,8 +144,8 @@ def test_night_of_one_client_leaves_devices_alone(fleet: Fleet) -> None:
 def test_device_never_seen_or_stale_is_a_gap(fleet: Fleet) -> None:
     devices(["sw1"])
     path = fleet.site.store / "devices/sw1" / fleet.stored("sw1")[0] / "manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "last_seen": "2020-01-01T00:00:00Z"}))
+    manifest = DeviceManifest.model_validate_json(path.read_bytes())
+    write_model(path, manifest.model_copy(update={"last_seen": datetime(2020, 1, 1, tzinfo=UTC)}))
     ended = CliRunner().invoke(coverage_command, ["--json"], standalone_mode=False)
     gaps = {row["subject"]: row["gap"] for row in json.loads(ended.output)}
     assert gaps["device sw2"] == "its configuration was never seen"

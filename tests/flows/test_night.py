@@ -16,10 +16,22 @@ from flows.overnight import overnight as overnight_flow
 from flows.permanent import permanent as permanent_flow
 from flows.prepare import prepare as prepare_flow
 from tasks import nights
+from tasks.drivers import restore_points
+from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.rsync import Transferred
 from tasks.drivers.snaplive_settle import DiskOutcome
-from tasks.errors import ClientsFailed, CommandFailed, DumpFailed, GbsError, TransferInterrupted, Unreachable
+from tasks.drivers.store import write_model
+from tasks.errors import (
+    ClientsFailed,
+    CommandFailed,
+    DumpFailed,
+    GbsError,
+    StoreSilent,
+    TransferInterrupted,
+    Unreachable,
+)
 from tasks.model.facts import Facts
+from tasks.model.manifest import NightManifest
 from tasks.model.outcome import Outcome, StageResult, exit_code
 from tasks.model.ssh_target import SshTarget
 from tests.flows.fake_site import UUID, FakeSite
@@ -200,8 +212,8 @@ def test_night_without_a_file_system_that_was_there_is_refused(site: FakeSite) -
     srv = {**facts["file_systems"][0], "mountpoint": "/srv", "uuid": None}
     facts["file_systems"].append(srv)
     (site.store / "overnight/db1/facts.json").write_text(json.dumps(facts))
-    manifest = json.loads(before)
-    (site.store / "overnight/db1/manifest.json").write_text(json.dumps({**manifest, "paths": ["/", "/srv"]}))
+    manifest = NightManifest.model_validate_json(before).model_copy(update={"paths": ("/", "/srv")})
+    write_model(site.store / "overnight/db1/manifest.json", manifest)
     with pytest.raises(ClientsFailed, match=r"/srv \(/dev/vda\) was mounted last night and is not now: mount it"):
         nightly(["db1"])
     assert site.count("pull", "db1") == 1
@@ -394,3 +406,26 @@ def test_nightly_client_locked_fails_that_client_only(site: FakeSite) -> None:
     assert ("pull", "db1") not in site.calls
     assert site.count("pull", "kvm1") == 1
     assert UUID not in str(site.calls)
+
+
+def test_what_was_given_up_is_removed_from_clients_side_by_side(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=60)
+    monkeypatch.setattr(restore_points, "tidy", lambda *_: both.wait())
+    assert outcomes(nightly(["kvm1", "db1"])).keys() == {
+        f"{name} {stage}" for name in ("kvm1", "db1") for stage in ("prepare", "overnight", "permanent")
+    }
+    assert not both.broken
+
+
+def test_a_store_that_falls_silent_while_the_trash_is_emptied_is_told_once(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(place: PermanentPlace, _: object) -> None:
+        raise StoreSilent(str(place.path), "no answer within 60 s")
+
+    monkeypatch.setattr(restore_points, "tidy", silent)
+    (row,) = [row for row in nightly(["kvm1", "db1"]) if row.client == "all clients"]
+    assert row.outcome is Outcome.WARNING
+    assert len(row.reasons) == 1

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from flows.image_fetch import image_fetch as image_fetch_flow
+from flows.kvmimg_get import kvmimg_get as kvmimg_get_flow
 from flows.nightly import nightly as nightly_flow
 from flows.replicate import replicate as replicate_flow
 from flows.verify_images import verify_images as verify_images_flow
 from flows.verify_replicas import verify_replicas as verify_flow
+from tasks.drivers.store import read_model, write_model
 from tasks.errors import ClientsFailed, IntegrityError, NothingToRecover
+from tasks.model.manifest import ImageManifest, NightManifest
 from tests.flows.test_night import outcomes
 
 if TYPE_CHECKING:
     from tests.flows.fake_site import FakeSite
 
+kvmimg_get: Any = kvmimg_get_flow
 nightly: Any = nightly_flow
 replicate: Any = replicate_flow
 image_fetch: Any = image_fetch_flow
@@ -142,3 +148,72 @@ def test_without_the_permanent_store_the_night_still_takes_images(site: FakeSite
     assert (found["web1 image"], found["web1 replicate"]) == ("OK", "FAILED")
     assert found["GBS server recovery set"] == "OK"
     assert not list(site.permanent.glob("_*"))
+
+
+def take(site: FakeSite, count: int = 1) -> list[str]:
+    """Images of web1 one after the other, oldest first."""
+    for _ in range(count):
+        time.sleep(1)  # an image's id is of the second
+        kvmimg_get("web1")
+    return sorted(path.name for path in (site.store / "images/kvm1/web1").glob("[!.]*"))
+
+
+def replicas_of(site: FakeSite) -> list[str]:
+    return sorted(path.name for path in (site.permanent / "_images/kvm1/web1").glob("[!.]*"))
+
+
+def test_old_replicas_go_by_way_of_the_trash_and_do_not_come_back(site: FakeSite) -> None:
+    site.policies = {"default": {"image_replicas": 2, "trash_days": 3}}
+    site.create()
+    nightly(["kvm1", "web1"])
+    first, *_ = replicas_of(site)
+    images = take(site, 2)
+    assert outcomes(replicate())["web1 replicate"] == "OK"
+    assert replicas_of(site) == images[1:]
+    due = datetime.now(UTC).date() + timedelta(days=3)
+    (gone,) = (site.permanent / "_images/kvm1/web1").glob(".trash-*")
+    assert gone.name.startswith(f".trash-{due}-{first}-")
+    assert same(site.store / "images/kvm1/web1" / first, gone)
+    assert outcomes(replicate())["web1 replicate"] == "SKIPPED", "its image is there still, and wants no replica"
+    assert replicas_of(site) == images[1:]
+    gone.rename(gone.with_name(gone.name.replace(str(due), "2026-01-01")))
+    replicate()
+    assert not list((site.permanent / "_images/kvm1/web1").glob(".trash-*"))
+
+
+def test_damage_that_nobody_healed_keeps_an_older_replica(site: FakeSite) -> None:
+    site.policies = {"default": {"image_replicas": 1}}
+    site.create()
+    nightly(["kvm1", "web1"])
+    (first,) = replicas_of(site)
+    second = site.permanent / "_images/kvm1/web1" / take(site)[1]
+    shutil.copytree(site.store / "images/kvm1/web1" / second.name, second)
+    shutil.rmtree(site.store / "images/kvm1/web1" / second.name)
+    (second / "domain.xml").write_text("<other/>")
+    with pytest.raises(ClientsFailed, match=r"domain\.xml is damaged"):
+        verify_replicas()
+    replicate()
+    assert replicas_of(site) == [first, second.name]
+    (second / "domain.xml").write_bytes((second.with_name(first) / "domain.xml").read_bytes())
+    verify_replicas()
+    replicate()
+    assert replicas_of(site) == [second.name]
+
+
+def test_an_image_of_the_disk_layout_of_an_old_night_stays(site: FakeSite) -> None:
+    site.policies = {"default": {"image_replicas": 1}}
+    site.create()
+    nightly(["kvm1", "web1"])
+    (first,) = replicas_of(site)
+    image, night = site.permanent / "_images/kvm1/web1" / first / "manifest.json", site.permanent / "web1/daily.0"
+    for path, model in ((image, ImageManifest), (night / "manifest.json", NightManifest)):
+        found = read_model(path, model)
+        assert found is not None
+        write_model(path, found.model_copy(update={"flavour": "of old"}))
+    shutil.rmtree(site.store / "images/kvm1/web1" / first)
+    (second,) = take(site)
+    replicate()
+    assert replicas_of(site) == [first, second]
+    shutil.rmtree(night)
+    replicate()
+    assert replicas_of(site) == [second]

@@ -6,11 +6,16 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from tasks.drivers import restic_repository
 from tasks.drivers.digest import write_listing
 from tasks.drivers.engines import Engine, Ground
 from tasks.drivers.engines.command import CommandEngine
@@ -18,6 +23,7 @@ from tasks.drivers.engines.restic import ResticEngine
 from tasks.drivers.engines.rsnapshot import RsnapshotEngine
 from tasks.drivers.permanent import MARKER, PermanentPlace
 from tasks.drivers.store import Store
+from tasks.errors import Locked
 from tasks.model.inventory import Policy
 from tasks.model.inventory_engines import Restic, Vendor
 from tasks.model.manifest import NightManifest
@@ -139,10 +145,43 @@ class Bench(Site):
         finally:
             engine.close(name)
 
+    @property
+    def where(self) -> str:
+        """The repository, as restic calls it."""
+        return str(self.repository)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What restic needs in its environment."""
+        return dict(os.environ)
+
+    def argv(self, *words: str) -> list[str]:
+        """A command line of restic's own."""
+        return ["restic", "--repo", self.where, "--password-file", str(self.folder / "password"), *words]
+
     def restic(self, *words: str, check: bool = True) -> str:
         """What restic itself says of the repository."""
-        argv = ["restic", "--repo", str(self.repository), "--password-file", str(self.folder / "password"), *words]
-        return subprocess.run(argv, check=check, capture_output=True, text=True).stdout
+        argv = self.argv(*words)
+        return subprocess.run(argv, check=check, capture_output=True, text=True, env=self.environment).stdout
+
+    @property
+    def locks(self) -> set[str]:
+        """The locks in the repository."""
+        return set(self.restic("list", "locks", "--no-lock").split())
+
+    @contextmanager
+    def other_restic(self) -> Iterator[int]:
+        """Another restic works on the repository meanwhile, and is killed then; its process number."""
+        before = self.locks
+        argv = self.argv("backup", "--stdin")
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, stdin=pipe, stdout=subprocess.DEVNULL, env=self.environment) as other:
+            while self.locks <= before:
+                time.sleep(0.01)
+            try:
+                yield other.pid
+            finally:
+                other.kill()
 
     def paths_in(self, pack: str) -> set[str]:
         """The paths of which a pack holds something."""
@@ -154,10 +193,39 @@ class Bench(Site):
         files = sorted((path for path in below.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
         # A pack of restic's may hold several files; one of this file alone hits nothing else.
         largest = next(path for path in files if self.kind != "restic" or self.paths_in(path.name) == {"/data/noise"})
-        largest.chmod(0o600)
-        with largest.open("r+b") as file:
-            file.seek(largest.stat().st_size // 2)
-            file.write(b"not what it was")
+        flip(largest, largest.stat().st_size // 2)
+
+    def damage_file(self, name: str) -> None:
+        """Change some bytes of a file, where the newest point that has it keeps them."""
+        if self.kind == "rsnapshot":
+            newest = next(path for path in sorted(self.root.glob(f"daily.*/data/{name}")))
+            flip(newest, newest.stat().st_size // 2)
+        elif self.kind == "restic":
+            flip(*self.stored_at(f"/data/{name}"))
+        else:
+            newest = max(self.vault.glob("web1/*.tar"))
+            flip(newest, newest.stat().st_size // 2)
+
+    def stored_at(self, path: str) -> tuple[Path, int]:
+        """The pack, and the place in it, where restic has the beginning of a file."""
+        for name in self.restic("list", "packs").split():
+            pack = self.repository / "data" / name[:2] / name
+            rows = json.loads(self.restic("find", "--json", "--pack", name)) or ()
+            blobs = {row["id"] for row in rows if row.get("path") == path}
+            for index in self.restic("list", "index").split() if blobs else ():
+                for known in json.loads(self.restic("cat", "index", index))["packs"]:
+                    for blob in known["blobs"]:
+                        if known["id"] == name and blob["id"] in blobs:
+                            return pack, blob["offset"] + blob["length"] // 2
+        raise LookupError(path)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change some bytes of a file."""
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"not what it was")
 
 
 def id_of(number: int) -> str:
@@ -173,3 +241,30 @@ def sync_in_child(kind: str, folder: str) -> None:
     bench.store = Store(bench.folder / "store")
     os.setsid()
     bench.engine().sync(bench.manifest, nothing)
+
+
+def lock_that_comes_late_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restic begins to work after the locks that are dead were told, and before they are removed."""
+    bench.night(2)
+    bench.engine().sync(bench.manifest, nothing)
+    with bench.other_restic():
+        pass
+    (dead,) = bench.locks
+    real = restic_repository._is_dead
+    with ExitStack() as late:
+        others = list[int]()
+
+        def told(held: Mapping[str, Any], now: datetime) -> bool:
+            found = real(held, now)
+            if not others:
+                others.append(late.enter_context(bench.other_restic()))
+            return found
+
+        monkeypatch.setattr(restic_repository, "_is_dead", told)
+        with pytest.raises(Locked) as caught:
+            bench.engine().rotate()
+        assert f" {others[0]} " in str(caught.value)
+        assert len(bench.locks) == 1
+        assert dead not in bench.locks
+    assert bench.sync_and_rotate() == ["daily"]
+    assert not bench.locks

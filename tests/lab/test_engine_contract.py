@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tasks.drivers import engines, restore_points
+from tasks.drivers import engines, restic_heal, restic_repository, restore_points
+from tasks.drivers.process import Finished
+from tasks.drivers.restic_repository import Repository
 from tasks.errors import (
     AccessDenied,
     CommandFailed,
@@ -31,7 +34,18 @@ from tasks.errors import (
 )
 from tasks.model.inventory import Policy
 from tasks.model.retention import Pin, Reading
-from tests.lab.engine_bench import CODES, KEY, PASSWORD, POLICY, Bench, id_of, nothing, sync_in_child
+from tests.lab.engine_bench import (
+    CODES,
+    KEY,
+    PASSWORD,
+    POLICY,
+    Bench,
+    flip,
+    id_of,
+    lock_that_comes_late_stays,
+    nothing,
+    sync_in_child,
+)
 from tests.lab.hostile_tree import looks, make_tree
 
 KINDS = ("rsnapshot", "restic", "command")
@@ -230,8 +244,10 @@ def test_damage_is_found_and_the_other_points_are_not_blamed(bench: Bench) -> No
     bench.sync_and_rotate()
     noise(bench, 2, 2, "other")
     bench.sync_and_rotate()
-    assert [row.damaged for row in bench.engine().verify(100)] == [(), ()]
-    shutil.rmtree(bench.source)  # or rsnapshot's points would be healed
+    rows = bench.engine().verify(100)
+    assert [row.damaged for row in rows] == [(), ()]
+    assert sum(row.read_bytes for row in rows) > 40 * MIB
+    shutil.rmtree(bench.source)  # or it would be healed
     bench.damage()
     newer, older = bench.engine().verify(100)
     assert (newer.point, newer.damaged) == ("daily.0", ())
@@ -240,6 +256,35 @@ def test_damage_is_found_and_the_other_points_are_not_blamed(bench: Bench) -> No
     with pytest.raises((CommandFailed, IntegrityError)):
         check_by_hand(bench)
     assert not any(bench.store.opened("web1").glob("*")), "what could not be brought stays"
+
+
+def shared_pack(bench: Bench) -> None:
+    """Two nights: what restic stored of the first is one pack, of which the second still has something."""
+    bench.night(1, {"old": "of the first night only", "same": "always"})
+    for name in ("noise", "gone"):
+        (bench.source / "data" / name).write_bytes(os.urandom(MIB))
+    bench.tree_again(1)
+    bench.sync_and_rotate()
+    for name in ("gone", "old"):
+        (bench.source / "data" / name).unlink()
+    bench.tree_again(2)
+    bench.sync_and_rotate()
+
+
+def test_damage_is_healed_by_the_overnight_copy_if_that_is_good(bench: Bench) -> None:
+    shared_pack(bench)
+    bench.damage_file("noise")
+    copy = bench.source / "data" / "noise"
+    good = copy.read_bytes()
+    copy.write_bytes(b"rotten".ljust(len(good)))
+    newest = bench.engine().verify(100)[0]
+    assert (newest.point, bool(newest.damaged), newest.healed) == ("daily.0", True, ())
+    copy.write_bytes(good)
+    newest = bench.engine().verify(100)[0]
+    assert newest.damaged
+    assert newest.healed == newest.damaged
+    assert [row.damaged for row in bench.engine().verify(100)] == [(), ()]
+    assert bench.nights() == {"daily.0": 2, "daily.1": 1}, "what only the older night needs of that pack is lost"
 
 
 def check_by_hand(bench: Bench) -> None:
@@ -332,19 +377,68 @@ class TestRestic:
 
     def test_lock_of_somebody_who_works_is_respected_and_a_dead_one_removed(self, bench: Bench) -> None:
         bench.kept(1)
-        argv = ["restic", "--repo", str(bench.repository), "--password-file", str(bench.folder / "password")]
-        with subprocess.Popen([*argv, "backup", "--stdin"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as other:
-            while not any((bench.repository / "locks").iterdir()):
-                time.sleep(0.01)
+        with bench.other_restic() as other:
             bench.night(2)
             bench.engine().sync(bench.manifest, nothing)
-            with pytest.raises(Locked, match=f"process {other.pid}"):
+            with pytest.raises(Locked, match=f"process {other}"):
                 bench.engine().rotate()
-            other.kill()
-        assert any((bench.repository / "locks").iterdir())
+        assert len(bench.locks) == 1
         assert bench.sync_and_rotate() == ["daily"]
-        assert not any((bench.repository / "locks").iterdir())
+        assert not bench.locks
         assert bench.days() == {"daily.0": 2, "daily.1": 1}
+
+    def test_lock_that_comes_while_dead_ones_are_removed_stays(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.kept(1)
+        lock_that_comes_late_stays(bench, monkeypatch)
+
+    def test_what_is_nowhere_else_is_told_and_the_repository_stays_what_it_was(self, bench: Bench) -> None:
+        shared_pack(bench)
+        bench.damage_file("gone")
+        before = packs_of(bench)
+        newer, older = bench.engine().verify(100)
+        assert "/gone" in older.damaged
+        assert "/gone" not in newer.damaged
+        assert newer.healed == older.healed == ()
+        assert packs_of(bench) == before
+        assert sorted(os.listdir(bench.repository)) == ["config", "data", "index", "keys", "locks", "snapshots"]
+        with bench.opened("daily.0") as folder:
+            argv = ["sha256sum", "--check", "--quiet", "--strict", "../SHA256SUMS"]
+            subprocess.run(argv, cwd=folder / "data", check=True, capture_output=True)
+
+    def test_healing_that_was_killed_at_its_worst_moment_goes_on(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The damaged pack is gone, and the index does not know that yet."""
+        shared_pack(bench)
+        bench.damage_file("noise")
+        real, indexed = restic_repository.run, list[str]()
+
+        def run(repository: Repository, *words: str, **options: Any) -> Finished:
+            if words[0] == "rebuild-index" and repository.url == str(bench.repository):
+                indexed.append(words[0])
+                if len(indexed) == 2:
+                    raise KeyboardInterrupt
+            return real(repository, *words, **options)
+
+        monkeypatch.setattr(restic_repository, "run", run)
+        monkeypatch.setattr(restic_heal, "clear", lambda _repository: None)
+        with pytest.raises(KeyboardInterrupt):
+            bench.engine().verify(100)
+        monkeypatch.undo()
+        assert all(row.healed == row.damaged for row in bench.engine().verify(100))
+        bench.engine().tidy()
+        assert not list(bench.repository.glob(".gbs-*"))
+        assert "no errors were found" in bench.restic("check", "--read-data")
+
+    def test_folders_are_healed_by_the_cache(self, bench: Bench) -> None:
+        shared_pack(bench)
+        packs = {path.name: path for path in (bench.repository / "data").rglob("*") if path.is_file()}
+        cached = [path.name for path in (bench.store.root / "restic" / "cache").glob("*/data/*/*")]
+        flip(packs[cached[0]], 100)
+        assert all(row.damaged and row.healed == row.damaged for row in bench.engine().verify(100))
+        assert "no errors were found" in bench.restic("check", "--read-data", "--no-cache")
 
     def test_night_that_cannot_be_read_whole_is_no_snapshot(self, bench: Bench) -> None:
         bench.kept(1)

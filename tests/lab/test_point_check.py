@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from tasks.drivers import restore_points
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.restore_points import points, retained
+from tasks.model.manifest import OWN
 from tasks.model.retention import Reading
 from tests.unit.points_site import Site
 from tests.unit.records import NIGHT
@@ -153,6 +155,42 @@ def test_manifest_that_cannot_be_read_is_damage_and_stops_nobody_else(site: Site
     site.sync()
     assert "daily" in site.rotate()
     assert points(site.root)["daily.2"] is None
+
+
+@pytest.mark.parametrize(("old", "field"), [(False, "client"), (False, "listing_sha256"), (True, "listing_sha256")])
+def test_manifest_with_a_flipped_bit_is_healed_by_the_overnight_copy(site: Site, old: bool, field: str) -> None:
+    manifest, good = site.root / "daily.0/manifest.json", site.source / "manifest.json"
+    if old:  # without a sha256 of its own: only what it says of others gives it away
+        record = json.loads(good.read_text())
+        del record[OWN]
+        for path in (manifest, good):
+            path.write_text(json.dumps(record))
+    content = bytearray(manifest.read_bytes())
+    content[content.index(f'"{field}": "'.encode()) + len(field) + 5] ^= 1
+    manifest.write_bytes(content)
+    found = check(site)["daily.0"]
+    assert found.damaged == found.healed == ("manifest.json: cannot be read",)
+    assert manifest.read_bytes() == good.read_bytes()
+    assert not any(row.damaged for row in check(site).values())
+
+
+def test_damaged_manifest_of_the_overnight_copy_is_healed_by_its_point(site: Site) -> None:
+    manifest = site.source / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole.replace(b"web1", b"web0"))
+    found = check(site)
+    assert (
+        found["daily.0"].damaged == found["daily.0"].healed == ("the overnight copy's manifest.json: cannot be read",)
+    )
+    assert not found["daily.1"].damaged
+    assert manifest.read_bytes() == whole
+
+
+def test_manifest_that_nobody_has_another_of_stays_damaged(site: Site) -> None:
+    manifest = site.root / "daily.1/manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"web1", b"web0"))
+    found = check(site)["daily.1"]
+    assert (found.damaged, found.healed) == (("manifest.json: cannot be read",), ())
 
 
 def test_sample_reads_a_part(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -19,7 +20,7 @@ from tasks.drivers.replica_check import check
 from tasks.drivers.store import Store, publish, write_model
 from tasks.drivers.thin_file import PIECE_BYTES
 from tasks.errors import IntegrityError, StoreFull, StoreNotMounted
-from tasks.model.manifest import MANIFEST, TEMPLATE, DiskRecord, FileRecord, ImageManifest
+from tasks.model.manifest import MANIFEST, OWN, TEMPLATE, DiskRecord, FileRecord, ImageManifest
 from tasks.model.names import new_id
 from tasks.model.replica import Original
 from tests.unit.records import NIGHT, image_manifest
@@ -232,9 +233,7 @@ def test_a_cut_clone_whose_parent_is_gone_meanwhile_is_still_right(vm: Vm, shari
 
 def test_a_damaged_original_makes_no_replica(vm: Vm, far: PermanentPlace) -> None:
     original = vm.image()
-    with (original.folder / "vda.raw").open("r+b") as disk:
-        disk.seek(5 * CHUNK_BYTES + 5)
-        disk.write(b"x")
+    damage_chunk(original.folder, 5)
     with pytest.raises(IntegrityError, match=r"store/images.*chunk 5"):
         replicas.replicate(far, original)
     assert not (far.path / original.place).exists()
@@ -278,16 +277,24 @@ def test_a_template_is_linked_to_the_replica_of_its_image(vm: Vm, far: Permanent
     assert (replica / "vda.raw").samefile(far.path / image.place / "vda.raw")
 
 
-def damage_chunk(folder: Path) -> None:
+def damage_chunk(folder: Path, place: int = 7) -> None:
     with (folder / "vda.raw").open("r+b") as disk:
-        disk.seek(5 * CHUNK_BYTES + 7)
-        disk.write(b"x")
+        disk.seek(5 * CHUNK_BYTES + place)
+        (byte,) = disk.read(1)
+        disk.seek(5 * CHUNK_BYTES + place)
+        disk.write(bytes([byte ^ 1]))
 
 
 def damage_hole(folder: Path) -> None:
     with (folder / "vda.raw").open("r+b") as disk:
         disk.seek(7 * CHUNK_BYTES)
         disk.write(b"x")
+
+
+def flip_a_bit(path: Path, last_of: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(last_of) + len(last_of) - 1] ^= 1
+    path.write_bytes(content)
 
 
 DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
@@ -299,6 +306,9 @@ DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
     ("domain.xml", lambda folder: (folder / "domain.xml").unlink()),
     ("domain.xml", lambda folder: os.truncate(folder / "domain.xml", 3)),
     (MANIFEST, lambda folder: os.truncate(folder / MANIFEST, 20)),
+    (MANIFEST, lambda folder: flip_a_bit(folder / MANIFEST, b'"vm": "web1"')),
+    (MANIFEST, lambda folder: flip_a_bit(folder / MANIFEST, b'"parent": null')),
+    (MANIFEST, lambda folder: flip_a_bit(folder / MANIFEST, b'"own_sha256": "')),
     (MANIFEST, lambda folder: (folder / MANIFEST).unlink()),
 ]
 
@@ -326,9 +336,7 @@ def test_a_damaged_copy_never_replaces_a_good_one_nor_heals_a_damaged_one(vm: Vm
     replica = far.path / original.place
     damage_chunk(original.folder)
     assert check(far, "image", replica, original.folder).damaged == ()
-    with (replica / "vda.raw").open("r+b") as disk:
-        disk.seek(5 * CHUNK_BYTES + 9)
-        disk.write(b"y")
+    damage_chunk(replica, 9)
     before = sha256_file(replica / "vda.raw")
     assert check(far, "image", replica, original.folder).left == ("vda.raw",)
     assert sha256_file(replica / "vda.raw") == before
@@ -413,3 +421,39 @@ def test_a_store_without_room_is_refused_before_it_is_filled(
             replicas.replicate(PermanentPlace(small, "far-1", "local"), vm.image())
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def unsealed(manifest: Path) -> None:
+    """As those are that were written before they had their own sha256."""
+    record = json.loads(manifest.read_text())
+    del record[OWN]
+    manifest.write_text(json.dumps(record))
+
+
+def test_two_old_manifests_that_differ_are_told_and_left_as_nothing_tells_which_is_damaged(
+    vm: Vm, far: PermanentPlace
+) -> None:
+    original = vm.image()
+    unsealed(original.folder / MANIFEST)
+    replicas.replicate(far, original)
+    replica = far.path / original.place
+    flip_a_bit(replica / MANIFEST, b'"vm": "web1')
+    before = (replica / MANIFEST).read_bytes()
+    assert check(far, "image", replica, original.folder).left == (MANIFEST,)
+    assert (replica / MANIFEST).read_bytes() == before
+
+
+def test_a_replica_is_that_of_an_original_that_is_older_than_seals(vm: Vm, far: PermanentPlace) -> None:
+    original = vm.image()
+    replicas.replicate(far, original)
+    unsealed(original.folder / MANIFEST)
+    assert replicas.replicate(far, original) is None
+    assert check(far, "image", far.path / original.place, original.folder).damaged == ()
+
+
+def test_a_replica_whose_manifest_has_a_flipped_bit_is_told_as_damaged(vm: Vm, far: PermanentPlace) -> None:
+    original = vm.image()
+    replicas.replicate(far, original)
+    flip_a_bit(far.path / original.place / MANIFEST, b'"vm": "web1')
+    with pytest.raises(IntegrityError, match=r"manifest\.json is damaged: .* not what it was written as"):
+        replicas.replicate(far, original)

@@ -357,11 +357,15 @@ def test_flow_killed_in_the_window_is_reconciled_and_the_next_image_succeeds(wor
     assert list(world.site.store.glob("images/kvm1/web1/.partial-*")) == []
 
 
-def _read_in_root(world: Demo, disk: Path, path: str) -> str:
-    """A file in the root file system of an image, read by debugfs(8) where the VM says that the volume lies."""
+def _root_offset(world: Demo) -> int:
+    """Where in its disk the root file system lies, in bytes, as the VM says."""
     script = "dmsetup table vg0-root | cut -d ' ' -f 5; cat /sys/class/block/vda3/start"
-    sectors = sum(int(word) for word in world.lab.web1.run(script).stdout.split())
-    argv = ["debugfs", "-R", f"cat {path}", f"{disk}?offset={sectors * 512}"]
+    return sum(int(word) for word in world.lab.web1.run(script).stdout.split()) * 512
+
+
+def _read_in_root(world: Demo, disk: Path, path: str) -> str:
+    """A file in the root file system of an image, read by debugfs(8)."""
+    argv = ["debugfs", "-R", f"cat {path}", f"{disk}?offset={_root_offset(world)}"]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
@@ -429,6 +433,49 @@ def test_night_is_read_from_lvm_snapshots_that_are_gone_afterwards(world: Demo, 
     assert last_night.unchanged.stat().st_ino == last_night.inode, "what did not change must be a link to last night's"
     for pattern in ("boot/vmlinuz-*", "var/lib/dpkg/status", "srv/data/night"):
         assert list((night / "data").glob(pattern)), pattern
+
+
+def _keeping_by_restic(demo: Demo, folder: Path) -> Path:
+    """An inventory like the site's, whose restore points are kept by restic."""
+    password = folder / "password"
+    password.touch(mode=0o600)
+    password.write_text("swordfish\n")
+    policy = {"image_method": "snaplive", "engine": "vault", "brake": "off"}
+    engines = {"vault": {"restic": {"password_file": str(password)}}}
+    declared = {**demo.site.declaration(), "engines": engines, "policies": {"default": policy}}
+    inventory = folder / "restic.yaml"
+    inventory.write_text(yaml.safe_dump(declared))
+    return inventory
+
+
+def test_image_updated_from_a_restic_point_holds_that_night(
+    world: Demo, last_night: SnapshotNight, tmp_path: Path
+) -> None:
+    """By debugfs(8) and sha256sum(1), while the night is nowhere but in restic."""
+    inventory = _keeping_by_restic(world, tmp_path)
+    kept = gbs(world, "run", "permanent", "--client", "web1", inventory=inventory)
+    assert kept.returncode == 0, kept.stderr[-3000:]
+    night = world.site.store / "overnight/web1"
+    listing = (night / "SHA256SUMS").read_bytes().splitlines(keepends=True)
+    with _hidden(night):
+        done = gbs(world, "kvmimg-update", "web1", "--from", "daily.0", "--json", inventory=inventory)
+    assert done.returncode == 0, done.stderr[-3000:]
+    updated = json.loads(done.stdout)
+    (disk,) = updated["disks"]
+    argv = ["qemu-img", "convert", "-f", disk["format"], "-O", "raw", f"{updated['folder']}/{disk['file']}"]
+    subprocess.run([*argv, str(tmp_path / "vda.raw")], check=True)
+    root = tmp_path / "root"
+    root.mkdir()
+    argv = ["debugfs", "-R", f"rdump / {root}", f"{tmp_path}/vda.raw?offset={_root_offset(world)}"]
+    subprocess.run(argv, capture_output=True, check=True)
+    # /boot and /var are file systems of their own.
+    lines = [line for line in listing if not re.match(rb"\\?\w{64}  (boot|var)/", line)]
+    assert len(lines) > 1000
+    argv = ["sha256sum", "--check", "--quiet", "--strict"]
+    proof = subprocess.run(argv, cwd=root, input=b"".join(lines), capture_output=True, check=False)
+    assert proof.returncode == 0, proof.stdout[-2000:] + proof.stderr[-2000:]
+    assert (root / "srv/data/night").read_text() == "2\n"
+    assert not any((world.site.store / "opened").rglob("daily.0"))
 
 
 def test_recovery_by_a_worker_brings_back_the_last_night(world: Demo, last_night: SnapshotNight) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import backup_api, live_image, offline_image, vm_parts
+from tasks.drivers.agent_shell import AgentShell
 from tasks.drivers.backup_survey import Parent
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.image_order import Order
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
+from tasks.errors import CommandFailed, CommandTimedOut
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
 from tasks.model.ssh_target import SshTarget
@@ -78,6 +80,18 @@ def assert_at_rest(folder: Path) -> None:
 def test_a_running_guest_is_not_at_rest(guest: UefiGuest) -> None:
     """What makes `assert_at_rest` worth something."""
     assert NEEDS_RECOVERY in features(guest.outside(guest.disks["vdb"]))
+
+
+def test_commands_run_in_the_guest_by_its_agent_and_end_at_their_deadline(host: Host, guest: UefiGuest) -> None:
+    shell = AgentShell(host.domain(guest.name))
+    said = shell.run(["printf", "%s", "a 'b' $(c)\n\udcff"], deadline_s=60)
+    assert said.stdout == "a 'b' $(c)\n\udcff", "an argv is not a script, and bytes stay bytes"
+    with pytest.raises(CommandFailed, match="failed with status 3: no, in efi1"):
+        shell.run("echo no, in $(hostname) >&2; exit 3", deadline_s=60)
+    assert shell.run("exit 3", deadline_s=60, check=False).status == 3
+    with pytest.raises(CommandTimedOut):
+        shell.run(["sleep", "4321"], deadline_s=2)
+    assert guest.run("pgrep -fx 'sleep 4321' || echo none") == "none\n"
 
 
 def test_increment_was_frozen_by_the_agent_and_is_smaller(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,13 @@ import pytest
 from tasks.drivers import restic_repository
 from tasks.drivers.process import Finished
 from tasks.drivers.restic_repository import Repository
-from tasks.errors import CommandFailed
+from tasks.errors import CommandFailed, Locked
 
+REMOVALS = [
+    ("", 1, "by its id"),
+    ("s3:https://s3.example.org/b", 1, "locked"),
+    ("s3:https://s3.example.org/b", 31, "unlock"),
+]
 REPOSITORY = Repository("/nowhere", Path("/nowhere/password"), None, None, None)
 
 
@@ -35,3 +45,29 @@ def test_a_lock_that_cannot_be_read_stays_unless_it_is_gone_meanwhile(
         with pytest.raises(CommandFailed, match="the network is down"):
             restic_repository._remove_dead_locks(REPOSITORY)
         assert "unlock" not in called
+
+
+@pytest.mark.parametrize(("url", "minutes", "expected"), REMOVALS)
+def test_only_locks_that_were_told_dead_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, minutes: int, expected: str
+) -> None:
+    """A dead lock of ours whose process number another program has by now: restic would send that a SIGHUP."""
+    since = datetime.now(UTC) - timedelta(minutes=minutes)
+    held = {"hostname": socket.gethostname(), "pid": os.getpid(), "time": since.isoformat(), "username": "root"}
+    (tmp_path / "locks").mkdir()
+    for lock in ("dead", "came-since"):
+        (tmp_path / "locks" / lock).touch()
+    called: list[tuple[str, ...]] = []
+
+    def run(_repository: Repository, *words: str, **_: Any) -> Finished:
+        called.append(words)
+        return Finished(words, 0, json.dumps(held).encode() if words[0] == "cat" else b"dead\n", "")
+
+    monkeypatch.setattr(restic_repository, "run", run)
+    repository = Repository(url or str(tmp_path), Path("/nowhere/password"))
+    with pytest.raises(Locked, match=f"process {os.getpid()}") if expected == "locked" else nullcontext():
+        restic_repository._remove_dead_locks(repository)
+    unlocked = [words for words in called if words[0] == "unlock"]
+    assert unlocked == ([("unlock",)] if expected == "unlock" else [])
+    left = {path.name for path in (tmp_path / "locks").iterdir()}
+    assert left == ({"came-since"} if expected == "by its id" else {"dead", "came-since"})

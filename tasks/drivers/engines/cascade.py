@@ -10,7 +10,7 @@ from shutil import disk_usage
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.drivers import restore_points
+from tasks.drivers import restore_points, store_clock
 from tasks.drivers.engines import Advance, Ground
 from tasks.drivers.permanent import at
 from tasks.drivers.space import require_space
@@ -108,8 +108,9 @@ def planned(ground: Ground, points: Mapping[str, Copy], sync: Stamp) -> list[Mov
 
     IntegrityError when the newest point is of a later time: nothing would rotate until then.
     """
-    rules = ground.policy.rules
-    moves = plan(retained(ground, points), rules, sync.night.ended, datetime.now(UTC))
+    rules, now = ground.policy.rules, datetime.now(UTC)
+    doubt = at(ground.place, store_clock.doubt, ground.place.path, now)
+    moves = plan(retained(ground, points), rules, sync.night.ended, now, doubt)
     newest = points.get(f"{rules.retain[0].interval}.0")
     if not moves and newest is not None and newest.manifest != sync.night:
         expected = f"the stamp of night {sync.night.id}"

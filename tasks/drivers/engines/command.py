@@ -6,21 +6,22 @@ point is its manifest in the client's folder of the permanent store (`.nights/<i
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tasks.drivers import process
+from tasks.drivers.digest import verify_listing
 from tasks.drivers.engines import Advance, Ground, cascade
 from tasks.drivers.engines.cascade import Copy, PointsByAge, Stamp
 from tasks.drivers.permanent import at
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.restic import WHOLE
 from tasks.drivers.secret_file import read_environment, struck_out
-from tasks.drivers.store import read_model, write_model
+from tasks.drivers.store import read_model, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, NotNow
 from tasks.model.inventory_engines import Vendor, filled
-from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.names import one_line, slug, time_of_id
 from tasks.model.retention import SYNC, Move
 
@@ -115,14 +116,34 @@ class CommandEngine(PointsByAge):
         return [*found, *(Checked(night, night, 0, 0, (gone,), ()) for night in sorted(lost))]
 
     def _verified(self, name: str, copy: Copy, percent: float) -> Checked:
+        """What was found; a damaged night that is still the overnight copy is backed up again."""
+        found = self._found(name, copy, percent)
+        if not found.damaged or copy.manifest is None or not self._is_overnight(copy.manifest):
+            return found
+        source = str(self.ground.store.overnight(self.ground.client))
+        self._run("backup", self.ground.policy.transfer_deadline_s, source=source, night=copy.night)
+        again = self._found(name, copy, percent)
+        return again if again.damaged else replace(again, damaged=found.damaged, healed=found.damaged)
+
+    def _is_overnight(self, night: NightManifest) -> bool:
+        """Whether the overnight copy is that night, and every file of it what it was."""
+        folder = self.ground.store.overnight(self.ground.client)
+        if self.ground.store.night_of(self.ground.client) != night:
+            return False
+        try:
+            verify_night(folder, night)
+            verify_listing(folder / "data", folder / LISTING, lambda done: None)
+        except IntegrityError as exc:
+            log.warning("%s: the overnight copy heals nothing: %s", self.ground.client, exc)
+            return False
+        return True
+
+    def _found(self, name: str, copy: Copy, percent: float) -> Checked:
         if copy.manifest is None:
             return Checked(name, copy.night, 0, 0, (f"{MANIFEST}: cannot be read",), ())
-        files = copy.manifest.files if percent >= WHOLE else 0
         try:
             if self.declared.verify:
-                deadline_s = self.ground.policy.transfer_deadline_s
-                self._run("verify", deadline_s, night=copy.night, percent=f"{percent:g}")
-                return Checked(name, copy.night, files, 0, (), ())
+                return self._asked(name, copy.manifest, percent)
             folder = self.open(name, lambda done, total: None)
         except IntegrityError as exc:  # any other failure is no word about what is kept
             return Checked(name, copy.night, 0, 0, (one_line(str(exc)),), ())
@@ -131,6 +152,15 @@ class CommandEngine(PointsByAge):
             return next(row for row in rows if row.point == name)
         finally:
             self.close(name)
+
+    def _asked(self, name: str, night: NightManifest, percent: float) -> Checked:
+        """What the application says it has read: the whole night, unless its command is told a part."""
+        said = self._run("verify", self.ground.policy.transfer_deadline_s, night=night.id, percent=f"{percent:g}")[0]
+        if said.strip():
+            log.info("%s of %s: %s", self.called, night.id, one_line(said.strip().splitlines()[-1]))
+        part = min(percent, WHOLE) / WHOLE if any("{percent}" in word for word in self.declared.verify) else 1
+        files = night.files if part == 1 else 0
+        return Checked(name, night.id, files, int(part * night.size_bytes), (), ())
 
     def arranged(self) -> dict[str, Copy]:
         """The copies by the names of their points."""

@@ -17,20 +17,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tasks.drivers import restic
 from tasks.drivers.engines import Advance, Ground, cascade
 from tasks.drivers.engines.cascade import Copy, PointsByAge
+from tasks.drivers.engines.restic_verify import verified
 from tasks.drivers.permanent import at, watching
 from tasks.drivers.point_check import Checked
 from tasks.drivers.process import Watch
-from tasks.drivers.restic import WHOLE, Snapshot
+from tasks.drivers.restic import Snapshot
+from tasks.drivers.restic_heal import Good, clear
 from tasks.drivers.restic_repository import QUICK_S, Repository
+from tasks.drivers.space import require_space
 from tasks.drivers.store import read_model, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, StoreFull, StoreNotMounted
 from tasks.model.inventory_engines import Restic, filled
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
-from tasks.model.names import one_line, slug
+from tasks.model.names import slug
 from tasks.model.retention import Move
 
 SYNC, POINT, TRASH, NIGHT = "gbs-sync", "gbs-point", "gbs-trash-", "night-"
 FACTS = "facts.json"
+CONTENT = ("data", LISTING, FACTS, MANIFEST)
 RECORD = ".restic.json"
 LONGEST_PATH = 4095
 PACKS_BYTES = 128 << 20
@@ -115,6 +119,7 @@ class ResticEngine(PointsByAge):
 
     def tidy(self) -> None:
         """Snapshots are forgotten, and what nothing refers to any more is pruned."""
+        clear(self._repository)
         found = self._snapshots() or []
         today = datetime.now(UTC).date()
         due = [snapshot.id for snapshot in found if any(_is_due(tag, today) for tag in snapshot.tags)]
@@ -136,22 +141,18 @@ class ResticEngine(PointsByAge):
         return cascade.scratch(self.ground, point, found, advance, bring)
 
     def verify(self, percent: float) -> list[Checked]:
-        """restic reads its packs; which points are hit by a damaged one is asked then. Nothing is healed."""
-        points, deadline_s = self.arranged(), self.ground.policy.transfer_deadline_s
-        if not points:
-            return []
-        packs, said = restic.check(self._repository, percent, deadline_s)
-        hit = restic.files_in(self._repository, packs, deadline_s) if said else {}
-        found = []
-        for name, copy in points.items():
-            damaged = [f"{MANIFEST}: cannot be read"] if copy.manifest is None else []
-            damaged += [f"the repository: {one_line(said)}"] if hit is None else _on_client(hit.get(copy.key, set()))
-            files = copy.manifest.files if copy.manifest and percent >= WHOLE else 0
-            found.append(Checked(name, copy.night, files, 0, tuple(damaged), ()))
-        if said and not any(row.damaged for row in found):
-            # No point is hit, but the repository is not what it should be, and an operator must know.
-            raise IntegrityError(self._repository.url, "a whole repository", one_line(said))
-        return found
+        """restic reads its packs, and what can be had again of damaged ones is stored."""
+        store, client = self.ground.store, self.ground.client
+        good = Good(
+            client,
+            store.overnight(client),
+            CONTENT,
+            store.opened(client) / "heal",
+            self.ground.policy.transfer_deadline_s,
+            self._require_room,
+            lambda: require_space(store.root, 0, self.ground.reserve_bytes),
+        )
+        return verified(self._repository, self.arranged(), percent, good)
 
     def _backup(self, folder: Path, night: NightManifest, advance: Advance) -> restic.Made:
         try:
@@ -163,7 +164,7 @@ class ResticEngine(PointsByAge):
             return restic.backup(
                 self._repository,
                 folder,
-                ["data", LISTING, FACTS, MANIFEST],
+                CONTENT,
                 host=self.ground.client,
                 instant=night.ended,
                 tags=[SYNC, f"{NIGHT}{night.id}"],
@@ -261,7 +262,3 @@ def _record(path: Path, made: Made) -> None:
 
 def _is_due(tag: str, today: date) -> bool:
     return tag.startswith(TRASH) and tag.removeprefix(TRASH) <= today.isoformat()
-
-
-def _on_client(paths: set[str]) -> list[str]:
-    return sorted(path.removeprefix("/data") for path in paths)

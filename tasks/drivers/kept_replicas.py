@@ -1,0 +1,113 @@
+"""The replicas of a VM's images as retention looks at them, what it says of each, and the trash they go to.
+
+A replica that is given up stands as `.trash-<day>-<its id>-…` in its VM's folder of the permanent store until that day.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from pathlib import Path
+
+from tasks.drivers import originals, restore_points
+from tasks.drivers.engines.chosen import engine_of
+from tasks.drivers.permanent import PermanentPlace, at
+from tasks.drivers.store import Store, read_model, sync_folder
+from tasks.errors import IntegrityError
+from tasks.model.inventory import Inventory
+from tasks.model.manifest import MANIFEST, ImageManifest
+from tasks.model.names import slug
+from tasks.model.replica import IMAGES
+from tasks.model.replica_retention import Replica, Verdict, judge
+from tasks.model.retention import Pin
+from tasks.model.verify_choice import Verified
+
+
+def verdicts(
+    declared: Inventory,
+    store: Store,
+    place: PermanentPlace,
+    vm: str,
+    now: datetime,
+    doubt: str | None = None,
+    *,
+    wanted: bool = False,
+) -> list[Verdict]:
+    """What becomes of each replica of the VM's images, newest first.
+
+    With `wanted` its images that have none are among them. Of these, no old one is made because damage puts others in
+    doubt: that is for the next reading to say.
+    """
+    found = at(place, _there, place.path, vm)
+    replicas = [_as_read(store, name, image, pin) for name, (image, pin) in found.items()]
+    if wanted:
+        images = {originals.place_of(image): image for _, image in store.images_of(vm)}
+        replicas += [
+            Replica(images[name].id, name, images[name].flavour, there=False) for name in images.keys() - found
+        ]
+    count = declared.policy_of_vm(vm).image_replicas
+    flavours = _flavours(declared, store, place, vm) if len(replicas) > count else set()
+    judged = judge(replicas, count, flavours, now, f"the clock is in doubt: {doubt}" if doubt else None)
+    undoubted = judge([replace(one, hurt=None) for one in replicas], count, flavours, now)
+    return [one if one.replica.there else other for one, other in zip(judged, undoubted, strict=True)]
+
+
+def record_of(store: Store, place: str) -> Path:
+    """Where it is noted what the readings of a replica found."""
+    return store.root / "verified" / "replicas" / f"{slug(place)}.json"
+
+
+def give_up(place: PermanentPlace, doomed: Sequence[Verdict], due: date) -> None:
+    """Put replicas out of sight; they can be had back until they are removed, from the day `due` on."""
+    at(place, _give_up, [place.path / one.replica.place for one in doomed], due)
+
+
+def tidy(place: PermanentPlace, vm: str) -> int:
+    """Remove what was given up of a VM's replicas and is due; how many."""
+    return sum(restore_points.tidy(place, folder) for folder in at(place, _folders, place.path, vm))
+
+
+def pin(place: PermanentPlace, folder: Path, wanted: Pin | None) -> None:
+    """Pin the replica in `folder` anew, or no more."""
+    at(place, restore_points.pin, folder.parent, wanted, folder.name)
+
+
+def _as_read(store: Store, place: str, image: ImageManifest | None, pin: Pin | None) -> Replica:
+    record = read_model(record_of(store, place), Verified)
+    flavour = image.flavour if image else None
+    if record is None:
+        return Replica(Path(place).name, place, flavour, pin=pin)
+    return Replica(Path(place).name, place, flavour, read=record.at, hurt=record.hurt, damaged=record.damaged, pin=pin)
+
+
+def _flavours(declared: Inventory, store: Store, place: PermanentPlace, vm: str) -> set[str]:
+    """The disk layouts of all nights that the VM could be recovered to."""
+    if (client := declared.vms.get(vm)) is None:
+        return set()
+    points = engine_of(declared, client, store, place).points()
+    nights = [*points.values(), store.night_of(client)]
+    return {night.flavour for night in nights if night is not None}
+
+
+def _there(root: Path, vm: str) -> dict[str, tuple[ImageManifest | None, Pin | None]]:
+    """The replicas of a VM's images by their places; None for one whose manifest cannot be read."""
+    found: dict[str, tuple[ImageManifest | None, Pin | None]] = {}
+    for folder in _folders(root, vm):
+        pinned = {one.night: one for one in restore_points.pins(folder).pins}
+        for path in sorted(folder.glob(f"[!.]*/{MANIFEST}")):
+            try:
+                image = read_model(path, ImageManifest)
+            except IntegrityError:
+                image = None
+            name = path.parent.relative_to(root).as_posix()
+            found[name] = (image, pinned.get(path.parent.name))
+    return found
+
+
+def _folders(root: Path, vm: str) -> list[Path]:
+    return sorted(root.glob(f"{IMAGES}/*/{slug(vm)}"))
+
+
+def _give_up(folders: list[Path], due: date) -> None:
+    for folder in folders:
+        restore_points.give_up(folder, due)
+        sync_folder(folder.parent)
