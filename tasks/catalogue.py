@@ -8,10 +8,12 @@ from datetime import datetime
 from pathlib import Path
 
 from tasks.drivers import definitions, inventory_file, permanent, restore_points
+from tasks.drivers.drill_records import drills_of, last_proven
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.store import Store, read_model
 from tasks.errors import GbsError, NothingToRecover, StoreError, UnknownName
 from tasks.model.anomaly import HeldNight
+from tasks.model.drill import Drilled
 from tasks.model.facts import Facts
 from tasks.model.inventory import Inventory
 from tasks.model.inventory_engines import RSNAPSHOT
@@ -43,6 +45,8 @@ class Protection:
     """None when the permanent store is out of reach."""
     newest_point: str
     image: datetime | None
+    proven: datetime | None = None
+    """When a drill last showed that the VM can be recovered."""
     held: tuple[str, ...] = ()
     """Nights that wait for an operator's word."""
 
@@ -91,6 +95,7 @@ def protections() -> Protections:
                 points=None if out_of_reach or name in unread else len(kept),
                 newest_point=newest.id if newest else "",
                 image=taken[0][1].instant if taken else None,
+                proven=proven.ended if vm and (proven := last_proven(store, vm)) else None,
                 held=tuple(one.night for one in waiting.get(name, ())),
             )
         )
@@ -163,6 +168,14 @@ def held(client: str | None = None) -> dict[str, list[HeldNight]]:
 def images() -> list[ImageManifest]:
     """Every published image."""
     return [manifest for _, manifest in _store(inventory_file.load()).all_images()]
+
+
+def drills(vm: str | None = None) -> list[Drilled]:
+    """What drills showed, of one VM or of all, newest first."""
+    declared = inventory_file.load()
+    if vm is not None and vm not in declared.vms:
+        raise UnknownName("VM", vm, list(declared.vms))
+    return [found for name in ([vm] if vm else declared.vms) for found in drills_of(_store(declared), name)]
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,14 @@ class RecoveredPartly(GbsError):
         return f"VM {vm} runs on {host}, but: " + "; ".join(problems)
 
 
+class DrillFailed(GbsError):
+    """A VM that was brought back for a drill does not do what it should: (VM, [problem, …])."""
+
+    def __str__(self) -> str:
+        vm, problems = self.args
+        return f"VM {vm} came back in its drill, but: " + "; ".join(problems)
+
+
 class NothingToRecover(GbsError):
     """There is no backup to recover from: (what, what was looked for and where)."""
 

@@ -5,18 +5,16 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tasks import places
-from tasks.drivers import databases, guest_agent, host_files, recovery_put, rsync, ssh
-from tasks.drivers.databases import command as dump_command
+from tasks.drivers import guest_agent, host_files, probes, recovery_put, rsync, ssh
+from tasks.drivers.databases.back import bring_back, names_of
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_put import Ledger
-from tasks.drivers.ssh import Shell
 from tasks.drivers.store import write_model
-from tasks.errors import CommandFailed, DumpFailed, HypervisorError, RecoveryRefused, Unreachable
-from tasks.model.databases import Server
+from tasks.errors import HypervisorError, RecoveryRefused, Unreachable
 from tasks.model.domain_recovery import Rewritten
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory_systems import Probe
@@ -30,8 +28,6 @@ from tasks.retryable import retryable
 log = logging.getLogger(__name__)
 QUICK_S = 60
 SEND_DEADLINE_S = 6 * 3600
-DATABASE_DEADLINE_S = 300
-TCP_PROBE = 'exec 3<>"/dev/tcp/127.0.0.1/$1"'
 
 
 def ledger(kvm_host: str, uuid: str) -> Ledger:
@@ -188,44 +184,18 @@ def wait_for_agent(plan: Plan, has_channel: bool, deadline_s: float) -> None:
 
 @retryable("restore databases", "restore {called} of {client}", retries=1)
 def restore_databases(client: str, called: str, dumps: Sequence[DumpRecord]) -> tuple[str, ...]:
-    """Restore the dumps of one engine or command, which came back with the files; their names.
-
-    An engine is waited for until it accepts connections. DumpFailed when it does not, when the inventory no longer
-    declares it, or when a dump does not load.
-    """
+    """Restore the dumps of one engine or command, which came back with the files; their names. DumpFailed."""
     system, policy = places.system_of(client)
-    declared = next((database for database in system.databases if database.called == called), None)
-    if declared is None:
-        folder = PurePosixPath(dumps[0].path).parent
-        raise DumpFailed(f"{called} on {client}", f"the inventory no longer declares it; its dumps are in {folder}")
     with ssh.connect(places.target_of(client)) as shell, reporting(log, f"restore {called} of {client}"):
-        if declared.engine == "command":
-            dump_command.restore(shell, declared.dump_command, dumps, policy.dump_deadline_s)
-        else:
-            _wait_for(shell, declared.server)
-            databases.restore(shell, declared.server, dumps, policy.dump_deadline_s)
-    return tuple(f"{dump.engine} {dump.database or dump.kind}" for dump in dumps)
-
-
-def _wait_for(shell: Shell, server: Server) -> None:
-    ends_at = time.monotonic() + DATABASE_DEADLINE_S
-    while not databases.is_ready(shell, server):
-        if time.monotonic() > ends_at:
-            called = f"{server.engine} on {shell.target.name}"
-            raise DumpFailed(called, f"it does not accept connections after {DATABASE_DEADLINE_S} s")
-        time.sleep(2)
+        bring_back(shell, system, called, dumps, policy.dump_deadline_s)
+    return names_of(dumps)
 
 
 @retryable("probe", "probe {client}: {probe.words}", retries=1)
 def probe(client: str, probe: Probe) -> str:
     """Run a probe in the recovered VM; CommandFailed when it does not hold, its words when it does."""
-    command = list(probe.command) or ["bash", "-c", TCP_PROBE, "gbs", str(probe.tcp)]
     with ssh.connect(places.target_of(client)) as shell:
-        try:
-            shell.run(command, deadline_s=QUICK_S)
-        except CommandFailed as exc:
-            raise CommandFailed(f"probe {probe.words!r} of {client}", *exc.args[1:]) from exc
-    return probe.words
+        return probes.hold(shell, client, probe)
 
 
 @retryable("undo recovery", "undo recovery of {plan.identity.name} on {plan.kvm_host}", retries=1)

@@ -26,11 +26,15 @@ def status_command(as_json: bool) -> int:
                 row.last_night.isoformat(timespec="seconds") if as_json and row.last_night else _age(row.last_night),
             ),
             *(human_bytes(row.size_bytes), "?" if row.points is None else row.points, row.newest_point),
-            *(_age(row.image) if row.vm else "", " ".join(row.held), "; ".join(row.reasons)),
+            *(_age(row.image) if row.vm else "", _age(row.proven) if row.vm else ""),
+            *(" ".join(row.held), "; ".join(row.reasons)),
         )
         for row in protections.rows
     ]
-    columns = ("client", "outcome", "last good night", "size", "points", "newest point", "image", "held", "reason")
+    columns = (
+        *("client", "outcome", "last good night", "size", "points", "newest point"),
+        *("image", "proven restorable", "held", "reason"),
+    )
     terminal.rows("protection", columns, body, as_json)
     if protections.out_of_reach:
         click.echo(protections.out_of_reach, err=True)
@@ -90,3 +94,20 @@ def held(client: str | None, as_json: bool) -> None:
         for one in nights
     ]
     terminal.rows("held nights", ("client", "night", "against", "since", "reason", "changes"), body, as_json)
+
+
+@list_command.command()
+@click.argument("vm", required=False)
+@terminal.json_option
+def drills(vm: str | None, as_json: bool) -> None:
+    """What the drills of VM, or of all, showed: whether it can be recovered, how fast, as of when."""
+    body = [
+        (
+            *(one.vm, one.id, one.outcome.value, one.night, one.image, one.kvm_host),
+            *(human_age(one.recovery_s), human_age(one.data_age.total_seconds()) if one.data_age else ""),
+            *("; ".join((*one.databases, *one.probes)), "; ".join(one.reasons)),
+        )
+        for one in catalogue.drills(vm)
+    ]
+    columns = ("vm", "drill", "outcome", "night", "image", "on", "recovery time", "data age", "proven by", "reason")
+    terminal.rows("drills", columns, body, as_json)

@@ -20,6 +20,19 @@ class HostShell(Protocol):
         ...
 
 
+class SystemShell(HostShell, Protocol):
+    """What a system is spoken to by: `tasks.drivers.ssh.Shell`, or the guest agent of a VM."""
+
+    @property
+    def name(self) -> str:
+        """What operators call the system."""
+        ...
+
+    def run_to_end(self, command: Sequence[str], *, deadline_s: float, name: str) -> Output:
+        """Run an argv that is ended there, with all that it started, at its deadline; errors as of `run`."""
+        ...
+
+
 class LocalShell:
     """The shell of this very machine, for a KVM host that GBS runs on."""
 

@@ -45,6 +45,11 @@ class Shell:
         self._connection = connection
 
     @property
+    def name(self) -> str:
+        """What operators call the system."""
+        return self.target.name
+
+    @property
     def alive(self) -> bool:
         """Whether the connection has not ended."""
         transport = self._connection.client.get_transport()

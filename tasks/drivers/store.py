@@ -82,6 +82,10 @@ class Store:
         """Where an updated image is made before it goes to a KVM host."""
         return self.root / "recovery" / slug(name)
 
+    def drills(self, vm: str) -> Path:
+        """What the drills of a VM showed, a folder each."""
+        return self.root / "drills" / slug(vm)
+
     def opened(self, client: str) -> Path:
         """Where a client's restore points are brought from an engine that does not keep them as folders."""
         return self.root / "opened" / slug(client)

@@ -6,7 +6,10 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict
 
 from tasks.model.outcome import Outcome
+from tasks.model.recovery import Step
 
+PICTURE = "console.png"
+"""What the console's picture is called, beside a drill's manifest."""
 _HALF_A_DAY = timedelta(hours=12)
 """A night begins at about the same hour, and a drill at any in it."""
 
@@ -28,10 +31,8 @@ class Drilled(BaseModel):
     outcome: Outcome
     """OK when it booted and every probe held; a drill that could not run is FAILED, never skipped."""
     reasons: tuple[str, ...] = ()
-    steps: tuple[tuple[str, float], ...] = ()
-    """What was done and how many seconds each step took."""
-    answered_s: float | None = None
-    """Seconds from the first step until the guest answered."""
+    steps: tuple[Step, ...] = ()
+    """What was done and how long each step took."""
     databases: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -41,7 +42,7 @@ class Drilled(BaseModel):
     @property
     def recovery_s(self) -> float:
         """Seconds from the first step to the last probe."""
-        return sum(seconds for _, seconds in self.steps)
+        return sum(step.seconds for step in self.steps)
 
     @property
     def data_age(self) -> timedelta | None:

@@ -115,6 +115,9 @@ class Policy(Section):
     bandwidth_limit_kib_s: int | None = Field(
         None, ge=1, description="So many KiB/s at most, of each image and each client."
     )
+    drill_days: int = Field(
+        0, ge=0, description="Each VM is drilled once in so many days, a few a night; 0 is only when asked for."
+    )
     freeze_deadline_s: int = Field(10, ge=1, description="How long a guest may take to freeze its file systems.")
 
     @property

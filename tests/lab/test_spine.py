@@ -348,6 +348,42 @@ def _kill_in_window(world: Demo, step: str) -> None:
     assert world.lab.web1.run("touch /root/writable && sync /root/writable", timeout_s=30).returncode == 0
 
 
+def _on_kvm1(demo: Demo) -> tuple[str, ...]:
+    """All that libvirt and its folder of images have, and what web1's disk is."""
+    kvm1 = demo.lab.kvm1
+    files = sorted(str(path.relative_to(kvm1.images)) for path in kvm1.images.rglob("*"))
+    return (kvm1.virsh("list", "--all", "--uuid", "--name"), kvm1.virsh("net-list", "--all"), *files, *sources(demo))
+
+
+def test_drill_proves_a_vm_that_runs_and_leaves_nothing(world: Demo, nights: Nights) -> None:
+    before = _on_kvm1(world)
+    done = gbs(world, "drill", "web1", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (world.site.store / "drills/web1").iterdir()
+    drilled = json.loads((folder / "manifest.json").read_text())
+    assert (drilled["outcome"], drilled["reasons"]) == ("OK", [])
+    assert drilled["night"] == json.loads((world.site.store / "overnight/web1/manifest.json").read_text())["id"]
+    assert {"postgresql shop", "mariadb crm"} <= set(drilled["databases"])
+    assert len(drilled["probes"]) == 2, "as the site declares them"
+    said = subprocess.run(["file", "--brief", folder / "console.png"], capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("PNG image data")
+    assert "gbs-drill-web1" in done.stderr, "it says under which name it is there"
+    assert _on_kvm1(world) == before
+    assert world.lab.web1.run("cat /srv/data/night").stdout == b"1\n", "the first one runs and is what it was"
+
+
+def test_drill_that_could_not_run_is_no_success(world: Demo, nights: Nights) -> None:
+    done = gbs(world, "drill", "web1", "--to", "nosuch")
+    assert done.returncode == 1
+    newest = max((world.site.store / "drills/web1").iterdir())
+    assert json.loads((newest / "manifest.json").read_text())["outcome"] == "FAILED"
+    (row,) = [row for row in json.loads(gbs(world, "status", "--json").stdout) if row["client"] == "web1"]
+    assert row["proven restorable"], "the last good drill is still the last proof"
+    metrics = (world.site.store / "metrics/gbs.prom").read_text()
+    assert 'gbs_drill_good{vm="web1"} 0.0' in metrics
+    assert 'gbs_drill_proven_timestamp_seconds{vm="web1"} ' in metrics
+
+
 def test_flow_killed_in_the_window_is_reconciled_and_the_next_image_succeeds(world: Demo, nights: Nights) -> None:
     """At FREEZE the guest is frozen, or just about to be; nobody of ours is left who would thaw it."""
     _kill_in_window(world, "FREEZE")

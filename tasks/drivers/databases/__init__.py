@@ -16,8 +16,8 @@ from tasks.drivers.databases.openldap import OPENLDAP
 from tasks.drivers.databases.postgresql import POSTGRESQL
 from tasks.drivers.databases.redis import REDIS
 from tasks.drivers.databases.sqlite import SQLITE
+from tasks.drivers.host_shell import SystemShell
 from tasks.drivers.rsync import escaped
-from tasks.drivers.ssh import Shell
 from tasks.errors import CommandFailed, CommandTimedOut, DumpFailed
 from tasks.model.databases import DumpedBy, EngineName, Server
 from tasks.model.manifest import DumpRecord
@@ -82,12 +82,12 @@ def script(server: Server, text: str, *arguments: str) -> list[str]:
     return ["sh", "-euc", _LOGIN + text, "gbs", server.login, *arguments]
 
 
-def list_databases(shell: Shell, server: Server, names: Sequence[str] = ()) -> dict[str, int]:
+def list_databases(shell: SystemShell, server: Server, names: Sequence[str] = ()) -> dict[str, int]:
     """The bytes that each database of a running server holds, without templates; DumpFailed when it does not answer.
 
     Of an engine without a server, `names` are its databases.
     """
-    called = f"{server.engine} on {shell.target.name}"
+    called = f"{server.engine} on {shell.name}"
     try:
         command = script(server, ENGINES[server.engine].databases, *names)
         output = shell.run(command, deadline_s=QUERY_DEADLINE_S, name=f"listing {server.engine}")
@@ -106,14 +106,14 @@ def data_patterns(engine: DumpedBy, names: Sequence[str]) -> tuple[str, ...]:
     return (*ENGINES[engine].data_folders, *(journals if engine == "sqlite" else ()))
 
 
-def running_engines(shell: Shell) -> set[EngineName]:
+def running_engines(shell: SystemShell) -> set[EngineName]:
     """The engines of which the client runs a server."""
     running = set(shell.run(["sh", "-c", _RUNNING], deadline_s=QUERY_DEADLINE_S).stdout.split())
     return {name for name, engine in ENGINES.items() if running.intersection(engine.processes)}
 
 
 def dump_database(
-    shell: Shell, server: Server, database: str, size_bytes: int, folder: str, deadline_s: float
+    shell: SystemShell, server: Server, database: str, size_bytes: int, folder: str, deadline_s: float
 ) -> DumpRecord:
     """Dump one database into `folder` of the client; the old dump stays until this one is good.
 
@@ -131,11 +131,11 @@ room {int(size_bytes * DUMP_TO_SIZE)} "$2"
 dump "$1" "$2.partial"
 check "$1" "$2.partial"
 {_EPILOGUE}"""
-    called = f"{server.engine} database {database!r} on {shell.target.name}"
+    called = f"{server.engine} database {database!r} on {shell.name}"
     return _dump(shell, text, DumpPlan(server, "database", database, path, called), deadline_s)
 
 
-def dump_accounts(shell: Shell, server: Server, folder: str, deadline_s: float) -> DumpRecord | None:
+def dump_accounts(shell: SystemShell, server: Server, folder: str, deadline_s: float) -> DumpRecord | None:
     """Dump the server's roles, users or configuration, with the same guarantees; None for an engine without."""
     accounts = ENGINES[server.engine].accounts
     if accounts is None:
@@ -150,18 +150,18 @@ room 1048576 "$2"
 dump "$2.partial"
 check "$2.partial"
 {_EPILOGUE}"""
-    plan = DumpPlan(server, "accounts", "", path, f"{server.engine} accounts on {shell.target.name}")
+    plan = DumpPlan(server, "accounts", "", path, f"{server.engine} accounts on {shell.name}")
     return _dump(shell, text, plan, deadline_s)
 
 
-def restore(shell: Shell, server: Server, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
+def restore(shell: SystemShell, server: Server, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
     """Bring back accounts, then databases, from the server's dumps that lie on the system behind `shell`.
 
     Each dump's sha256 is compared first. Raises DumpFailed naming the dump that does not match or does not load.
     """
     spoken = ENGINES[server.engine]
     for dump in sorted(dumps, key=lambda dump: dump.kind):
-        called = f"{dump.engine} {dump.kind} {dump.database!r} on {shell.target.name}"
+        called = f"{dump.engine} {dump.kind} {dump.database!r} on {shell.name}"
         try:
             require_as_made(shell, dump, called, deadline_s)
             if dump.kind == "database":
@@ -174,13 +174,13 @@ def restore(shell: Shell, server: Server, dumps: Sequence[DumpRecord], deadline_
             raise DumpFailed(called, f"restore: {reason_of(exc)}") from exc
 
 
-def is_ready(shell: Shell, server: Server) -> bool:
+def is_ready(shell: SystemShell, server: Server) -> bool:
     """Whether the server accepts connections now."""
     command = script(server, ENGINES[server.engine].ready)
     return shell.run(command, deadline_s=QUERY_DEADLINE_S, check=False).status == 0
 
 
-def require_as_made(shell: Shell, dump: DumpRecord, called: str, deadline_s: float) -> None:
+def require_as_made(shell: SystemShell, dump: DumpRecord, called: str, deadline_s: float) -> None:
     """Raise DumpFailed unless the file on the client has the sha256 that it was made with."""
     found = shell.run(["sha256sum", "--", dump.path], deadline_s=deadline_s).stdout.lstrip("\\")[:64]
     if found != dump.sha256:
@@ -195,7 +195,7 @@ def reason_of(error: Exception) -> str:
     return " ".join(text.split())[-300:] or "no reason given"
 
 
-def _dump(shell: Shell, text: str, plan: DumpPlan, deadline_s: float) -> DumpRecord:
+def _dump(shell: SystemShell, text: str, plan: DumpPlan, deadline_s: float) -> DumpRecord:
     try:
         command = script(plan.server, text, plan.database, plan.path)
         size_bytes, line = shell.run_to_end(command, deadline_s=deadline_s, name="dump").stdout.splitlines()[-2:]

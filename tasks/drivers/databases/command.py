@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from tasks.drivers.databases import DUMP_TO_SIZE, QUERY_DEADLINE_S, reason_of, require_as_made
-from tasks.drivers.ssh import Shell
+from tasks.drivers.host_shell import SystemShell
 from tasks.errors import CommandFailed, DumpFailed
 from tasks.model.databases import DumpCommand
 from tasks.model.manifest import DumpRecord
@@ -46,7 +46,7 @@ rm -rf -- "$2.old"
 
 
 def dump(
-    shell: Shell, asked: DumpCommand, last_size_bytes: int, folder: str, deadline_s: float
+    shell: SystemShell, asked: DumpCommand, last_size_bytes: int, folder: str, deadline_s: float
 ) -> tuple[DumpRecord, ...]:
     """Run the command in a new folder below `folder`; its files replace the old ones when all of them are good.
 
@@ -55,7 +55,7 @@ def dump(
     """
     final = str(PurePosixPath(folder, "command", slug(asked.label)))
     partial = f"{final}.partial"
-    called = f"command {asked.label!r} on {shell.target.name}"
+    called = f"command {asked.label!r} on {shell.name}"
     try:
         room = str(int(last_size_bytes * DUMP_TO_SIZE))
         shell.run(_script(_BEGIN, partial, room), deadline_s=QUERY_DEADLINE_S, name="dump folder")
@@ -71,9 +71,9 @@ def dump(
     return tuple(records)
 
 
-def restore(shell: Shell, asked: DumpCommand, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
+def restore(shell: SystemShell, asked: DumpCommand, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
     """Run the command that brings the files back, when each is as it was made; DumpFailed when there is none."""
-    called = f"command {asked.label!r} on {shell.target.name}"
+    called = f"command {asked.label!r} on {shell.name}"
     folder = str(PurePosixPath(dumps[0].path).parent)
     if not asked.restore:
         raise DumpFailed(called, f"its files came back to {folder}: bring them back by hand, no restore is declared")

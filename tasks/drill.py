@@ -1,0 +1,88 @@
+"""What a drill does with a VM that was brought back where it disturbs nobody: prove it, look at it, keep the result."""
+
+import base64
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from prefect.artifacts import create_markdown_artifact
+
+from tasks import places
+from tasks.drivers import console, probes, recovery_put
+from tasks.drivers.agent_shell import AgentShell
+from tasks.drivers.databases.back import bring_back, names_of
+from tasks.drivers.drill_records import drills_of, publish_metrics, record
+from tasks.drivers.progress import reporting
+from tasks.errors import HypervisorError
+from tasks.model.drill import Drilled, due
+from tasks.model.drill_words import markdown
+from tasks.model.inventory_systems import Client, Probe
+from tasks.model.manifest import DumpRecord
+from tasks.model.recovery_plan import Plan
+from tasks.retryable import retryable
+
+log = logging.getLogger(__name__)
+
+
+def vms_due() -> list[str]:
+    """The VMs whose turn it is, by the policy of each; one whose policy has no drills has none."""
+    declared, store, now = places.inventory(), places.store(), datetime.now(UTC)
+    rhythms: dict[int, dict[str, datetime | None]] = {}
+    for vm, client in declared.vms.items():
+        if days := declared.policy_of(declared.systems[client]).drill_days:
+            newest = next(iter(drills_of(store, vm)), None)
+            rhythms.setdefault(days, {})[vm] = newest.started if newest else None
+    return [vm for days, last in sorted(rhythms.items()) for vm in due(last, now, days)]
+
+
+@retryable("clear earlier drill", "clear what an earlier drill left as {plan.identity.name}")
+def clear(plan: Plan) -> None:
+    """Remove what a drill that was killed left."""
+    with places.hypervisor(plan.kvm_host) as (host, shell):
+        left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid)
+        for what in recovery_put.clear(host, shell, left):
+            log.info("left by an earlier drill, removed: %s", what)
+
+
+@retryable("restore databases in drill", "restore {called} of {client} in its drill", retries=0)
+def restore_databases(plan: Plan, client: str, called: str, dumps: Sequence[DumpRecord]) -> tuple[str, ...]:
+    """Restore the dumps of one engine in the VM, by its guest agent; their names. DumpFailed."""
+    system, policy = places.system_of(client)
+    with places.hypervisor(plan.kvm_host) as (host, _), reporting(log, f"restore {called} of {client}"):
+        shell = AgentShell(host.domain(plan.identity.uuid))
+        bring_back(shell, system, called, dumps, policy.dump_deadline_s)
+    return names_of(dumps)
+
+
+@retryable("probe drill", "probe {client} in its drill: {probe.words}", retries=1)
+def probe(plan: Plan, client: str, probe: Probe) -> str:
+    """Run a probe in the VM, by its guest agent; its words. CommandFailed when it does not hold."""
+    with places.hypervisor(plan.kvm_host) as (host, _):
+        return probes.hold(AgentShell(host.domain(plan.identity.uuid)), client, probe)
+
+
+@retryable("picture of console", "picture of the console of {plan.identity.name}", retries=0)
+def picture(plan: Plan) -> bytes:
+    """The VM's console as PNG; nothing when it has none."""
+    with places.hypervisor(plan.kvm_host) as (host, _):
+        try:
+            return console.picture(host.domain(plan.identity.uuid))
+        except HypervisorError as exc:
+            log.info("no picture of the console: %s", exc)
+            return b""
+
+
+@retryable("keep drill", "keep the drill of {drilled.vm}", retries=1)
+def keep(drilled: Drilled, shown: bytes) -> None:
+    """Put the result in the store, into the metrics, and in front of people."""
+    store = places.store()
+    record(store, drilled, shown)
+    publish_metrics(store, list(places.inventory().vms))
+    image = f"data:image/png;base64,{base64.b64encode(shown).decode()}" if shown else ""
+    create_markdown_artifact(markdown(drilled, image), key="drill", description=f"drill of {drilled.vm}")
+
+
+def probes_of(client: str) -> tuple[Probe, ...]:
+    """What must hold in the VM."""
+    system, _ = places.system_of(client)
+    return system.probes if isinstance(system, Client) else ()
