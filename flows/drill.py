@@ -1,77 +1,25 @@
 """Drills: a VM is recovered on a network that leads nowhere, proves itself, and is taken away again."""
 
-import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-
 from prefect import State, flow
 
 from flows.ending import conclude
-from flows.kvmimg_update import choose, update_image
+from flows.kvmimg_update import choose
+from flows.recovery_run import RecoveryRun, begin, planned, put, serve
 from flows.run_name import named
 from flows.stage import stage
 from flows.vm_name import KvmHostName, VmName
 from tasks import drill as drilling
-from tasks import places, recovery, recovery_assessment, updating
-from tasks.errors import DrillFailed, GbsError, GuestAgentError, RecoveryRefused
-from tasks.model.assessment import BOOT, DEFINE, PROBE, RESTORE, SEND, UPDATE
-from tasks.model.domain_recovery import Rewritten
+from tasks import places, recovery
+from tasks.errors import DrillFailed, GuestAgentError
+from tasks.model.assessment import BOOT
 from tasks.model.domain_xml import parse_domain
 from tasks.model.drill import PICTURE, Drilled
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome, StageResult
-from tasks.model.recovery import Sources, Step, UpdatedImage
-from tasks.model.recovery_plan import Order, Plan
+from tasks.model.recovery_plan import Order
 
-log = logging.getLogger(__name__)
 PREFIX = "gbs-drill-"
 """Before the VM's name: what a drill is called on the KVM host."""
-
-
-@dataclass
-class _Drill:
-    """A drill under way."""
-
-    vm: str
-    client: str
-    kvm_host: str
-    sources: Sources | None = None
-    plan: Plan | None = None
-    steps: list[Step] = field(default_factory=list)
-    databases: list[str] = field(default_factory=list)
-    probes: list[str] = field(default_factory=list)
-    dropped: tuple[str, ...] = ()
-    shown: bytes = b""
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Measure a step."""
-        began = time.monotonic()
-        yield
-        self.steps.append(Step(name=name, seconds=time.monotonic() - began))
-
-    def record(self, result: StageResult) -> Drilled:
-        """The manifest of it."""
-        return Drilled(
-            id=new_id(result.started),
-            vm=self.vm,
-            client=self.client,
-            kvm_host=self.kvm_host,
-            image=self.sources.image.id if self.sources else "",
-            night=self.sources.night.id if self.sources else "",
-            night_ended=self.sources.night.ended if self.sources else None,
-            started=result.started,
-            ended=result.ended,
-            outcome=result.outcome,
-            reasons=result.reasons,
-            steps=tuple(self.steps),
-            databases=tuple(self.databases),
-            probes=tuple(self.probes),
-            dropped=self.dropped,
-            screenshot=PICTURE if self.shown else "",
-        )
 
 
 @flow(name="drill", flow_run_name=named("vms", "drill of {}", "the VMs whose turn it is"))
@@ -90,103 +38,90 @@ def drill(
     return conclude("drill", [drill_vm(vm, night, to) for vm in names])
 
 
+class _Drill:
+    """A drill of a VM; `run` is None until it is known what it would be recovered from."""
+
+    def __init__(self, vm: str, client: str, kvm_host: str) -> None:
+        self.vm, self.client, self.kvm_host = vm, client, kvm_host
+        self.run: RecoveryRun | None = None
+        self.shown = b""
+
+    def record(self, result: StageResult) -> Drilled:
+        """The manifest of it."""
+        told = Drilled(
+            id=new_id(result.started),
+            vm=self.vm,
+            client=self.client,
+            kvm_host=self.kvm_host,
+            started=result.started,
+            ended=result.ended,
+            outcome=result.outcome,
+            reasons=result.reasons,
+            screenshot=PICTURE if self.shown else "",
+        )
+        if (run := self.run) is None:
+            return told
+        known = {
+            "kvm_host": run.plan.kvm_host,
+            "image": run.image or run.sources.image.id,
+            "night": run.sources.night.id,
+            "night_ended": run.sources.night.ended,
+            "steps": tuple(run.steps),
+            "databases": tuple(run.databases),
+            "probes": tuple(run.probes),
+            "dropped": run.dropped,
+        }
+        return told.model_copy(update=known)
+
+
 def drill_vm(vm: str, night: str, to: str | None) -> StageResult:
     """Drill one VM: whatever happens is kept as what its drill showed."""
     client, _ = places.client_of_vm(vm)
-    run = _Drill(vm, client, to or "")
+    drilled = _Drill(vm, client, to or "")
     with stage(client, "drill") as running:
-        _drill(run, night)
-        if not (run.probes or run.databases):
-            running.say(Outcome.WARNING, "it booted; nothing else was asked of it: declare probes for its client")
-    kept = run.record(running.result())
+        _drill(drilled, night)
+        if drilled.run and not (drilled.run.probes or drilled.run.databases):
+            running.say(Outcome.WARNING, "it booted, and nothing more was asked of it: declare probes for its client")
+    kept = drilled.record(running.result())
     with stage(client, "drill") as keeping:
-        drilling.keep(kept, run.shown)
+        drilling.keep(kept, drilled.shown)
         running.produced = kept.id
     for reason in keeping.reasons:
         running.say(keeping.outcome, reason)
     return running.result()
 
 
-def _drill(run: _Drill, night: str) -> None:
-    with places.locked("client", run.client):
-        sources = run.sources = choose(run.vm, night)
-        run.kvm_host = run.kvm_host or sources.kvm_host
-        order = Order(kvm_host=run.kvm_host, as_name=f"{PREFIX}{sources.vm}", isolated=True)
-        plan = run.plan = recovery_assessment.plan(sources, order)
+def _drill(drilled: _Drill, night: str) -> None:
+    with places.locked("client", drilled.client):
+        sources = choose(drilled.vm, night)
         if not parse_domain(sources.xml).guest_agent:
-            raise GuestAgentError(
-                run.vm, "drill", "the VM has no channel of a guest agent, which alone could be asked"
-            )
-        with places.locked("vm", plan.identity.uuid):
-            drilling.clear(plan)
-            rewritten = _begin(sources, order, plan)
-            run.dropped = rewritten.dropped
+            reason = "the VM has no channel of a guest agent, which alone could be asked"
+            raise GuestAgentError(drilled.vm, "drill", reason)
+        order = Order(kvm_host=drilled.kvm_host or sources.kvm_host, as_name=f"{PREFIX}{sources.vm}", isolated=True)
+        run = drilled.run = planned(sources, order)
+        with places.locked("vm", run.plan.identity.uuid):
+            drilling.clear(run.plan)
+            rewritten = begin(run)
             try:
-                with run.step(UPDATE):
-                    updated = update_image(sources)
-                try:
-                    recovery.note_working_copy(plan, updated)
-                    _start(run, sources, plan, updated, rewritten)
-                finally:
-                    updating.remove(updated.folder)
-                _prove(run, sources, plan)
+                put(run, rewritten)
+                _prove(drilled, run)
             finally:
-                recovery.undo(plan)
+                recovery.undo(run.plan)
+    if run.problems:
+        raise DrillFailed(drilled.vm, run.problems)
 
 
-def _begin(sources: Sources, order: Order, plan: Plan) -> Rewritten:
-    run_id = recovery.new_run()
-    assessment, rewritten = recovery_assessment.assess(sources, order, plan, run_id)
-    if assessment.refusals:
-        reason = "; ".join(finding.reason for finding in assessment.refusals)
-        raise RecoveryRefused(f"drill of {sources.vm}", reason, assessment.refusals[0].fix)
-    recovery.begin(sources, plan, run_id)
-    return rewritten
-
-
-def _start(run: _Drill, sources: Sources, plan: Plan, updated: UpdatedImage, rewritten: Rewritten) -> None:
-    with run.step(SEND):
-        for place in plan.disks:
-            recovery.send_disk(updated, place, plan)
-        for place in plan.parts:
-            recovery.send_part(sources, place, plan)
-    with run.step(DEFINE):
-        recovery.start(sources, plan, rewritten)
-
-
-def _prove(run: _Drill, sources: Sources, plan: Plan) -> None:
+def _prove(drilled: _Drill, run: RecoveryRun) -> None:
     """The guest answers, its databases load, its probes hold; its console is looked at, above all when they do not."""
-    _, client = places.client_of_vm(run.vm)
+    _, client = places.client_of_vm(run.sources.vm)
     try:
         with run.step(BOOT):
-            recovery.wait_for_agent(plan, True, client.boot_deadline_s)
-        problems: list[str] = []
-        with run.step(RESTORE):
-            run.databases += _restored(plan, sources, problems)
-        with run.step(PROBE):
-            run.probes += _held(run, plan, problems)
+            recovery.wait_for_agent(run.plan, True, client.boot_deadline_s)
+        serve(
+            run,
+            lambda called, dumps: drilling.restore_databases(run.plan, run.sources.client, called, dumps),
+            client.probes,
+            lambda probe: drilling.probe(run.plan, run.sources.client, probe),
+        )
     finally:
-        run.shown = drilling.picture(plan)
-    if problems:
-        raise DrillFailed(run.vm, problems)
-
-
-def _restored(plan: Plan, sources: Sources, problems: list[str]) -> Sequence[str]:
-    restored: list[str] = []
-    for called in dict.fromkeys(dump.called for dump in sources.night.dumps):
-        dumps = [dump for dump in sources.night.dumps if dump.called == called]
-        try:
-            restored += drilling.restore_databases(plan, sources.client, called, dumps)
-        except GbsError as exc:
-            problems.append(str(exc))
-    return restored
-
-
-def _held(run: _Drill, plan: Plan, problems: list[str]) -> Sequence[str]:
-    held: list[str] = []
-    for probe in drilling.probes_of(run.client):
-        try:
-            held.append(drilling.probe(plan, run.client, probe))
-        except GbsError as exc:
-            problems.append(str(exc))
-    return held
+        drilled.shown = drilling.picture(run.plan)

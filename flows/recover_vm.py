@@ -1,53 +1,24 @@
 """Disaster recovery of a VM: image and last night's files, on any KVM host, booted, databases restored, probed."""
 
-import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.kvmimg_update import choose, update_image
+from flows.kvmimg_update import choose
 from flows.recovery_approval import require_approval
+from flows.recovery_run import RecoveryRun, begin, planned, put, refuse, serve
 from flows.run_name import of_recovery
 from flows.vm_name import KvmHostName, VmName
-from tasks import places, recovery, recovery_assessment, updating
-from tasks.errors import GbsError, RecoveredPartly, RecoveryRefused
-from tasks.model.assessment import BOOT, DEFINE, PROBE, RESTORE, SEND, UPDATE, Assessment, Work
+from tasks import places, recovery, recovery_assessment
+from tasks.errors import RecoveredPartly
+from tasks.model.assessment import BOOT, DEFINE, Assessment
 from tasks.model.assessment_words import markdown
-from tasks.model.domain_recovery import Rewritten
 from tasks.model.domain_xml import parse_domain
-from tasks.model.inventory_systems import Probe
 from tasks.model.names import human_age
-from tasks.model.recovery import PlacedDisk, Recovered, Sources, Step
-from tasks.model.recovery_plan import Order, Plan, parse_networks
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Recovery:
-    """A recovery under way: what it is of, what was done, how long each step took."""
-
-    sources: Sources
-    order: Order
-    plan: Plan
-    work: Work
-    steps: list[Step] = field(default_factory=list)
-    disks: list[PlacedDisk] = field(default_factory=list)
-    dropped: tuple[str, ...] = ()
-    image: str = ""
-    """The image that was updated; empty when an earlier run had done that."""
-    bytes_moved: int = 0
-
-    @contextmanager
-    def step(self, name: str, bytes_moved: int = 0) -> Iterator[None]:
-        """Measure a step."""
-        began = time.monotonic()
-        yield
-        self.steps.append(Step(name=name, seconds=time.monotonic() - began, bytes_moved=bytes_moved))
+from tasks.model.recovery import Recovered
+from tasks.model.recovery_plan import Order, parse_networks
 
 
 @flow(name="recover-vm", flow_run_name=of_recovery)
@@ -79,37 +50,30 @@ def recover_vm(
     order = Order(
         kvm_host=to or sources.kvm_host, as_name=as_name, networks=parse_networks(networks), isolated=isolated
     )
-    plan = recovery_assessment.plan(sources, order)
+    run = planned(sources, order)
     if dry_run or approval:
-        assessment, _ = recovery_assessment.assess(sources, order, plan)
+        assessment, _ = recovery_assessment.assess(sources, order, run.plan)
         create_markdown_artifact(markdown(assessment), key="recover-vm-assessment")
         if dry_run:
             return assessment
-        _refuse(assessment)
+        refuse(assessment)
         require_approval(assessment)
-    uuids = sorted({parse_domain(sources.xml).uuid, plan.identity.uuid})
+    uuids = sorted({parse_domain(sources.xml).uuid, run.plan.identity.uuid})
     with ExitStack() as locks:
         for uuid in uuids:
             locks.enter_context(places.locked("vm", uuid))
         locks.enter_context(places.locked("client", sources.client))
-        return _recover(_Recovery(sources, order, plan, recovery_assessment.work_of(sources, order)))
+        return _recover(run)
 
 
-def _refuse(assessment: Assessment) -> None:
-    if assessment.refusals:
-        first, *others = assessment.refusals
-        reason = "; ".join([first.reason, *(finding.words for finding in others)])
-        raise RecoveryRefused(f"VM {assessment.vm}", reason, first.fix)
-
-
-def _recover(run: _Recovery) -> Recovered:
+def _recover(run: RecoveryRun) -> Recovered:
     """Until the VM answers a failure removes what was made; a run that was killed is gone on with, or removed too."""
     earlier = recovery.settle(run.sources, run.plan)
     if earlier is None:
-        rewritten = _begin(run)
+        rewritten = begin(run)
     try:
         if earlier is None:
-            _put(run, rewritten)
+            put(run, rewritten)
         else:
             with run.step(DEFINE):
                 recovery.go_on(earlier)
@@ -120,36 +84,7 @@ def _recover(run: _Recovery) -> Recovered:
     return _finish(run)
 
 
-def _begin(run: _Recovery) -> Rewritten:
-    """Assess it once more, now that nothing else of ours can be in the way, and note what will be put where."""
-    run_id = recovery.new_run()
-    assessment, rewritten = recovery_assessment.assess(run.sources, run.order, run.plan, run_id)
-    for finding in assessment.findings:
-        if finding.verdict != "refused":
-            log.warning("%s", finding.words)
-    _refuse(assessment)
-    recovery.begin(run.sources, run.plan, run_id)
-    return rewritten
-
-
-def _put(run: _Recovery, rewritten: Rewritten) -> None:
-    with run.step(UPDATE, run.work.read_bytes):
-        updated = update_image(run.sources)
-    try:
-        recovery.note_working_copy(run.plan, updated)
-        with run.step(SEND, run.work.send_bytes):
-            run.disks += [recovery.send_disk(updated, place, run.plan) for place in run.plan.disks]
-            for place in run.plan.parts:
-                recovery.send_part(run.sources, place, run.plan)
-        with run.step(DEFINE):
-            recovery.start(run.sources, run.plan, rewritten)
-    finally:
-        updating.remove(updated.folder)
-    run.dropped, run.image = rewritten.dropped, updated.image
-    run.bytes_moved = updated.bytes_sent + sum(disk.bytes_sent for disk in run.disks)
-
-
-def _wait(run: _Recovery) -> None:
+def _wait(run: RecoveryRun) -> None:
     _, client = places.client_of_vm(run.sources.vm)
     with run.step(BOOT):
         if run.order.apart:
@@ -159,11 +94,10 @@ def _wait(run: _Recovery) -> None:
             recovery.wait_until_answers(run.sources.client, client.boot_deadline_s)
 
 
-def _finish(run: _Recovery) -> Recovered:
+def _finish(run: RecoveryRun) -> Recovered:
     """The VM answers: it is its operator's from here on, and what fails now is said."""
     recovery.keep(run.plan)
-    problems: list[str] = []
-    restored, probes = _serve(run, problems)
+    _serve(run)
     recovered = Recovered(
         vm=run.sources.vm,
         name=run.plan.identity.name,
@@ -172,55 +106,32 @@ def _finish(run: _Recovery) -> Recovered:
         image=run.image or run.sources.image.id,
         night=run.sources.night.id,
         disks=tuple(run.disks),
-        databases=tuple(restored),
-        probes=tuple(probes),
+        databases=tuple(run.databases),
+        probes=tuple(run.probes),
         dropped=run.dropped,
         steps=tuple(run.steps),
         bytes_moved=run.bytes_moved,
-        problems=tuple(problems),
+        problems=tuple(run.problems),
     )
     recovery.report(recovered)
     _publish(recovered)
-    if problems:
-        raise RecoveredPartly(recovered.name, recovered.kvm_host, problems)
+    if run.problems:
+        raise RecoveredPartly(recovered.name, recovered.kvm_host, run.problems)
     return recovered
 
 
-def _serve(run: _Recovery, problems: list[str]) -> tuple[list[str], list[str]]:
+def _serve(run: RecoveryRun) -> None:
     """Databases and probes; not of a VM that is not reached by its client's address, where the first one may answer."""
     _, client = places.client_of_vm(run.sources.vm)
     if run.order.apart:
-        return [], []
-    restored, probes = list[str](), list[str]()
+        return
     with places.connections_kept():
-        if run.sources.night.dumps:
-            with run.step(RESTORE):
-                restored = _restore_databases(run.sources, problems)
-        if client.probes:
-            with run.step(PROBE):
-                probes = _probe(run.sources.client, client.probes, problems)
-    return restored, probes
-
-
-def _restore_databases(sources: Sources, problems: list[str]) -> list[str]:
-    restored: list[str] = []
-    for called in dict.fromkeys(dump.called for dump in sources.night.dumps):
-        dumps = [dump for dump in sources.night.dumps if dump.called == called]
-        try:
-            restored += recovery.restore_databases(sources.client, called, dumps)
-        except GbsError as exc:
-            problems.append(str(exc))
-    return restored
-
-
-def _probe(client: str, probes: Sequence[Probe], problems: list[str]) -> list[str]:
-    held: list[str] = []
-    for probe in probes:
-        try:
-            held.append(recovery.probe(client, probe))
-        except GbsError as exc:
-            problems.append(str(exc))
-    return held
+        serve(
+            run,
+            lambda called, dumps: recovery.restore_databases(run.sources.client, called, dumps),
+            client.probes,
+            lambda probe: recovery.probe(run.sources.client, probe),
+        )
 
 
 def _publish(recovered: Recovered) -> None:

@@ -16,7 +16,7 @@ from tasks.drivers.progress import reporting
 from tasks.errors import HypervisorError
 from tasks.model.drill import Drilled, due
 from tasks.model.drill_words import markdown
-from tasks.model.inventory_systems import Client, Probe
+from tasks.model.inventory_systems import Probe
 from tasks.model.manifest import DumpRecord
 from tasks.model.recovery_plan import Plan
 from tasks.retryable import retryable
@@ -80,9 +80,3 @@ def keep(drilled: Drilled, shown: bytes) -> None:
     publish_metrics(store, list(places.inventory().vms))
     image = f"data:image/png;base64,{base64.b64encode(shown).decode()}" if shown else ""
     create_markdown_artifact(markdown(drilled, image), key="drill", description=f"drill of {drilled.vm}")
-
-
-def probes_of(client: str) -> tuple[Probe, ...]:
-    """What must hold in the VM."""
-    system, _ = places.system_of(client)
-    return system.probes if isinstance(system, Client) else ()

@@ -1,0 +1,115 @@
+"""A recovery under way, as a disaster and a drill have it: assessed, put on a KVM host, served, all of it measured."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flows.kvmimg_update import update_image
+from tasks import recovery, recovery_assessment, updating
+from tasks.errors import GbsError, RecoveryRefused
+from tasks.model.assessment import DEFINE, PROBE, RESTORE, SEND, UPDATE, Assessment, Work
+from tasks.model.domain_recovery import Rewritten
+from tasks.model.inventory_systems import Probe
+from tasks.model.manifest import DumpRecord
+from tasks.model.recovery import PlacedDisk, Sources, Step
+from tasks.model.recovery_plan import Order, Plan
+
+log = logging.getLogger(__name__)
+Restore = Callable[[str, Sequence[DumpRecord]], Sequence[str]]
+Hold = Callable[[Probe], str]
+
+
+@dataclass
+class RecoveryRun:
+    """What it is of, what was done, how long each step took, what an operator must know of it."""
+
+    sources: Sources
+    order: Order
+    plan: Plan
+    work: Work
+    steps: list[Step] = field(default_factory=list)
+    disks: list[PlacedDisk] = field(default_factory=list)
+    databases: list[str] = field(default_factory=list)
+    probes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    dropped: tuple[str, ...] = ()
+    image: str = ""
+    """The image that was updated; empty when an earlier run had done that."""
+    bytes_moved: int = 0
+
+    @contextmanager
+    def step(self, name: str, bytes_moved: int = 0) -> Iterator[None]:
+        """Measure a step."""
+        began = time.monotonic()
+        yield
+        self.steps.append(Step(name=name, seconds=time.monotonic() - began, bytes_moved=bytes_moved))
+
+
+def planned(sources: Sources, order: Order) -> RecoveryRun:
+    """A recovery of which nothing was done yet."""
+    plan = recovery_assessment.plan(sources, order)
+    return RecoveryRun(sources, order, plan, recovery_assessment.work_of(sources, order))
+
+
+def refuse(assessment: Assessment) -> None:
+    """RecoveryRefused when anything refuses it, with all of that."""
+    if assessment.refusals:
+        first, *others = assessment.refusals
+        reason = "; ".join([first.reason, *(finding.words for finding in others)])
+        raise RecoveryRefused(f"VM {assessment.vm}", reason, first.fix)
+
+
+def begin(run: RecoveryRun) -> Rewritten:
+    """Assess it once more, now that nothing else of ours can be in the way, and note what will be put where."""
+    run_id = recovery.new_run()
+    assessment, rewritten = recovery_assessment.assess(run.sources, run.order, run.plan, run_id)
+    for finding in assessment.findings:
+        if finding.verdict != "refused":
+            log.warning("%s", finding.words)
+    refuse(assessment)
+    recovery.begin(run.sources, run.plan, run_id)
+    return rewritten
+
+
+def put(run: RecoveryRun, rewritten: Rewritten) -> None:
+    """Update the image, bring it to the KVM host, define and start the VM; after a failure `recovery.undo` is due."""
+    with run.step(UPDATE, run.work.read_bytes):
+        updated = update_image(run.sources)
+    run.problems += updated.warnings
+    try:
+        recovery.note_working_copy(run.plan, updated)
+        with run.step(SEND, run.work.send_bytes):
+            run.disks += [recovery.send_disk(updated, place, run.plan) for place in run.plan.disks]
+            for place in run.plan.parts:
+                recovery.send_part(run.sources, place, run.plan)
+        with run.step(DEFINE):
+            recovery.start(run.sources, run.plan, rewritten)
+    finally:
+        updating.remove(updated.folder)
+    run.dropped, run.image = rewritten.dropped, updated.image
+    run.bytes_moved = updated.bytes_sent + sum(disk.bytes_sent for disk in run.disks)
+
+
+def serve(run: RecoveryRun, restore: Restore, probes: Sequence[Probe], hold: Hold) -> None:
+    """Restore the night's dumps, engine by engine, and run the probes; what goes wrong is a problem of the run."""
+    if run.sources.night.dumps:
+        with run.step(RESTORE):
+            for called in dict.fromkeys(dump.called for dump in run.sources.night.dumps):
+                dumps = [dump for dump in run.sources.night.dumps if dump.called == called]
+                with _noting(run):
+                    run.databases += restore(called, dumps)
+    if probes:
+        with run.step(PROBE):
+            for probe in probes:
+                with _noting(run):
+                    run.probes.append(hold(probe))
+
+
+@contextmanager
+def _noting(run: RecoveryRun) -> Iterator[None]:
+    try:
+        yield
+    except GbsError as exc:
+        run.problems.append(str(exc))
