@@ -25,6 +25,7 @@ COMMANDS = {
     "image": ("flows.cli.image", "Templates, and images that come back from the permanent store."),
     "device": ("flows.cli.device", "Configurations of network and SAN devices: history, changes, how to put one back."),
     "recover": ("flows.cli.recover", "Bring back what was lost."),
+    "plan": ("flows.cli.plan", "How a VM is brought back by hand, with plain tools, when nothing of GBS is left."),
     "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),
     "inventory": ("flows.cli.inventory", "Validate and show the inventory."),
     "apply": ("flows.cli.apply", "Make Prefect's blocks from the inventory."),
