@@ -13,8 +13,14 @@ from tasks.replication import DEVICES, SERVER, Made, called_of
 
 
 def replicate_vm(vm: str) -> list[StageResult]:
-    """What there is of one VM; told of the client that it is, if one says so."""
-    return _replicated(called_of("image", vm), lambda: replication.replicate_images(vm))
+    """What there is of one VM, and its runbook; told of the client that it is, if one says so."""
+
+    def replicate() -> Made:
+        made = replication.replicate_images(vm)
+        replication.keep_runbook(vm)
+        return made
+
+    return _replicated(called_of("image", vm), replicate)
 
 
 def replicate_configurations(called: str) -> list[StageResult]:

@@ -14,12 +14,13 @@ from prefect.settings import get_current_settings
 from sqlalchemy.engine import make_url
 
 from tasks import places
-from tasks.drivers import inventory_file, originals, permanent, recovery_set, replica_check, replicas
+from tasks.drivers import inventory_file, originals, permanent, recovery_set, replica_check, replicas, runbooks
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
+from tasks.drivers.runbooks import Stores
 from tasks.drivers.store import read_model, write_model
-from tasks.errors import IntegrityError, NothingToRecover
+from tasks.errors import IntegrityError, NothingToRecover, UnknownName
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import slug, time_of_id
 from tasks.model.replica import Kind, Original
@@ -70,6 +71,19 @@ def replicate_images(vm: str) -> Made:
     store = places.store()
     wanted = [*originals.images(store, vm), *originals.templates(store, vm)]
     return _replicate(f"replicate images of {vm}", wanted, places.policy_of_vm(vm).bytes_per_s)
+
+
+@retryable("keep runbook", "keep the runbook of {vm}")
+def keep_runbook(vm: str) -> Path | None:
+    """Write how the VM is brought back by hand beside its replicas; None where that cannot be said."""
+    if vm not in places.inventory().vms:
+        return None
+    stores = Stores(places.inventory(), places.store(), places.permanent())
+    try:
+        return runbooks.keep(stores, vm, datetime.now(UTC))
+    except (NothingToRecover, UnknownName) as exc:
+        log.warning("no runbook of %s: %s", vm, exc)
+        return None
 
 
 @retryable("replicate configurations")

@@ -12,7 +12,7 @@ from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.engines.command import CommandEngine
 from tasks.drivers.engines.restic import ResticEngine
 from tasks.drivers.permanent import PermanentPlace
-from tasks.drivers.store import Store, listed_model, read_model
+from tasks.drivers.store import Store, listed_model, read_model, write_bytes
 from tasks.errors import GbsError, IntegrityError, NothingToRecover, UnknownName
 from tasks.model.facts import Facts
 from tasks.model.image_choice import Kept, newest_fitting
@@ -25,9 +25,10 @@ from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night, choose
 from tasks.model.replica import IMAGES
 from tasks.model.runbook import TARGET, Bringing, Place, Restore, Runbook
+from tasks.model.runbook_script import render
 from tasks.model.ssh_target import SshTarget
 
-DEFINITION, FACTS = "domain.xml", "facts.json"
+DEFINITION, FACTS, READ_ME = "domain.xml", "facts.json", "RECOVER.sh"
 log = logging.getLogger(__name__)
 
 
@@ -89,7 +90,7 @@ def gather(stores: Stores, wish: Wish, now: datetime) -> Runbook:
         night_name=night.name,
         night_place=_place(stores, night.folder) if night.folder else None,
         bringing=None if night.folder else _bringing(engine, night),
-        facts=_facts(stores, name, night, wish),
+        facts=_facts(stores, name, night),
         host=_target(declared, to, host),
         libvirt_uri=host.libvirt_uri,
         image_folder=str(host.image_folder),
@@ -98,6 +99,17 @@ def gather(stores: Stores, wish: Wish, now: datetime) -> Runbook:
         restores=tuple(_restores(client, night.manifest.dumps)),
         probes=client.probes,
     )
+
+
+def keep(stores: Stores, vm: str, now: datetime) -> Path:
+    """Write the VM's runbook beside the replicas of its images: it reads nothing but the permanent store.
+
+    Errors as `gather`.
+    """
+    found = gather(stores, Wish(vm, permanent=True), now)
+    path = stores.place.path / Path(found.image_place.path).with_name(READ_ME)
+    permanent.at(stores.place, write_bytes, path, render(found).encode("utf-8", "surrogateescape"))
+    return path
 
 
 def _nights(stores: Stores, engine: Engine, client: str, wish: Wish) -> list[Night]:
@@ -156,7 +168,7 @@ def _bringing(engine: Engine, night: Night) -> Bringing:
     raise NothingToRecover(f"client {night.manifest.client}", f"night {night.name}, which lies in no folder")
 
 
-def _facts(stores: Stores, client: str, night: Night, wish: Wish) -> Facts | None:
+def _facts(stores: Stores, client: str, night: Night) -> Facts | None:
     """The night's facts; of a night that must be brought first those of the overnight copy, of the same layout."""
     if night.folder is not None:
         path = night.folder / FACTS
@@ -165,7 +177,7 @@ def _facts(stores: Stores, client: str, night: Night, wish: Wish) -> Facts | Non
         if found is None:
             raise IntegrityError(str(path), "the facts of the night", "nothing")
         return found
-    last = None if wish.permanent else stores.store.night_of(client)
+    last = stores.store.night_of(client)  # read now, and written into the script: the store may be lost then
     if last is None or last.flavour != night.manifest.flavour:
         return None
     return read_model(stores.store.overnight(client) / FACTS, Facts)

@@ -202,10 +202,13 @@ def _bring(bringing: Bringing) -> Iterator[str]:
         yield "    while IFS= read -r line; do\n        case $line in '#'* | '') ;; *) export \"${line?}\" ;; esac"
         yield f"    done <{word(bringing.environment_file)}"
     yield from (f"    export {name}={word(value)}" for name, value in bringing.variables)
-    argv = " ".join(
-        word(text).replace(TARGET, "'\"$NIGHT\"'") if TARGET in text else word(text) for text in bringing.argv
-    )
+    argv = " ".join(_with_night(text) for text in bringing.argv)
     yield f'    mkdir -p -- "$NIGHT"\n    {argv}\n) || fail "the night could not be brought"'
+
+
+def _with_night(text: str) -> str:
+    """One word of a command, with the night's folder where it is named."""
+    return '"$NIGHT"'.join(word(part) if part else "" for part in text.split(TARGET)) or "''"
 
 
 def copy(runbook: Runbook) -> str:

@@ -12,7 +12,7 @@ from tasks.model.domain_xml import parse_domain
 from tasks.model.names import slug
 from tasks.model.runbook import Runbook
 from tasks.model.runbook_text import DECISIONS, ENDING, HELPERS
-from tasks.model.shell_text import comment, step, word
+from tasks.model.shell_text import below, comment, step, word
 
 
 def render(runbook: Runbook) -> str:
@@ -93,7 +93,7 @@ def _decisions(runbook: Runbook) -> str:
         "GUEST_KEY": str(key),
     }
     image = f"IMAGE={runbook.image_place.shell}"
-    night = f"NIGHT={runbook.night_place.shell if runbook.night_place else '$WORK/night'}"
+    night = f"NIGHT={runbook.night_place.shell if runbook.night_place else below('WORK', 'night')}"
     places = [
         f"DISK_{number}={word(path)}  # {disk.virtual_size_bytes} bytes at most, {disk.format}"
         for number, (disk, path) in enumerate(runbook.disks, 1)

@@ -34,7 +34,7 @@ WORK=/var/tmp/recover-web1
 # Where the stores are mounted on this machine, the image and the night.
 PERMANENT=/srv/permanent
 IMAGE="$PERMANENT"/_images/kvm1/efi1/20261102T020000Z
-NIGHT=$WORK/night
+NIGHT="$WORK"/night
 
 # The KVM host that the VM comes to. Empty: this very machine.
 KVM_HOST=kvm2.example.org
@@ -184,7 +184,7 @@ step 3 'prove the night'
     done </etc/gbs/s3.env
     export RESTIC_PASSWORD_FILE=/etc/gbs/restic
     mkdir -p -- "$NIGHT"
-    restic --repo s3:https://s3.example.org/b/efi1 restore 4f5a --target '"$NIGHT"'
+    restic --repo s3:https://s3.example.org/b/efi1 restore 4f5a --target "$NIGHT"
 ) || fail "the night could not be brought"
 [ "$(sha256sum <"$NIGHT/SHA256SUMS")" = "0000000000000000000000000000000000000000000000000000000000000000  -" ] || fail "$NIGHT/SHA256SUMS is not the one of that night"
 [ "$(sha256sum <"$NIGHT/facts.json")" = "0000000000000000000000000000000000000000000000000000000000000000  -" ] || fail "$NIGHT/facts.json is not the one of that night"
