@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from tasks.errors import NothingToRecover
-from tasks.model.facts import Facts
-from tasks.model.facts_mounts import FileSystem
 from tasks.model.image_choice import newest_fitting
 from tasks.model.inventory_systems import Probe
 from tasks.model.manifest import DiskRecord, FileRecord, VmParts
@@ -20,7 +18,7 @@ from tasks.model.runbook import TARGET, Bringing, Place, Restore, Runbook
 from tasks.model.runbook_script import render
 from tasks.model.shell_text import comment, document, word
 from tasks.model.ssh_target import SshTarget
-from tests.unit.records import NIGHT, ZEROS, image_manifest, night_manifest, pulled_image
+from tests.unit.records import ZEROS, facts, file_system, image_manifest, night_manifest, pulled_image
 
 GOLDEN = Path(__file__).parent / "golden" / "runbook"
 HOSTILE = ("-rf", "a;b", "a$(touch owned)`id`", 'it\'s "<x>" & co', "a\nexit 1\n# b", "@DISK_1@", "é\u202e\udcff")
@@ -32,23 +30,8 @@ def target(name: str, **changed: Any) -> SshTarget:
     return SshTarget(name, **{**values, **files, **changed})
 
 
-def facts(*systems: FileSystem, **changed: Any) -> Facts:
-    values: dict[str, Any] = {
-        **dict.fromkeys(("hostname", "os_id", "os_version", "os_name", "kernel", "architecture", "machine_id"), "x"),
-        "collected": NIGHT,
-        "boot_mode": "bios",
-        "block_devices": (),
-        "file_systems": systems,
-    }
-    return Facts(**{**values, **changed})
-
-
-def system(place: str, source: str, fstype: str, uuid: str) -> FileSystem:
-    return FileSystem(mountpoint=place, source=source, fstype=fstype, uuid=uuid, size_bytes=1, used_bytes=1)
-
-
-ROOT = system("/", "/dev/mapper/vg0-root", "ext4", "4f92d847-ddfa-4629-b144-b4eb21c05b95")
-VAR = system("/var", "/dev/mapper/vg0-var", "xfs", "a5d0f1d2-0f9c-4a2e-9b3f-2d7e5f0a1b2c")
+ROOT = file_system("/", "/dev/mapper/vg0-root", "ext4", "4f92d847-ddfa-4629-b144-b4eb21c05b95")
+VAR = file_system("/var", "/dev/mapper/vg0-var", "xfs", "a5d0f1d2-0f9c-4a2e-9b3f-2d7e5f0a1b2c")
 
 
 def plain(**changed: Any) -> Runbook:
@@ -128,7 +111,7 @@ def lost_store() -> Runbook:
         night_name="daily.0",
         night_place=None,
         bringing=Bringing("restic", restore, "/etc/gbs/s3.env", (("RESTIC_PASSWORD_FILE", "/etc/gbs/restic"),)),
-        facts=facts(ROOT, system("/boot/efi", "/dev/vda1", "vfat", "1A2B-3C4D")),
+        facts=facts(ROOT, file_system("/boot/efi", "/dev/vda1", "vfat", "1A2B-3C4D")),
         host=target("kvm2", port=2222),
         restores=(),
         probes=(),
@@ -158,7 +141,7 @@ def test_runbook_is_the_golden_script_and_shellcheck_finds_nothing(name: str, ru
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_name_is_only_data_to_bash(name: str) -> None:
     """In variables as it is, in comments on one line, in every step without a word of code."""
-    root = system("/", f"/dev/vda1[{name}]", "btrfs", name)
+    root = file_system("/", f"/dev/vda1[{name}]", "btrfs", name)
     disk = DiskRecord(target="vda", file="vda.raw", format="raw", source=f"/x/{name}", virtual_size_bytes=1)
     sum_ = FileRecord(path="vda.raw", size_bytes=1, sha256=ZEROS)
     restore = Restore(name, f"/dumps/{name}", ZEROS, ("sh", "-euc", name, "gbs", name), (name,))
