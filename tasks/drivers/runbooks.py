@@ -63,16 +63,7 @@ def gather(stores: Stores, wish: Wish, now: datetime) -> Runbook:
     name = declared.vms[wish.vm]
     client, engine = declared.clients[name], engine_of(declared, name, stores.store, stores.place)
     night = choose(name, _nights(stores, engine, name, wish), wish.night)
-    if wish.permanent:
-        folder, image = newest_fitting(
-            wish.vm, permanent.look(stores.place, _replicas, stores.place.path, wish.vm), night.manifest
-        )
-        xml, had_it = permanent.look(stores.place, _text, folder / DEFINITION), image.kvm_host
-    else:
-        hosts = {host: section.definitions for host, section in declared.kvm_hosts.items()}
-        found = definitions.find(stores.store, hosts, wish.vm)
-        folder, image = newest_fitting(wish.vm, stores.store.images_of(found.domain.name), night.manifest)
-        xml, had_it = found.xml, found.kvm_host
+    folder, image, xml, had_it = _image(stores, wish, night)
     to = wish.host or had_it
     if to not in declared.kvm_hosts:
         raise UnknownName("KVM host", to, list(declared.kvm_hosts))
@@ -98,7 +89,20 @@ def gather(stores: Stores, wish: Wish, now: datetime) -> Runbook:
         boot_deadline_s=client.boot_deadline_s,
         restores=tuple(_restores(client, night.manifest.dumps)),
         probes=client.probes,
+        gaps=tuple(_undeclared(client, night.manifest.dumps)),
     )
+
+
+def _image(stores: Stores, wish: Wish, night: Night) -> tuple[Path, ImageManifest, str, str]:
+    """The image that the night fits, where it lies, the definition, and which KVM host had that."""
+    if wish.permanent:
+        replicas = permanent.at(stores.place, _replicas, stores.place.path, wish.vm)
+        folder, image = newest_fitting(wish.vm, replicas, night.manifest)
+        return folder, image, permanent.at(stores.place, _text, folder / DEFINITION), image.kvm_host
+    hosts = {host: section.definitions for host, section in stores.declared.kvm_hosts.items()}
+    found = definitions.find(stores.store, hosts, wish.vm)
+    folder, image = newest_fitting(wish.vm, stores.store.images_of(found.domain.name), night.manifest)
+    return folder, image, found.xml, found.kvm_host
 
 
 def keep(stores: Stores, vm: str, now: datetime) -> Path:
@@ -118,7 +122,7 @@ def _nights(stores: Stores, engine: Engine, client: str, wish: Wish) -> list[Nig
     found = [Night(OVERNIGHT, stores.store.overnight(client), night)] if night else []
     try:
         if engine.on_permanent or wish.permanent:
-            permanent.prove(stores.place, permanent.LOOK_DEADLINE_S)
+            permanent.prove(stores.place)
         points = engine.points().items()
     except GbsError as exc:
         if wish.permanent:
@@ -173,7 +177,7 @@ def _facts(stores: Stores, client: str, night: Night) -> Facts | None:
     if night.folder is not None:
         path = night.folder / FACTS
         there = night.folder.is_relative_to(stores.place.path)
-        found = permanent.look(stores.place, read_model, path, Facts) if there else read_model(path, Facts)
+        found = permanent.at(stores.place, read_model, path, Facts) if there else read_model(path, Facts)
         if found is None:
             raise IntegrityError(str(path), "the facts of the night", "nothing")
         return found
@@ -191,14 +195,17 @@ def _target(declared: Inventory, name: str, system: System) -> SshTarget:
 def _restores(client: Client, dumps: Sequence[DumpRecord]) -> Iterator[Restore]:
     """What loads the dumps, accounts of an engine first, as a recovery does it."""
     declared = {database.called: database for database in client.databases}
-    for called in dict.fromkeys(dump.called for dump in dumps):
+    for called in dict.fromkeys(dump.called for dump in dumps if dump.called in declared):
         made = sorted((dump for dump in dumps if dump.called == called), key=lambda dump: dump.kind)
-        if called not in declared:
-            log.warning("the inventory no longer declares %s: its dumps are not in the runbook", called)
-        elif called.startswith("command "):
-            yield from _of_command(declared[called], made)
-        else:
-            yield from _of_engine(declared[called], made)
+        of = _of_command if called.startswith("command ") else _of_engine
+        yield from of(declared[called], made)
+
+
+def _undeclared(client: Client, dumps: Sequence[DumpRecord]) -> Iterator[str]:
+    declared = {database.called for database in client.databases}
+    left = {(dump.called, str(Path(dump.path).parent)): None for dump in dumps if dump.called not in declared}
+    for called, folder in left:
+        yield f"the dumps of {called} in {folder} are not loaded: the inventory no longer declares it."
 
 
 def _of_engine(database: Database, dumps: Sequence[DumpRecord]) -> Iterator[Restore]:

@@ -77,6 +77,8 @@ class Runbook:
     boot_deadline_s: int = 600
     restores: tuple[Restore, ...] = ()
     probes: tuple[Probe, ...] = ()
+    gaps: tuple[str, ...] = ()
+    """What else it does not do, and why."""
 
     @property
     def disks(self) -> tuple[tuple[DiskRecord, str], ...]:
