@@ -75,7 +75,7 @@ def replicate_images(vm: str) -> Made:
 
 @retryable("keep runbook", "keep the runbook of {vm}")
 def keep_runbook(vm: str) -> Path | None:
-    """Write how the VM is brought back by hand beside its replicas; None where that cannot be said."""
+    """Write how the VM is brought back by hand into the permanent store; None where that cannot be said."""
     if vm not in places.inventory().vms:
         return None
     stores = Stores(places.inventory(), places.store(), places.permanent())

@@ -23,12 +23,12 @@ from tasks.model.inventory_systems import Client, System
 from tasks.model.manifest import MANIFEST, DumpRecord, ImageManifest
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night, choose
-from tasks.model.replica import IMAGES
+from tasks.model.replica import IMAGES, RUNBOOKS
 from tasks.model.runbook import TARGET, Bringing, Place, Restore, Runbook
 from tasks.model.runbook_script import render
 from tasks.model.ssh_target import SshTarget
 
-DEFINITION, FACTS, READ_ME = "domain.xml", "facts.json", "RECOVER.sh"
+DEFINITION, FACTS = "domain.xml", "facts.json"
 log = logging.getLogger(__name__)
 
 
@@ -106,14 +106,16 @@ def _image(stores: Stores, wish: Wish, night: Night) -> tuple[Path, ImageManifes
 
 
 def keep(stores: Stores, vm: str, now: datetime) -> Path:
-    """Write the VM's runbook beside the replicas of its images: it reads nothing but the permanent store.
-
-    Errors as `gather`.
-    """
-    found = gather(stores, Wish(vm, permanent=True), now)
-    path = stores.place.path / Path(found.image_place.path).with_name(READ_ME)
-    permanent.at(stores.place, write_bytes, path, render(found).encode("utf-8", "surrogateescape"))
+    """Write the VM's runbook into the permanent store, of which alone it reads; errors as `gather`."""
+    script = render(gather(stores, Wish(vm, permanent=True), now))
+    path = stores.place.path / RUNBOOKS / f"{slug(vm)}.sh"
+    permanent.at(stores.place, _write, path, script.encode("utf-8", "surrogateescape"))
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    write_bytes(path, content)
 
 
 def _nights(stores: Stores, engine: Engine, client: str, wish: Wish) -> list[Night]:

@@ -500,7 +500,7 @@ def test_vm_comes_back_by_its_runbook_when_server_and_store_are_lost(
     uuid = world.lab.kvm1.virsh("domuuid", "web1").strip()
     replicated = gbs(world, "run", "replicate")
     assert replicated.returncode == 0, replicated.stderr[-3000:]
-    (runbook,) = world.site.permanent.glob("_images/*/*/RECOVER.sh")
+    runbook = world.site.permanent / "_runbooks/web1.sh"
     printed = gbs(world, "plan", "vm", "web1", "--permanent")
     assert printed.stdout.splitlines()[5:] == runbook.read_text().splitlines()[5:], "but for when it was made"
     with _hidden(world.site.store):

@@ -101,7 +101,7 @@ def test_of_the_permanent_store_alone_nothing_else_is_named(tmp_path: Path, lost
     if lost:
         site.store.root.rename(tmp_path / "lost")
     path = keep(site.stores, "web1", NIGHT)
-    assert path == site.far / "_images/kvm1/web1/RECOVER.sh"
+    assert path == site.far / "_runbooks/web1.sh"
     text = path.read_text()
     assert 'IMAGE="$PERMANENT"/_images/kvm1/web1/20261102T020000Z\nNIGHT="$PERMANENT"/web1/daily.0\n' in text
     assert str(site.store.root) not in text
