@@ -81,7 +81,7 @@ on_host() {
     if [ -z "$KVM_HOST" ]; then "$@"; else ssh -F "$WORK/ssh_config" kvm-host "$(quoted "$@")"; fi
 }
 on_virsh() { on_host virsh --quiet --connect "$LIBVIRT" "$@"; }
-in_vm() { ssh -F "$WORK/ssh_config" guest "$(quoted "$@")"; }
+in_vm() { ssh -F "$WORK/ssh_config" guest "cd / && $(quoted "$@")"; }
 
 # A file to the KVM host: under another name first, proven there, then under its own. Nothing gives way to it.
 send() {
