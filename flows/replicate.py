@@ -8,19 +8,21 @@ from flows.ending import conclude
 from flows.side_by_side import Begun, begin_each, results_of, task_runner
 from flows.stage import stage
 from tasks import places, replication
+from tasks.errors import GbsError
 from tasks.model.outcome import Outcome, StageResult
 from tasks.replication import DEVICES, SERVER, Made, called_of
 
 
 def replicate_vm(vm: str) -> list[StageResult]:
     """What there is of one VM, and its runbook; told of the client that it is, if one says so."""
-
-    def replicate() -> Made:
-        made = replication.replicate_images(vm)
-        replication.keep_runbook(vm)
-        return made
-
-    return _replicated(called_of("image", vm), replicate)
+    called = called_of("image", vm)
+    results = _replicated(called, lambda: replication.replicate_images(vm))
+    with stage(called, "runbook") as running, places.locked("replica", called):
+        try:
+            replication.keep_runbook(vm)
+        except GbsError as exc:
+            running.say(Outcome.WARNING, f"the one in the permanent store is an older one, or none: {exc}")
+    return results if running.outcome is Outcome.OK else [*results, running.result()]
 
 
 def replicate_configurations(called: str) -> list[StageResult]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks.drivers import databases, definitions, permanent
+from tasks.drivers import databases, definitions, permanent, restore_points
 from tasks.drivers.engines import Engine
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.engines.command import CommandEngine
 from tasks.drivers.engines.restic import ResticEngine
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.store import Store, listed_model, read_model, write_bytes
-from tasks.errors import GbsError, IntegrityError, NothingToRecover, UnknownName
+from tasks.errors import GbsError, IntegrityError, NothingToRecover, StoreError, UnknownName
 from tasks.model.facts import Facts
 from tasks.model.image_choice import Kept, newest_fitting
 from tasks.model.inventory import Inventory
@@ -89,6 +89,7 @@ def gather(stores: Stores, wish: Wish, now: datetime) -> Runbook:
         boot_deadline_s=client.boot_deadline_s,
         restores=tuple(_restores(client, night.manifest.dumps)),
         probes=client.probes,
+        warnings=tuple(_held(stores, night)),
         gaps=tuple(_undeclared(client, night.manifest.dumps)),
     )
 
@@ -132,6 +133,18 @@ def _nights(stores: Stores, engine: Engine, client: str, wish: Wish) -> list[Nig
         log.warning("restore points are out of reach: %s", exc)
         return found
     return [*found, *(Night(name, engine.folder(name), kept) for name, kept in points if kept is not None)]
+
+
+def _held(stores: Stores, night: Night) -> Iterator[str]:
+    """That the overnight copy has what a held night is held for, if the permanent store is there to tell."""
+    client = night.manifest.client
+    try:
+        waiting = permanent.at(stores.place, restore_points.held, stores.place.path / slug(client))
+    except StoreError:
+        return
+    if waiting and night.name == OVERNIGHT and night.manifest.id >= waiting[0].night:
+        since = waiting[0].night
+        yield f"nights of {client} are held since {since}: is the overnight copy what you want? gbs list held"
 
 
 def _replicas(root: Path, vm: str) -> list[Kept]:

@@ -77,6 +77,7 @@ class Runbook:
     boot_deadline_s: int = 600
     restores: tuple[Restore, ...] = ()
     probes: tuple[Probe, ...] = ()
+    warnings: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
     """What else it does not do, and why."""
 
@@ -96,6 +97,9 @@ class Runbook:
             return f"the facts ({self.facts.os_name}) name no file systems"
         if "/" not in self.night.paths:
             return f"the night holds only {', '.join(self.night.paths)}"
+        pulled = [row for row in self.facts.file_systems if row.mountpoint in self.night.paths]
+        if nameless := [row.mountpoint for row in pulled if not row.uuid]:
+            return f"the facts know no UUID of {', '.join(nameless)}"
         if self.facts.luks_devices:
             return "a disk is encrypted (LUKS), and no key is in any backup"
         return None

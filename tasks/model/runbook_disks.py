@@ -235,9 +235,9 @@ def _working(number: int, disk: DiskRecord) -> str:
 
 def update(runbook: Runbook) -> str:
     """The night's files in the copies: all that the night has, and nothing that it has not."""
-    facts = runbook.facts
-    if facts is None or (reason := runbook.why_no_files) is not None:
-        return f"printf '   not done: %s\\n' {word(runbook.why_no_files or reason or '')}"
+    facts, why_not = runbook.facts, runbook.why_no_files
+    if facts is None or why_not is not None:
+        return f"printf '   not done: %s\\n' {word(why_not or '')}"
     pulled = set(runbook.night.paths)
     # By name, so that what is mounted below another one comes after it.
     systems = sorted((row for row in facts.file_systems if row.mountpoint in pulled), key=lambda row: row.mountpoint)
@@ -272,15 +272,19 @@ def _options(row: FileSystem) -> str:
 
 
 def _rules(runbook: Runbook, systems: list[FileSystem], fat: list[str]) -> Iterator[str]:
-    places = [_literal(row.mountpoint.rstrip("/")) for row in systems]
-    yield from (f"P {place}" for place in places if place)
-    yield from (f"- {place}/lost+found" for place in places)
-    yield from (f"- {_literal(place)}/*" for place in fat)
+    places = [row.mountpoint.rstrip("/") for row in systems]
+    yield from (f"P {_literal(place)}" for place in places if place)
+    yield from (f"- {_literal(place)}/lost+found" for place in places)
+    yield from (f"- {_escaped(place)}/*" for place in fat)
     yield from (f"- {pattern}" for pattern in (*runbook.night.excluded, *BELONGS_TO_DISK) if pattern.startswith("/"))
 
 
 def _literal(path: str) -> str:
-    """A path as a pattern in a filter file: there a backslash always escapes."""
+    """The pattern that matches this path only: a backslash escapes in a pattern with wildcards, and only there."""
+    return _escaped(path) if any(char in path for char in "[*?") else path
+
+
+def _escaped(path: str) -> str:
     return "".join(f"\\{char}" if char in "[*?\\" else char for char in path)
 
 

@@ -44,6 +44,7 @@ def _head(runbook: Runbook) -> str:
         f"Disks: image {image.id}, as of {image.instant:%Y-%m-%d %H:%M:%S} UTC ({image.consistency}-consistent).",
         f"Files: night {night.id} ({runbook.night_name}), ended {night.ended:%Y-%m-%d %H:%M:%S} UTC, "
         f"{night.files} files.",
+        *(f"LOOK: {warning}" for warning in runbook.warnings),
         *(f"Warning of that night: {warning}" for warning in night.warnings),
         *(f"Warning of that image: {warning}" for warning in (*image.warnings, *image.parts.warnings)),
         *(f"NOT DONE HERE: {text}" for text in _gaps(runbook)),

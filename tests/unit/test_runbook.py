@@ -200,6 +200,7 @@ def test_comment_has_no_line_without_its_sign() -> None:
     [
         ({"facts": None}, "must be brought first"),
         ({"facts": facts()}, "name no file systems"),
+        ({"facts": facts(ROOT.model_copy(update={"uuid": None}))}, "no UUID of /"),
         ({"night": night_manifest(paths=("/srv",))}, "holds only /srv"),
     ],
 )
