@@ -80,7 +80,7 @@ def gather(stores: Stores, wish: Wish, now: datetime) -> Runbook:
         night=night.manifest,
         night_name=night.name,
         night_place=_place(stores, night.folder) if night.folder else None,
-        bringing=None if night.folder else _bringing(engine, night),
+        bringing=None if night.folder else bringing(engine, night),
         facts=_facts(stores, name, night),
         host=_target(declared, to, host),
         libvirt_uri=host.libvirt_uri,
@@ -167,7 +167,7 @@ def _place(stores: Stores, folder: Path) -> Place:
     return Place("STORE", folder.relative_to(stores.store.root).as_posix())
 
 
-def _bringing(engine: Engine, night: Night) -> Bringing:
+def bringing(engine: Engine, night: Night) -> Bringing:
     """The engine's own command for the night."""
     if isinstance(engine, ResticEngine):
         declared, copy = engine.declared, engine.arranged()[night.name]

@@ -55,7 +55,7 @@ uuids=$(on_virsh list --all --uuid)
 room_for() { # FILE PATH: what a disk of the image takes, where it goes on the KVM host
     local free need
     on_host test ! -e "$2" || fail "$2 is there already on the KVM host: move it away"
-    free=$(on_host df -B1 --output=avail -- "${2%/*}" | tail -n 1)
+    free=$(on_host df -B1 --output=avail -- "$(dirname -- "$2")" | tail -n 1)
     need=$(($(stat -c %b -- "$1") * 512))
     [ "$free" -gt "$need" ] || fail "no room for $2 on the KVM host: $free bytes are free, it needs $need"
 }
