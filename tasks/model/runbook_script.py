@@ -17,7 +17,7 @@ from tasks.model.shell_text import below, comment, step, word
 
 def render(runbook: Runbook) -> str:
     """The script."""
-    guest = runbook.guest is not None
+    guest, dumps = runbook.guest is not None, runbook.restores and runbook.why_no_files is None
     numbered = [
         ("look: tools, what is read from, what must not be there yet", runbook_disks.look(runbook)),
         ("prove the image", runbook_disks.prove_image(runbook)),
@@ -28,7 +28,7 @@ def render(runbook: Runbook) -> str:
         ("put back what makes the VM besides its disks", runbook_host.parts(runbook)),
         ("define the VM and start it", runbook_host.start(runbook)),
         *([("wait until the VM answers", runbook_guest.wait(runbook))] if guest else []),
-        *([("load the databases' dumps", runbook_guest.restores(runbook))] if guest and runbook.restores else []),
+        *([("load the databases' dumps", runbook_guest.restores(runbook))] if guest and dumps else []),
         *([("probe", runbook_guest.probes(runbook))] if guest and runbook.probes else []),
     ]
     steps = "".join(step(number, title, body) for number, (title, body) in enumerate(numbered, 1))
@@ -64,7 +64,7 @@ def _gaps(runbook: Runbook) -> Iterator[str]:
     if (reason := runbook.why_no_files) is not None:
         yield (
             f"the night's files are not put into the disks: {reason}. The VM comes back as of its image; "
-            "copy what you need from NIGHT/data when it runs."
+            "copy what you need from NIGHT/data when it runs, and load the dumps that are there."
         )
     yield from runbook.gaps
     for secret in runbook.image.parts.secrets:
@@ -104,7 +104,7 @@ def _decisions(runbook: Runbook) -> str:
         f"NETWORK_{number}={word(name)}  # a libvirt {kind}" if kind == "network" else f"NETWORK_{number}={word(name)}"
         for number, (kind, name) in enumerate(runbook_host.networks(runbook), 1)
     ]
-    domain = parse_domain(runbook.xml)
+    domain, variables = parse_domain(runbook.xml), runbook_host.nvram(runbook)
     fixed = [f"VM={word(domain.name)}", f"UUID={word(domain.uuid)}"]
     return DECISIONS.format(
         **{name: word(value) for name, value in values.items()},
@@ -112,7 +112,7 @@ def _decisions(runbook: Runbook) -> str:
         where="\n".join((image, night)),
         places="\n".join(places),
         networks="\n".join(networks) or "# (none: it has no card on a network or bridge)",
-        nvram=f"NVRAM={word(variables)}\n" if (variables := runbook_host.nvram(runbook)) else "",
+        nvram=f"NVRAM={word(variables)}\n" if variables else "",
         fixed="\n".join(fixed),
     )
 
