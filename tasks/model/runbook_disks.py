@@ -26,7 +26,7 @@ case $WORK in *[!A-Za-z0-9._/-]*) fail "WORK has characters that other programs 
 """
 _WORK = r"""
 mkdir -m 0700 -- "$WORK" || fail "WORK must not exist yet: what is in it is not overwritten"
-cat >"$WORK/ssh_config" <<CONFIG
+[ -z "$KVM_HOST" ] || cat >>"$WORK/ssh_config" <<CONFIG
 Host kvm-host
     HostName $KVM_HOST
     User $KVM_USER
@@ -34,6 +34,8 @@ Host kvm-host
     IdentityFile "${KVM_KEY//%/%%}"
     UserKnownHostsFile "${KNOWN_HOSTS//%/%%}"
     StrictHostKeyChecking ask
+CONFIG
+[ -z "$GUEST" ] || cat >>"$WORK/ssh_config" <<CONFIG
 Host guest
     HostName $GUEST
     User $GUEST_USER
@@ -42,6 +44,8 @@ Host guest
     UserKnownHostsFile "$WORK/known_hosts"
     HostKeyAlias guest
     StrictHostKeyChecking yes
+CONFIG
+cat >>"$WORK/ssh_config" <<CONFIG
 Host *
     IdentitiesOnly yes
     ConnectTimeout 15
