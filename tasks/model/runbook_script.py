@@ -7,7 +7,7 @@ stores. Every step ends with a check. Nothing that exists is overwritten.
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from tasks.model import runbook_disks, runbook_guest, runbook_host
+from tasks.model import runbook_disks, runbook_files, runbook_guest, runbook_host
 from tasks.model.domain_xml import parse_domain
 from tasks.model.names import slug
 from tasks.model.runbook import Runbook
@@ -23,7 +23,7 @@ def render(runbook: Runbook) -> str:
         ("prove the image", runbook_disks.prove_image(runbook)),
         ("prove the night", runbook_disks.prove_night(runbook)),
         ("copy the disks", runbook_disks.copy(runbook)),
-        ("put the files of the night into the disks", runbook_disks.update(runbook)),
+        ("put the files of the night into the disks", runbook_files.update(runbook)),
         ("bring the disks to the KVM host", runbook_host.send(runbook)),
         ("put back what makes the VM besides its disks", runbook_host.parts(runbook)),
         ("define the VM and start it", runbook_host.start(runbook)),

@@ -89,23 +89,6 @@ end() {
 trap end EXIT
 """
 
-UPDATE = r"""# Runs in the appliance, where the disks' file systems lie below /sysroot.
-card=$(ls /sys/class/net | grep -v '^lo$')
-ip link set "$card" up && ip addr add 169.254.2.10/16 dev "$card" || exit
-cd /tmp
-from=rsync://169.254.2.100/night
-again() { # PREFIX OPTION... : bring one tree, then ask whether anything still differs
-    below=$1
-    shift
-    rsync "$@" "$from$below/" "/sysroot$below/" >log 2>&1
-    echo "status $? of rsync to $below/"
-    tail -n 5 log
-    rsync "$@" --dry-run --itemize-changes "$from$below/" "/sysroot$below/" >log 2>&1
-    echo "still different in $below/: $(grep -c . log)"
-    head -n 5 log
-}
-"""
-
 ENDING = r"""
 
 printf '\n== Done. %s runs. What is left to you:\n' "$VM"
