@@ -14,17 +14,23 @@ from tasks.replication import DEVICES, SERVER, Made, called_of
 
 
 def replicate_vm(vm: str) -> list[StageResult]:
-    """What there is of one VM; told of the client that it is, if one says so."""
+    """What there is of one VM, and its runbook; told of the client that it is, if one says so."""
     called = called_of("image", vm)
     results = _replicated(called, lambda: replication.replicate_images(vm))
-    if results[-1].outcome is Outcome.FAILED:
-        return results
-    with stage(called, "retain replicas") as running, places.locked("replica", called):
+    if results[-1].outcome is not Outcome.FAILED:
+        results += _aside(called, "retain replicas", "no replica was given up", lambda: replication.retain_images(vm))
+    older = "the one in the permanent store is an older one, or none"
+    return results + _aside(called, "runbook", older, lambda: replication.keep_runbook(vm))
+
+
+def _aside(called: str, name: str, otherwise: str, work: Callable[[], object]) -> list[StageResult]:
+    """Work that loses no image when it fails: a warning; nothing to tell when all is well."""
+    with stage(called, name) as running, places.locked("replica", called):
         try:
-            replication.retain_images(vm)
+            work()
         except GbsError as exc:
-            running.say(Outcome.WARNING, f"no replica was given up: {exc}")
-    return results if running.outcome is Outcome.OK else [*results, running.result()]
+            running.say(Outcome.WARNING, f"{otherwise}: {exc}")
+    return [] if running.outcome is Outcome.OK else [running.result()]
 
 
 def replicate_configurations(called: str) -> list[StageResult]:

@@ -22,13 +22,15 @@ from tasks.drivers import (
     recovery_set,
     replica_check,
     replicas,
+    runbooks,
     store_clock,
 )
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
+from tasks.drivers.runbooks import Stores
 from tasks.drivers.store import read_model, write_model
-from tasks.errors import ClockDoubted, IntegrityError
+from tasks.errors import ClockDoubted, IntegrityError, NothingToRecover, UnknownName
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import time_of_id
 from tasks.model.replica import Kind, Original
@@ -107,6 +109,19 @@ def retain_images(vm: str) -> list[str]:
         log.info("%s: image %s goes to the trash until %s: %s", vm, one.replica.id, due, one.reason)
     kept_replicas.tidy(place, vm)
     return [one.replica.id for one in doomed]
+
+
+@retryable("keep runbook", "keep the runbook of {vm}")
+def keep_runbook(vm: str) -> Path | None:
+    """Write how the VM is brought back by hand into the permanent store; None where that cannot be said."""
+    if vm not in places.inventory().vms:
+        return None
+    stores = Stores(places.inventory(), places.store(), places.permanent())
+    try:
+        return runbooks.keep(stores, vm, datetime.now(UTC))
+    except (NothingToRecover, UnknownName) as exc:
+        log.warning("no runbook of %s: %s", vm, exc)
+        return None
 
 
 @retryable("replicate configurations")

@@ -42,6 +42,7 @@ _READ_ME = """How to rebuild this GBS server, with plain tools
 4. cp inventory.yaml /etc/gbs/inventory.yaml; prefect server start; gbs apply; gbs deploy; gbs check
    blocks.json has the blocks as Prefect had them, for what was changed there by hand.
 5. Images come back from _images of the permanent store: cp --recursive --sparse=always to images of the store.
+6. A VM comes back without all this: by its script in _runbooks of the permanent store, with plain tools.
 """
 
 

@@ -166,11 +166,16 @@ def listed_model(path: Path, model: type[Model]) -> Model | None:
 
 
 def write_model(path: Path, record: BaseModel) -> None:
-    """Write a record as JSON so that a reader sees the old file or the new one, never half of one."""
+    """Write a record as JSON; as `write_bytes`."""
+    write_bytes(path, record.model_dump_json(indent=1).encode() + b"\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(record.model_dump_json(indent=1) + "\n")
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)

@@ -7,6 +7,7 @@ from typing import Literal
 from tasks.model.manifest import DeviceManifest, FileRecord, ImageManifest, ServerManifest
 
 IMAGES, TEMPLATES, DEVICES, SERVER = "_images", "_templates", "_devices", "_server"
+RUNBOOKS = "_runbooks"
 """Folders beside the clients' roots. No slug has an underscore, so no client's root is ever called so."""
 Kind = Literal["image", "template", "device", "server"]
 Manifest = ImageManifest | DeviceManifest | ServerManifest

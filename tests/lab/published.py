@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks.drivers.digest import record
 from tasks.model.image_taken import Taken
-from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest
+from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, VmParts
 
 CHUNK = 4 << 20
 
@@ -19,8 +19,9 @@ def outcomes(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], st
     return {(row["client"], row["stage"]): row["outcome"] for row in json.loads(done.stdout)}
 
 
-def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
-    """What the next increment needs to know of an image in `folder`."""
+def manifest_of(taken: Taken, folder: Path, uuid: str, parts: VmParts | None = None) -> ImageManifest:
+    """The manifest of an image in `folder`."""
+    parts = parts or VmParts()
     now = datetime.now(UTC)
     disks = [
         DiskRecord(
@@ -28,12 +29,14 @@ def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
             file=disk.file,
             format="raw",
             source=disk.source,
+            source_format=disk.source_format,
             virtual_size_bytes=disk.virtual_size_bytes,
         )
         for disk in taken.disks
     ]
     files = [
         *(record(folder / f"{disk.file}.chunks", folder) for disk in disks),
+        *(record(folder / path, folder) for path in parts.all_files),
         *(FileRecord(path=d.file, size_bytes=d.virtual_size_bytes, chunks=f"{d.file}.chunks") for d in disks),
     ]
     common = {"kvm_host": "kvm1", "started": now, "ended": now, "instant": now, "method_reason": "test"}
@@ -49,6 +52,7 @@ def manifest_of(taken: Taken, folder: Path, uuid: str) -> ImageManifest:
             "parent": taken.parent,
             "disks": disks,
             "files": files,
+            "parts": parts,
         }
     )
 

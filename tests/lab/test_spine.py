@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 from tasks.drivers.journal import unfinished
-from tests.lab import first_night
+from tests.lab import by_hand, first_night
 from tests.lab.data import change, inventory_of
 from tests.lab.demo import Demo
 from tests.lab.mixed_guest import MixedGuest
@@ -574,3 +574,27 @@ def _wait_for_run(demo: Demo, run: str) -> dict[str, Any]:
             return state
         time.sleep(2)
     raise AssertionError(f"flow run {run} did not end")
+
+
+def test_vm_comes_back_by_its_runbook_when_server_and_store_are_lost(
+    world: Demo, last_night: SnapshotNight, tmp_path: Path
+) -> None:
+    """Of GBS there is only what it left in the permanent store; bash and the system's own programs do the rest."""
+    uuid = world.lab.kvm1.virsh("domuuid", "web1").strip()
+    replicated = gbs(world, "run", "replicate")
+    assert replicated.returncode == 0, replicated.stderr[-3000:]
+    runbook = world.site.permanent / "_runbooks/web1.sh"
+    printed = gbs(world, "plan", "vm", "web1", "--permanent")
+    assert printed.stdout.splitlines()[5:] == runbook.read_text().splitlines()[5:], "but for when it was made"
+    with _hidden(world.site.store):
+        running = by_hand.run(by_hand.decided(runbook.read_text(), WORK=tmp_path / "first"))
+        assert (running.returncode, running.stderr) == (
+            1,
+            "FAILED: the KVM host has a VM of that name: rename it (virsh domrename)\n",
+        )
+        world.disaster()
+        done = by_hand.run(by_hand.decided(runbook.read_text(), WORK=tmp_path / "second"))
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert inventory_of(world.lab) == last_night.listing
+    assert world.lab.kvm1.virsh("domuuid", "web1").strip() == uuid
+    require_settled(world)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,23 +14,32 @@ import pytest
 from tasks.drivers import backup_api, live_image, offline_image, vm_parts
 from tasks.drivers.agent_shell import AgentShell
 from tasks.drivers.backup_survey import Parent
+from tasks.drivers.digest import sha256_file
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.image_order import Order
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
 from tasks.errors import CommandFailed, CommandTimedOut
+from tasks.model.facts import Facts
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
+from tasks.model.manifest import ImageManifest
+from tasks.model.runbook import Place, Runbook
+from tasks.model.runbook_script import render
 from tasks.model.ssh_target import SshTarget
+from tests.lab import by_hand
+from tests.lab.guest_build import appliance
 from tests.lab.kvm_host import KvmHost
 from tests.lab.published import manifest_of
 from tests.lab.uefi_guest import UefiGuest
+from tests.unit.records import NIGHT, facts, file_system, night_manifest
 
 WISHES = Wishes(min_free_bytes=1 << 20, shutdown_deadline_s=240)
 SUMS = "cd / && sha256sum root/words srv/words srv/random"
 ROOT_OFFSET = (2048 + 64 * 2048) * 512
 NEEDS_RECOVERY = "needs_recovery"
+LISTED = {"listing": "SHA256SUMS", "facts": "facts.json"}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +120,9 @@ def test_increment_was_frozen_by_the_agent_and_is_smaller(
     assert increment.parent == "full"
     assert increment.bytes_moved < full.bytes_moved
     assert_at_rest(kept / "increment")
-    vm_parts.capture(host, shell, kvm_target, host.domain(guest.name), kept / "increment")
+    parts = vm_parts.capture(host, shell, kvm_target, host.domain(guest.name), kept / "increment")
+    made = manifest_of(increment, kept / "increment", uuid, parts)
+    (kept / "increment/manifest.json").write_text(made.model_dump_json())
 
 
 def test_snaplive_image_was_frozen_by_the_agent(take, guest: UefiGuest, kept: Path) -> None:
@@ -142,3 +155,71 @@ def test_guest_comes_back_by_hand_from_an_increment(kept: Path, guest: UefiGuest
     # It was its own entry among the variables that found the boot loader: there is none where firmware looks by itself.
     assert "debian" in guest.run("efibootmgr | grep $(efibootmgr | sed -n 's/BootCurrent: /Boot/p')")
     assert guest.run("ls /boot/efi/EFI").split() == ["debian"]
+
+
+class Night:
+    """A night of the guest, made by tar and sha256sum of what an image holds and a day's work on that."""
+
+    def __init__(self, image: Path, folder: Path) -> None:
+        self.folder, self.data = folder, folder / "data"
+        self.data.mkdir(parents=True)
+        disks = [(image / "vda.raw", "raw"), (image / "vdb.raw", "raw")]
+        with contextlib.closing(appliance(disks, "reading the image", lambda _: None)) as handle:
+            self.places = {"/": "/dev/sda2", "/boot/efi": "/dev/sda1", "/srv": "/dev/sdb"}
+            self.uuids = {place: handle.vfs_uuid(device) for place, device in self.places.items()}
+            self.types = {place: handle.vfs_type(device) for place, device in self.places.items()}
+            for place, device in self.places.items():
+                handle.mount_options("ro", device, place)
+            handle.tar_out("/", str(folder / "night.tar"), numericowner=True, xattrs=True, acls=True)
+        extract = ["tar", "-C", str(self.data), "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-xpf"]
+        subprocess.run([*extract, str(folder / "night.tar")], check=True)
+        (folder / "night.tar").unlink()
+        (self.data / "root/words").write_text("third\n")
+        (self.data / "boot/efi/by-hand").write_text("on FAT\n")
+        (self.data / "srv/random").unlink()
+        subprocess.run(["setfacl", "-m", "u:1001:rw", str(self.data / "srv/words")], check=True)
+        script = "find . -type f -printf '%P\\0' | xargs -0 sha256sum >../SHA256SUMS"
+        subprocess.run(["bash", "-c", script], cwd=self.data, check=True)
+        (folder / "facts.json").write_text(json.dumps({"made": "by the test"}))
+
+    @property
+    def facts(self) -> Facts:
+        """Of which the runbook takes the file systems."""
+        return facts(*(file_system(place, "", self.types[place], uuid) for place, uuid in self.uuids.items()))
+
+
+def test_guest_comes_back_as_of_a_night_by_its_runbook(kept: Path, guest: UefiGuest, kvm_target: SshTarget) -> None:
+    """Two disks, FAT, variables, no ssh and no tool in the guest: all that it needs happens before it starts."""
+    image, night = kept / "increment", Night(kept / "increment", kept / "night")
+    made = ImageManifest.model_validate_json((image / "manifest.json").read_bytes())
+    sums = {f"{name}_sha256": sha256_file(night.folder / file) for name, file in LISTED.items()}
+    guest.lose()
+    runbook = Runbook(
+        made=NIGHT,
+        vm=guest.name,
+        client=guest.name,
+        xml=(image / "domain.xml").read_text(),
+        store=str(kept),
+        permanent="/nowhere",
+        image=made,
+        image_place=Place("STORE", "increment"),
+        night=night_manifest(NIGHT, paths=tuple(night.places), **sums),
+        night_name="overnight",
+        night_place=Place("STORE", "night"),
+        bringing=None,
+        facts=night.facts,
+        host=kvm_target,
+        libvirt_uri="qemu:///system",
+        image_folder="/var/lib/libvirt/images",
+        guest=None,
+    )
+    done = by_hand.run(by_hand.decided(render(runbook), WORK=kept / "work"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "LOOK" not in done.stderr
+    guest.wait_until_up()
+    found = guest.run("cat /root/words /srv/words /boot/efi/by-hand; ls /srv")
+    assert found == "third\nsecond\non FAT\nlost+found\nwords\n"
+    assert "debian" in guest.run("efibootmgr | grep $(efibootmgr | sed -n 's/BootCurrent: /Boot/p')")
+    again = by_hand.run(by_hand.decided(render(runbook), WORK=kept / "again"))
+    assert again.returncode == 1
+    assert "FAILED: the KVM host has a VM of that name" in again.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from tasks.model.facts import Facts
+from tasks.model.facts_mounts import FileSystem
 from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest
 from tasks.model.names import new_id
 
@@ -61,3 +63,14 @@ def pulled_image(image_id: str = "20261124T000000Z", **changed: Any) -> ImageMan
     )
     values: dict[str, Any] = {"id": image_id, "method": "backup-api", "checkpoint": f"gbs-{image_id}"}
     return image_manifest(**{**values, "disks": (disk,), "files": files, **changed})
+
+
+def facts(*systems: FileSystem, **changed: Any) -> Facts:
+    """Facts that know little but file systems."""
+    words = ("hostname", "os_id", "os_version", "os_name", "kernel", "architecture", "machine_id")
+    values: dict[str, Any] = {"collected": NIGHT, "boot_mode": "bios", "block_devices": (), "file_systems": systems}
+    return Facts(**{**dict.fromkeys(words, "x"), **values, **changed})
+
+
+def file_system(place: str, source: str, fstype: str, uuid: str) -> FileSystem:
+    return FileSystem(mountpoint=place, source=source, fstype=fstype, uuid=uuid, size_bytes=1, used_bytes=1)

@@ -1,0 +1,434 @@
+#!/bin/bash
+# Brings back the VM web1 (client efi1) by hand: plain tools, nothing of GBS.
+# Made 2026-11-26 06:00 UTC from what the stores had then; make it anew after every night.
+#
+# Disks: image 20261102T020000Z, as of 2026-11-02 02:00:00 UTC (application-consistent).
+# Files: night 20261102T020000Z (daily.0), ended 2026-11-02 02:00:00 UTC, 1 files.
+# Warning of that night: 2 files vanished
+# Warning of that image: its kernel is not in the image: gone
+# NOT DONE HERE: libvirt's secret ceph client.libvirt is in no backup: define it on the KVM host before the VM is
+# started.
+# NOT DONE HERE: dropped from the definition: cputune
+# NOT DONE HERE: dropped from the definition: devices/disk sda (its medium and drive)
+# NOT DONE HERE: dropped from the definition: devices/channel com.redhat.spice.0
+# NOT DONE HERE: dropped from the definition: devices/graphics spice (is VNC on the host's loopback now)
+# NOT DONE HERE: dropped from the definition: devices/sound
+# NOT DONE HERE: dropped from the definition: devices/audio
+# NOT DONE HERE: dropped from the definition: devices/video model qxl (is vga now)
+#
+# Run it as root with bash on a machine that sees the stores. It needs there: bash, coreutils, qemu-img, rsync,
+# openssh, and guestfish with rsync and the file systems in its appliance
+#   Debian: qemu-utils guestfish libguestfs-rsync libguestfs-xfs linux-image-cloud-amd64
+#   RHEL: qemu-img guestfs-tools libguestfs-rsync libguestfs-xfs
+# On the KVM host: libvirt with virsh, rsync.
+# It stops at the first check that fails, and says which. It never overwrites: what it made before it stopped is to be
+# removed by hand before it runs again.
+set -euo pipefail
+
+
+# ---------------------------------------------------------------- What you decide. Look at each line before you begin.
+
+# A folder that is made here, for the disks while they are worked on. It must not exist. Letters, digits, . _ - / only.
+WORK=/var/tmp/recover-web1
+
+# Where the stores are mounted on this machine, the image and the night.
+PERMANENT=/srv/permanent
+IMAGE="$PERMANENT"/_images/kvm1/efi1/20261102T020000Z
+NIGHT="$WORK"/night
+
+# The KVM host that the VM comes to. Empty: this very machine.
+KVM_HOST=kvm2.example.org
+KVM_USER=root
+KVM_PORT=2222
+KVM_KEY=/etc/gbs/id_ed25519
+# Its host key must be in here (known_hosts(5)); without the file, ssh asks you.
+KNOWN_HOSTS=/etc/gbs/known_hosts
+LIBVIRT=qemu:///system
+
+# Where each disk goes on the KVM host.
+DISK_1=/var/lib/libvirt/images/efi1.qcow2  # 2147483648 bytes at most, qcow2
+DISK_2=/var/lib/libvirt/images/web1-vdb.raw  # 1 bytes at most, raw
+NVRAM=/var/lib/libvirt/qemu/nvram/web1_VARS.fd
+
+# What its network cards are connected to there, in the definition's order.
+NETWORK_1=default  # a libvirt network
+
+# How the VM is reached when it runs. The key is one that it lets in; the host keys are known from its own files.
+GUEST=web1.example.org
+GUEST_USER=root
+GUEST_PORT=22
+GUEST_KEY=/etc/gbs/id_ed25519
+
+# Not yours to decide: the VM as libvirt knows it.
+VM=web1
+UUID=90a82260-1496-49c7-872c-574b9ce0acc3
+
+# ------------------------------------------------------------------------------------------------------------- Helpers
+
+export LC_ALL=C
+# libguestfs starts QEMU itself; where KVM does not work here, also: export LIBGUESTFS_BACKEND_SETTINGS=force_tcg
+export LIBGUESTFS_BACKEND=${LIBGUESTFS_BACKEND:-direct}
+
+step() { printf '\n== Step %s: %s\n' "$1" "$2"; }
+ok() { printf '   ok: %s\n' "$*"; }
+fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
+
+# Words for a shell at the other end of ssh: each arrives as it is.
+quoted() { for word in "$@"; do printf "'"; printf '%s' "$word" | sed "s/'/'\\\\''/g"; printf "' "; done; }
+
+# A command on the KVM host; virsh there; a command in the VM.
+on_host() {
+    if [ -z "$KVM_HOST" ]; then "$@"; else ssh -F "$WORK/ssh_config" kvm-host "$(quoted "$@")"; fi
+}
+on_virsh() { on_host virsh --quiet --connect "$LIBVIRT" "$@"; }
+in_vm() { ssh -F "$WORK/ssh_config" guest "cd / && $(quoted "$@")"; }
+
+# A file to the KVM host: under another name first, proven there, then under its own. Nothing gives way to it.
+send() {
+    local sum
+    on_host test ! -e "$2" || fail "$2 is there already on the KVM host; it is never overwritten"
+    if [ -z "$KVM_HOST" ]; then
+        cp --sparse=always -- "$1" "$2.arriving"
+    else
+        rsync --sparse --protect-args -e "ssh -F $WORK/ssh_config" -- "$1" "kvm-host:$2.arriving"
+    fi
+    sum=$(sha256sum <"$1")
+    [ "$(on_host sha256sum -- "$2.arriving" | sed 's/^\\//' | cut -c 1-64)" = "${sum%% *}" ] ||
+        fail "$2.arriving on the KVM host is not what was sent"
+    on_host mv --no-clobber -T -- "$2.arriving" "$2"
+    on_host test ! -e "$2.arriving" || fail "$2 appeared meanwhile on the KVM host; it is not overwritten"
+    ok "$2 is on the KVM host, and its sha256 is the same there"
+}
+
+# Text inside an XML attribute.
+xml_text() { printf '%s' "$1" | sed "s/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g; s/\"/\&quot;/g; s/'/\&apos;/g"; }
+
+# libguestfs's own small VM, in which the disks are opened: their file systems never meet this machine's kernel.
+appliance() { guestfish --remote="$GUESTFISH_PID" -- "$@"; }
+GUESTFISH_PID=
+CHANNEL=
+trap 'printf "FAILED in line %s: %s\n" "$LINENO" "$BASH_COMMAND" >&2' ERR
+end() {
+    [ -z "$GUESTFISH_PID" ] || guestfish --remote="$GUESTFISH_PID" -- exit >/dev/null 2>&1 || true
+    [ -z "$CHANNEL" ] || rm -rf -- "$CHANNEL"
+}
+trap end EXIT
+
+
+step 1 'look: tools, what is read from, what must not be there yet'
+[ "$(id -u)" = 0 ] || fail "this must run as root: files of every owner are read and written"
+for tool in guestfish qemu-img rsync sha256sum ssh; do
+    command -v "$tool" >/dev/null || fail "$tool is not installed on this machine"
+done
+case $WORK in /*) ;; *) fail "WORK must begin with /" ;; esac
+case $WORK in *[!A-Za-z0-9._/-]*) fail "WORK has characters that other programs would read in their own way" ;; esac
+[ -f "$IMAGE/manifest.json" ] || fail "there is no image in $IMAGE: is the store mounted there?"
+mkdir -m 0700 -- "$WORK" || fail "WORK must not exist yet: what is in it is not overwritten"
+[ -z "$KVM_HOST" ] || cat >>"$WORK/ssh_config" <<CONFIG
+Host kvm-host
+    HostName $KVM_HOST
+    User $KVM_USER
+    Port $KVM_PORT
+    IdentityFile "${KVM_KEY//%/%%}"
+    UserKnownHostsFile "${KNOWN_HOSTS//%/%%}"
+    StrictHostKeyChecking ask
+CONFIG
+[ -z "$GUEST" ] || cat >>"$WORK/ssh_config" <<CONFIG
+Host guest
+    HostName $GUEST
+    User $GUEST_USER
+    Port $GUEST_PORT
+    IdentityFile "${GUEST_KEY//%/%%}"
+    UserKnownHostsFile "$WORK/known_hosts"
+    HostKeyAlias guest
+    StrictHostKeyChecking yes
+CONFIG
+cat >>"$WORK/ssh_config" <<CONFIG
+Host *
+    IdentitiesOnly yes
+    ConnectTimeout 15
+    ServerAliveInterval 10
+    LogLevel ERROR
+CONFIG
+names=$(on_virsh list --all --name)
+uuids=$(on_virsh list --all --uuid)
+[ "$(grep -cxF -e "$VM" <<<"$names")" = 0 ] || fail "the KVM host has a VM of that name: rename it (virsh domrename)"
+[ "$(grep -cxF -e "$UUID" <<<"$uuids")" = 0 ] || fail "the KVM host has a VM with the UUID $UUID: undefine that first"
+room_for() { # FILE PATH: what a disk of the image takes, where it goes on the KVM host
+    local free need
+    on_host test ! -e "$2" || fail "$2 is there already on the KVM host: move it away"
+    free=$(on_host df -B1 --output=avail -- "$(dirname -- "$2")" | tail -n 1)
+    need=$(($(stat -c %b -- "$1") * 512))
+    [ "$free" -gt "$need" ] || fail "no room for $2 on the KVM host: $free bytes are free, it needs $need"
+}
+room_for "$IMAGE"/vda.raw "$DISK_1"
+room_for "$IMAGE"/vdb.raw "$DISK_2"
+free=$(df -B1 --output=avail -- "$WORK" | tail -n 1)
+[ "$free" -gt "$((($(stat -c %b -- "$IMAGE"/vda.raw) + $(stat -c %b -- "$IMAGE"/vdb.raw)) * 512 + 1))" ] || fail "no room in $WORK: $free bytes are free"
+ok "all is there, and nothing is in the way"
+
+
+step 2 'prove the image'
+cat >"$WORK/image.sums" <<'SUMS'
+0000000000000000000000000000000000000000000000000000000000000000  vda.raw
+0000000000000000000000000000000000000000000000000000000000000000  vdb.raw
+0000000000000000000000000000000000000000000000000000000000000000  nvram
+0000000000000000000000000000000000000000000000000000000000000000  tpm.tar
+0000000000000000000000000000000000000000000000000000000000000000  network-default.xml
+SUMS
+(cd -- "$IMAGE" && sha256sum --check --strict --quiet "$WORK/image.sums") || fail "the image is damaged"
+ok "5 files of the image have their sha256"
+
+
+step 3 'prove the night'
+# restic brings the night to $NIGHT; what opens it stands in files that only root reads.
+(
+    while IFS= read -r line; do
+        case $line in '#'* | '') ;; *) export "${line?}" ;; esac
+    done </etc/gbs/s3.env
+    export RESTIC_PASSWORD_FILE=/etc/gbs/restic
+    mkdir -p -- "$NIGHT"
+    restic --repo s3:https://s3.example.org/b/efi1 restore 4f5a --target "$NIGHT"
+) || fail "the night could not be brought"
+[ "$(sha256sum <"$NIGHT/SHA256SUMS")" = "0000000000000000000000000000000000000000000000000000000000000000  -" ] || fail "$NIGHT/SHA256SUMS is not the one of that night"
+[ "$(sha256sum <"$NIGHT/facts.json")" = "0000000000000000000000000000000000000000000000000000000000000000  -" ] || fail "$NIGHT/facts.json is not the one of that night"
+[ ! -s "$NIGHT/SHA256SUMS" ] ||
+    (cd -- "$NIGHT/data" && sha256sum --check --strict --quiet ../SHA256SUMS) || fail "the night is damaged"
+ok "every file of the night has its sha256"
+
+
+step 4 'copy the disks'
+qemu-img convert -f raw -O qcow2 -o cluster_size=65536,compat=1.1 -- "$IMAGE"/vda.raw "$WORK/disk-1.qcow2"
+qemu-img compare -q -f raw -F qcow2 -- "$IMAGE"/vda.raw "$WORK/disk-1.qcow2" ||
+    fail "disk 1 is not the same as in the image"
+ok "disk 1 is the same as in the image, as qcow2"
+cp --reflink=auto --sparse=always -- "$IMAGE"/vdb.raw "$WORK/disk-2.raw"
+qemu-img compare -q -f raw -F raw -- "$IMAGE"/vdb.raw "$WORK/disk-2.raw" ||
+    fail "disk 2 is not the same as in the image"
+ok "disk 2 is the same as in the image, as raw"
+
+
+step 5 'put the files of the night into the disks'
+mount_at() { # UUID TYPE OPTIONS PLACE: a file system of the disks, by its UUID, where the VM has it
+    local device
+    device=$(appliance findfs-uuid "$1") || fail "the disks hold no file system $1 ($4)"
+    [ "$(appliance vfs-type "$device")" = "$2" ] || fail "$device ($4) is no $2"
+    if [ "$4" != / ]; then
+        appliance mkdir-p "$4"
+        [ "$(appliance realpath "$4")" = "$4" ] || fail "$4 leads elsewhere in the disks"
+    fi
+    appliance mount-options "$3" "$device" "$4"
+    ok "$4 is $device"
+}
+holds_files() { # PLACE: a night that was taken while it was not mounted must not empty it
+    [ ! -e "$NIGHT/data$1" ] || [ -n "$(ls -A --ignore=lost+found -- "$NIGHT/data$1")" ] ||
+        [ -z "$(appliance ls "$1" | grep -vx lost+found)" ] ||
+        fail "the night has nothing of $1, and the disks do"
+}
+# The appliance's network ends in an rsync daemon that QEMU starts for it: there is no port and no way out.
+CHANNEL=$(mktemp -d /tmp/recover-XXXXXXXX)
+ln -s -- "$(realpath -- "$NIGHT/data")" "$CHANNEL/source"
+cat >"$CHANNEL/rsyncd.conf" <<CONFIG
+use chroot = yes
+uid = 0
+gid = 0
+numeric ids = yes
+read only = yes
+munge symlinks = no
+reverse lookup = no
+fake super = yes
+log file = $CHANNEL/log
+[night]
+path = $CHANNEL/source
+CONFIG
+network=user,id=night,restrict=on,net=169.254.0.0/16
+network+=",guestfwd=tcp:169.254.2.100:873-cmd:rsync --daemon --config=$CHANNEL/rsyncd.conf"
+# rsync's rules: what is neither deleted (P) nor touched at all (-).
+printf '%s\0' \
+    'P /boot/efi' \
+    '- /lost+found' \
+    '- /boot/efi/lost+found' \
+    '- /boot/efi/*' \
+    '- /boot/grub/i386-pc/' \
+    '- /boot/grub2/i386-pc/' \
+    >"$WORK/rules"
+cat >"$WORK/update" <<'UPDATE'
+# Runs in the appliance, where the disks' file systems lie below /sysroot.
+card=$(ls /sys/class/net | grep -v '^lo$')
+ip link set "$card" up && ip addr add 169.254.2.10/16 dev "$card" || exit
+cd /tmp
+from=rsync://169.254.2.100/night
+again() { # PREFIX OPTION... : bring one tree, then ask whether anything still differs
+    below=$1
+    shift
+    rsync "$@" "$from$below/" "/sysroot$below/" >log 2>&1
+    echo "status $? of rsync to $below/"
+    tail -n 5 log
+    rsync "$@" --dry-run --itemize-changes "$from$below/" "/sysroot$below/" >log 2>&1
+    echo "still different in $below/: $(grep -c . log)"
+    head -n 5 log
+}
+again '' -aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1 --from0 --filter='. /tmp/rules'
+again /boot/efi -rt --whole-file --delete-before --modify-window=2 --exclude=/lost+found
+UPDATE
+eval "$(guestfish --listen --rw --format=qcow2 -a "$WORK/disk-1.qcow2" --format=raw -a "$WORK/disk-2.raw")"
+appliance config -netdev "$network"
+appliance config -device virtio-net-pci,netdev=night
+appliance run
+appliance debug sh "command -v rsync" >/dev/null || fail "libguestfs's appliance has no rsync: install libguestfs-rsync"
+mount_at 4f92d847-ddfa-4629-b144-b4eb21c05b95 ext4 noatime /
+mount_at 1A2B-3C4D vfat noatime /boot/efi
+holds_files /
+holds_files /boot/efi
+appliance debug-upload "$WORK/rules" /tmp/rules 0600
+appliance debug-upload "$WORK/update" /tmp/update 0700
+said=$(appliance debug sh "sh /tmp/update")
+printf '%s\n' "$said"
+[ "$(grep -c '^status 0 of rsync' <<<"$said")" = 2 ] || fail "rsync into the disks did not succeed; see above"
+if [ "$(grep -c '^still different .*: 0$' <<<"$said")" = 2 ]; then
+    ok "a second comparison of the disks with the night finds no difference"
+else
+    printf 'LOOK: some files in the disks still differ from the night, as listed above; going on\n' >&2
+fi
+appliance umount-all
+appliance shutdown
+appliance exit
+GUESTFISH_PID=
+qemu-img check -q -f qcow2 "$WORK/disk-1.qcow2" || fail "disk 1 is damaged"
+ok "the disks hold the files of the night"
+
+
+step 6 'bring the disks to the KVM host'
+send "$WORK/disk-1.qcow2" "$DISK_1"
+send "$WORK/disk-2.raw" "$DISK_2"
+
+
+step 7 'put back what makes the VM besides its disks'
+on_host mkdir -p -- "${NVRAM%/*}"
+send "$IMAGE"/nvram "$NVRAM"
+on_host test ! -e "/var/lib/libvirt/swtpm/$UUID" || fail "the KVM host has a TPM of that VM already: move it away"
+on_host mkdir -p -- /var/lib/libvirt/swtpm
+on_host tar -C /var/lib/libvirt/swtpm --keep-old-files -xf - <"$IMAGE"/tpm.tar
+on_host test -d "/var/lib/libvirt/swtpm/$UUID" || fail "the state of its TPM is not where libvirt looks for it"
+[ "$(on_virsh net-list --name | grep -cxF -e "$NETWORK_1")" = 1 ] ||
+    fail 'no such network is active on the KVM host: name another one in NETWORK_1, or: virsh net-define $IMAGE/network-default.xml and net-start'
+ok "what the VM needs besides its disks is on the KVM host"
+
+
+step 8 'define the VM and start it'
+# Only what is known to be safe is left of the old definition; @NAMES@ stand for what you decided above.
+definition=$(cat <<'DEFINITION'
+<domain type="kvm">
+  <name>web1</name>
+  <uuid>90a82260-1496-49c7-872c-574b9ce0acc3</uuid>
+  <title>Web &lt;front&gt;</title>
+  <memory unit="KiB">1048576</memory>
+  <currentMemory unit="KiB">1048576</currentMemory>
+  <vcpu placement="static">2</vcpu>
+  <os firmware="efi">
+    <type arch="x86_64" machine="pc-q35-7.2">hvm</type>
+    <nvram>@NVRAM@</nvram>
+  </os>
+  <features>
+    <acpi />
+    <apic />
+  </features>
+  <cpu mode="host-passthrough" check="none" migratable="on" />
+  <clock offset="utc">
+    <timer name="rtc" tickpolicy="catchup" />
+  </clock>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <pm>
+    <suspend-to-mem enabled="no" />
+  </pm>
+  <devices>
+    <disk type="file" device="disk">
+      <driver type="qcow2" cache="none" discard="unmap" name="qemu" />
+      <source file="@DISK_1@" />
+      <target dev="vda" bus="virtio" />
+      <serial>WEB1ROOT</serial>
+      <boot order="1" />
+      <address type="pci" domain="0x0000" bus="0x03" slot="0x00" function="0x0" />
+    </disk>
+    <disk type="file" device="disk">
+      <driver type="raw" name="qemu" />
+      <source file="@DISK_2@" />
+      <target dev="vdb" bus="virtio" />
+    </disk>
+    <controller type="usb" index="0" model="qemu-xhci" ports="15" />
+    <controller type="pci" index="0" model="pcie-root" />
+    <controller type="pci" index="1" model="pcie-root-port">
+      <model name="pcie-root-port" />
+      <target chassis="1" port="0x10" />
+      <address type="pci" domain="0x0000" bus="0x00" slot="0x02" function="0x0" multifunction="on" />
+    </controller>
+    <interface type="network">
+      <source network="@NETWORK_1@" />
+      <mac address="52:54:00:65:9a:7f" />
+      <model type="virtio" />
+      <address type="pci" domain="0x0000" bus="0x01" slot="0x00" function="0x0" />
+    </interface>
+    <serial type="pty">
+      <target type="isa-serial" port="0">
+        <model name="isa-serial" />
+      </target>
+    </serial>
+    <console type="pty">
+      <target type="serial" port="0" />
+    </console>
+    <channel type="unix">
+      <target type="virtio" name="org.qemu.guest_agent.0" />
+    </channel>
+    <input type="tablet" bus="usb" />
+    <graphics type="vnc" port="-1" autoport="yes" listen="127.0.0.1" />
+    <video>
+      <model type="vga" />
+    </video>
+    <memballoon model="virtio" />
+    <rng model="virtio">
+      <backend model="random">/dev/urandom</backend>
+    </rng>
+  </devices>
+</domain>
+DEFINITION
+)
+definition=${definition//@DISK_1@/"$(xml_text "$DISK_1")"}
+definition=${definition//@DISK_2@/"$(xml_text "$DISK_2")"}
+definition=${definition//@NETWORK_1@/"$(xml_text "$NETWORK_1")"}
+definition=${definition//@NVRAM@/"$(xml_text "$NVRAM")"}
+printf '%s\n' "$definition" >"$WORK/domain.xml"
+on_virsh define /dev/stdin <"$WORK/domain.xml"
+[ "$(on_virsh domname "$UUID")" = "$VM" ] || fail "libvirt does not know the VM by its UUID"
+ok "the VM is defined; its definition is $WORK/domain.xml"
+on_virsh start "$UUID"
+[ "$(on_virsh domstate "$UUID")" = running ] || fail "it does not run: look at its log in /var/log/libvirt/qemu"
+ok "it runs"
+on_virsh autostart "$UUID"
+ok "it starts with the KVM host, as it did"
+
+
+step 9 'wait until the VM answers'
+# It is known by its own host keys, which came back with its files.
+for key in "$NIGHT"/data/etc/ssh/ssh_host_*_key.pub; do
+    if [ -f "$key" ] && [ ! -L "$key" ]; then
+        read -r kind public _ <"$key" || true
+        printf 'guest %s %s\n' "$kind" "$public"
+    fi
+done >"$WORK/known_hosts"
+[ -s "$WORK/known_hosts" ] || fail "the night has no ssh host key: go on by hand, at its console (virsh console)"
+within() { # SECONDS COMMAND...: until it succeeds
+    local ends=$((SECONDS + $1))
+    shift
+    until "$@" </dev/null >/dev/null 2>"$WORK/said"; do
+        [ "$SECONDS" -lt "$ends" ] || { cat "$WORK/said" >&2; return 1; }
+        sleep 2
+    done
+}
+within 600 in_vm true || fail "no login after 600 s: look at its console (virsh console, virsh domdisplay)"
+ok "it answers over ssh, with its own host key"
+
+
+printf '\n== Done. %s runs. What is left to you:\n' "$VM"
+printf '   look at it; then remove %s, which holds copies of its disks\n' "$WORK"
