@@ -10,8 +10,6 @@ from tasks.model.shell_text import document, word
 
 NVRAM_FOLDER = "/var/lib/libvirt/qemu/nvram"
 TPM_FOLDER = "/var/lib/libvirt/swtpm"
-_ANY_USER = "\0"
-"""No network's name: it says that a card on QEMU's own network stays there."""
 _START = r"""
 on_virsh define /dev/stdin <"$WORK/domain.xml"
 [ "$(on_virsh domname "$UUID")" = "$VM" ] || fail "libvirt does not know the VM by its UUID"
@@ -48,7 +46,7 @@ def rewritten(runbook: Runbook) -> Rewritten:
         {disk.target: f"@DISK_{number}@" for number, (disk, _) in enumerate(runbook.disks, 1)},
         name=domain.name,
         uuid=domain.uuid,
-        networks={**cards, _ANY_USER: "user"},
+        networks={**cards, "user": "user"},
         domain_type=domain.type,
         formats={disk.target: disk.format for disk, _ in runbook.disks},
         nvram="@NVRAM@" if nvram(runbook) else None,

@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ PROGRAMS = ["runuser", "psql", "pg_dump", "pg_dumpall", "pg_restore", "dropdb", 
 class LocalShell:
     """The client is this machine with stubs first on its PATH; commands run as sshd would run them."""
 
-    target = SimpleNamespace(name="db1")
+    name = "db1"
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bin = folder, folder / "bin"

@@ -17,6 +17,7 @@ LISTS = {
     "UnknownName": ("client", "web9", ["web1", "web2"]),
     "Ambiguous": ("web", ["a", "b"]),
     "RecoveredPartly": ("vm", "host", ["p1"]),
+    "DrillFailed": ("vm", ["p1"]),
     "ClientsFailed": (1, 2, ["web1: gone"], []),
 }
 CODES = {
