@@ -46,12 +46,15 @@ def test_plan_mounts_each_subvolume_once_and_leaves_alone_what_lies_elsewhere() 
         ("/mnt/again[1]", "/dev/vda2[/@home]", "btrfs", "b"),
         ("/boot/efi", "/dev/vda1", "vfat", "1A2B-3C4D"),
         ("/not/pulled", "/dev/vdb", "ext4", "x"),
+        ("/part", "/dev/vdc[/only]", "xfs", "y"),
         binds=("/srv/www",),
     )
-    paths = ("/", "/home", "/boot/efi", "/mnt/again[1]")
+    paths = ("/", "/home", "/boot/efi", "/mnt/again[1]", "/part")
     plan = update_plan(found, night_manifest(paths=paths, excluded=("/proc/*", "*.tmp")))
     assert plan.mounts == (ROOT, HOME, EFI)
     assert set(plan.keep) >= {"/proc/*", "/srv/www/*", "/mnt/again\\[1]/*", "/home/lost+found", "/boot/grub/i386-pc/"}
+    assert "/part/*" in plan.keep
+    assert plan.warnings == ("/part is left as the image has it: only /only of its file system was mounted there",)
     assert "*.tmp" not in plan.keep
 
 
