@@ -1,5 +1,6 @@
 """Bring an image up to a night: what `kvmimg_update` does. The image lies still below overlays and is only read."""
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -140,7 +141,7 @@ def update(sources: Sources, files: Path, folder: Path) -> UpdateResult:
         raise RecoveryRefused(f"VM {sources.vm}", reason, "an image needs all file systems: leave out `paths`")
     plan = update_plan(facts, sources.night)
     with reporting(log, f"update {sources.vm}") as progress:
-        return appliance.update_files(
+        result = appliance.update_files(
             [DiskFile(folder / f"{disk.target}{OVERLAY}", "qcow2") for disk in sources.image.disks],
             plan.mounts,
             files / "data",
@@ -150,6 +151,7 @@ def update(sources: Sources, files: Path, folder: Path) -> UpdateResult:
             deadline_s=UPDATE_DEADLINE_S,
             on_progress=lambda text, part: progress.say(text if part is None else f"{text} {part:.0%}"),
         )
+    return dataclasses.replace(result, warnings=(*plan.warnings, *result.warnings))
 
 
 @retryable("finish update", "make the updated disks of {sources.vm} whole", retries=0)

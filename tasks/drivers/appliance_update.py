@@ -18,7 +18,7 @@ from typing import Any
 from tasks.drivers import appliance_channel, appliance_mounts, source_tree
 from tasks.drivers.appliance_session import Handle, Reporter, launched
 from tasks.drivers.process import no_room
-from tasks.errors import CommandFailed, ImageFull, ImageUnfit, IntegrityError, SourceRefused
+from tasks.errors import CommandFailed, ImageFull, ImageUnfit, IntegrityError, RecoveryRefused, SourceRefused
 from tasks.model import boot_names, image_update
 from tasks.model.image_update import MountedBy
 
@@ -60,7 +60,8 @@ def update(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         devices = appliance_mounts.devices(handle)
         found = appliance_mounts.find(handle, image, mounts, devices)
         texts = _texts(source, mounts)
-        warnings = _require_names(image, texts, source, boot_names.known_names(devices))
+        warnings = _require_names(image, texts, boot_names.known_names(devices))
+        _require_kernel(image, source, texts)
         nested = appliance_mounts.mount(handle, image, found)
         _check_source(handle, source, mounts, request["keep"])
         needed = _require_room(handle, image, source, mounts)
@@ -103,14 +104,22 @@ def _texts(source: Path, mounts: list[MountedBy]) -> dict[str, str]:
     return {path: text for path in paths if (text := source_tree.text_of(source, path))}
 
 
-def _require_names(image: str, texts: Mapping[str, str], source: Path, known: set[str]) -> list[str]:
+def _require_names(image: str, texts: Mapping[str, str], known: set[str]) -> list[str]:
     """ImageUnfit when the night's files name a disk without which nothing boots; what else they miss, in words."""
-    lacking = boot_names.missing(texts, source_tree.names_in(source, "/boot") or (), known)
+    lacking = boot_names.missing(texts, known)
     if stopping := [one for one in lacking if one.stops_boot]:
         wanted = "; ".join(f"{one.name}, named by {one.where} of the night" for one in stopping)
         has = sorted(name for name in known if name.startswith(("uuid=", "/dev/")))
         raise ImageUnfit(image, wanted, ", ".join(has) or "nothing")
     return [one.words for one in lacking]
+
+
+def _require_kernel(image: str, source: Path, texts: Mapping[str, str]) -> None:
+    """RecoveryRefused when GRUB's menu names kernels and the night has none of them, as amid an upgrade."""
+    named = boot_names.kernels(texts)
+    if named and not any(source_tree.exists(source, place) for places in named.values() for place in places):
+        reason = f"its GRUB would boot {', '.join(named)}, and the night has no such kernel"
+        raise RecoveryRefused(image, reason, "choose another night (--from)")
 
 
 def _check_source(handle: Handle, source: Path, mounts: list[MountedBy], keep: list[str]) -> None:

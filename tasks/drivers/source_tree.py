@@ -26,6 +26,15 @@ def names_in(source: Path, place: str) -> list[str] | None:
         raise
 
 
+def exists(source: Path, path: str) -> bool:
+    """Whether the night has something of that name, a link perhaps, in a folder that is none."""
+    folder, _, name = path.rpartition("/")
+    try:
+        return name in (names_in(source, folder) or ())
+    except SourceRefused:
+        return False
+
+
 def text_of(source: Path, path: str) -> str:
     """A text file of the night; empty when there is no such regular file, or it lies behind a link."""
     folder, _, name = path.rpartition("/")

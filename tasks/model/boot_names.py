@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from tasks.model.facts_mounts import REMOTE_OR_VIRTUAL, parse_crypttab, parse_fstab
 
@@ -70,11 +69,8 @@ def known_names(devices: Iterable[Mapping[str, str]]) -> set[str]:
     return {name for name in map(canonical, tags | names) if name}
 
 
-def missing(texts: Mapping[str, str], kernels: Collection[str], known: Collection[str]) -> list[Named]:
-    """What the files of a night (by path) name and an image does not have.
-
-    `kernels` are the names of the files in /boot, `known` the image's names (`known_names`).
-    """
+def missing(texts: Mapping[str, str], known: Collection[str]) -> list[Named]:
+    """What the files of a night (by path) name and an image, whose `known_names` these are, does not have."""
     opened = set[str]()
     rows = list[Named]()
     for crypt in parse_crypttab(texts.get(CRYPTTAB, "")):
@@ -89,7 +85,7 @@ def missing(texts: Mapping[str, str], kernels: Collection[str], known: Collectio
     loaders = {path: text for path, text in configs.items() if path not in GRUB_CONFIGS}
     menus = {path: text for path, text in configs.items() if path in GRUB_CONFIGS}
     for path, text in {**menus, ", ".join(loaders): "\n".join(loaders.values())}.items():
-        rows += _of_grub(path, text, kernels, {*known, *opened})
+        rows += _of_grub(path, text, {*known, *opened})
     return rows
 
 
@@ -106,7 +102,7 @@ def _of_fstab(text: str, known: Collection[str]) -> Iterator[Named]:
             yield Named(FSTAB, f"{entry.source} ({place})", stops_boot=not waits)
 
 
-def _of_grub(path: str, text: str, kernels: Collection[str], known: Collection[str]) -> Iterator[Named]:
+def _of_grub(path: str, text: str, known: Collection[str]) -> Iterator[Named]:
     """GRUB's menu may name other systems' disks, too: what counts is that something of it is there."""
     searched = [f"uuid={found['stub'] or _last(found['words'])}".lower() for found in _SEARCH.finditer(text)]
     given = [root for found in _LINUX.finditer(text) for root in _ROOT.findall(found["rest"])]
@@ -114,9 +110,6 @@ def _of_grub(path: str, text: str, kernels: Collection[str], known: Collection[s
     for names in (searched, roots):
         if names and not set(names) & set(known):
             yield Named(path, ", ".join(dict.fromkeys(names)), stops_boot=True)
-    booted = [PurePosixPath(found["kernel"]).name for found in _LINUX.finditer(text)]
-    if booted and not set(booted) & set(kernels):
-        yield Named(path, f"the kernel {', '.join(dict.fromkeys(booted))}", stops_boot=True)
 
 
 def _last(words: str) -> str:
@@ -124,6 +117,20 @@ def _last(words: str) -> str:
         return shlex.split(words)[-1]
     except (ValueError, IndexError):
         return ""
+
+
+def kernels(texts: Mapping[str, str]) -> dict[str, list[str]]:
+    """The kernels that GRUB's menus name, each with the places where a client may have it.
+
+    GRUB's paths begin at the top of a file system: /boot's, the root's, or that of which a subvolume is the root.
+    """
+    found = dict[str, list[str]]()
+    for path in GRUB_CONFIGS:
+        for line in _LINUX.finditer(texts.get(path, "")):
+            kernel = "/" + re.sub(r"^\([^)]*\)", "", line["kernel"]).lstrip("/")
+            inside = kernel.split("/", 2)[-1]
+            found[kernel] = [f"/boot{kernel}", kernel, f"/{inside}"]
+    return found
 
 
 def uses_selinux(texts: Mapping[str, str]) -> bool:

@@ -33,6 +33,7 @@ class UpdatePlan:
 
     mounts: tuple[MountedBy, ...]
     keep: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def update_plan(facts: Facts, night: NightManifest) -> UpdatePlan:
@@ -42,12 +43,16 @@ def update_plan(facts: Facts, night: NightManifest) -> UpdatePlan:
     somewhere what lies elsewhere: a bind mount, a second mount of the same file system or subvolume.
     """
     pulled, seen = set(night.paths), set[tuple[str, str]]()
-    mounts, again = list[MountedBy](), list[str]()
+    mounts, again, warnings = list[MountedBy](), list[str](), list[str]()
     for row in sorted(facts.file_systems, key=lambda row: (row.mountpoint.count("/"), len(row.mountpoint))):
         if row.mountpoint not in pulled:
             continue
-        mount = _mounted(row)
-        if (mount.uuid, mount.subvolume) in seen:
+        mount, folder = _mounted(row), subvolume_of(row)
+        part = row.fstype != "btrfs" and folder != "/"
+        if part:
+            words = f"{row.mountpoint} is left as the image has it: only {folder} of its file system was mounted there"
+            warnings.append(words)
+        if part or (mount.uuid and (mount.uuid, mount.subvolume) in seen):
             again.append(row.mountpoint)
             continue
         seen.add((mount.uuid, mount.subvolume))
@@ -59,7 +64,7 @@ def update_plan(facts: Facts, night: NightManifest) -> UpdatePlan:
         *(f"{literal(place)}/*" for place in dict.fromkeys(shown)),
         *BELONGS_TO_DISK,
     ]
-    return UpdatePlan(tuple(mounts), tuple(keep))
+    return UpdatePlan(tuple(mounts), tuple(keep), tuple(warnings))
 
 
 def _mounted(row: FileSystem) -> MountedBy:

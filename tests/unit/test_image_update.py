@@ -9,7 +9,7 @@ import pytest
 
 from tasks.drivers import source_tree
 from tasks.errors import SourceRefused
-from tasks.model.boot_names import known_names, missing, parse_blkid, uses_selinux
+from tasks.model.boot_names import kernels, known_names, missing, parse_blkid, uses_selinux
 from tasks.model.facts import Facts
 from tasks.model.image_update import (
     MountedBy,
@@ -46,12 +46,15 @@ def test_plan_mounts_each_subvolume_once_and_leaves_alone_what_lies_elsewhere() 
         ("/mnt/again[1]", "/dev/vda2[/@home]", "btrfs", "b"),
         ("/boot/efi", "/dev/vda1", "vfat", "1A2B-3C4D"),
         ("/not/pulled", "/dev/vdb", "ext4", "x"),
+        ("/part", "/dev/vdc[/only]", "xfs", "y"),
         binds=("/srv/www",),
     )
-    paths = ("/", "/home", "/boot/efi", "/mnt/again[1]")
+    paths = ("/", "/home", "/boot/efi", "/mnt/again[1]", "/part")
     plan = update_plan(found, night_manifest(paths=paths, excluded=("/proc/*", "*.tmp")))
     assert plan.mounts == (ROOT, HOME, EFI)
     assert set(plan.keep) >= {"/proc/*", "/srv/www/*", "/mnt/again\\[1]/*", "/home/lost+found", "/boot/grub/i386-pc/"}
+    assert "/part/*" in plan.keep
+    assert plan.warnings == ("/part is left as the image has it: only /only of its file system was mounted there",)
     assert "*.tmp" not in plan.keep
 
 
@@ -141,7 +144,7 @@ def grub(uuid: str = "AAAA-1", kernel: str = "2", root: str = "/dev/mapper/vg--0
     ],
 )
 def test_image_that_has_all_that_is_named_lacks_nothing(texts: dict[str, str]) -> None:
-    assert missing(texts, ["vmlinuz-2"], KNOWN) == []
+    assert missing(texts, KNOWN) == []
 
 
 @pytest.mark.parametrize(
@@ -155,18 +158,37 @@ def test_image_that_has_all_that_is_named_lacks_nothing(texts: dict[str, str]) -
         ("/etc/crypttab", "data UUID=changed none luks\n", "UUID=changed", False),
         ("/boot/grub/grub.cfg", grub(uuid="CHANGED"), "uuid=changed", True),
         ("/boot/grub2/grub.cfg", grub(root="UUID=changed"), "uuid=changed", True),
-        ("/boot/grub/grub.cfg", grub(kernel="3"), "the kernel vmlinuz-3", True),
         ("/boot/efi/EFI/debian/grub.cfg", "search.fs_uuid changed root\n", "uuid=changed", True),
     ],
 )
 def test_name_that_no_disk_has_is_told_and_stops_the_boot_or_not(path: str, text: str, names: str, stops: bool) -> None:
-    (found,) = missing({path: text}, ["vmlinuz-2"], KNOWN)
+    (found,) = missing({path: text}, KNOWN)
     assert (found.where, found.name, found.stops_boot) == (path, names, stops)
+
+
+@pytest.mark.parametrize(
+    ("named", "there", "found"),
+    [
+        ("/vmlinuz-2", "boot/vmlinuz-2", True),
+        ("/boot/vmlinuz-2", "boot/vmlinuz-2", True),
+        ("/@/boot/vmlinuz-2", "boot/vmlinuz-2", True),
+        ("($root)/vmlinuz-2", "boot/vmlinuz-2", True),
+        ("/ostree/deb-1/vmlinuz-2", "boot/ostree/deb-1/vmlinuz-2", True),
+        ("/vmlinuz-3", "boot/vmlinuz-2", False),
+    ],
+)
+def test_kernel_of_grub_is_looked_for_where_a_client_may_have_it(
+    tmp_path: Path, named: str, there: str, found: bool
+) -> None:
+    (tmp_path / there).parent.mkdir(parents=True)
+    (tmp_path / there).touch()
+    (places,) = kernels({"/boot/grub/grub.cfg": grub().replace("/vmlinuz-2", named)}).values()
+    assert any(source_tree.exists(tmp_path, place) for place in places) == found
 
 
 def test_file_system_in_a_crypt_device_that_is_not_there_stops_the_boot() -> None:
     texts = {"/etc/crypttab": "data UUID=changed none\n", "/etc/fstab": "/dev/mapper/data /data ext4\n"}
-    assert [one.stops_boot for one in missing(texts, (), KNOWN)] == [False, True]
+    assert [one.stops_boot for one in missing(texts, KNOWN)] == [False, True]
 
 
 @pytest.mark.parametrize(
