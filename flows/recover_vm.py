@@ -14,7 +14,7 @@ from flows.recovery_approval import require_approval
 from flows.run_name import of_recovery
 from flows.vm_name import KvmHostName, VmName
 from tasks import places, recovery, recovery_assessment, updating
-from tasks.errors import GbsError, RecoveredPartly, RecoveryRefused
+from tasks.errors import GbsError, RecoveredPartly
 from tasks.model.assessment import BOOT, DEFINE, PROBE, RESTORE, SEND, UPDATE, Assessment, Work
 from tasks.model.assessment_words import markdown
 from tasks.model.domain_recovery import Rewritten
@@ -85,7 +85,7 @@ def recover_vm(
         create_markdown_artifact(markdown(assessment), key="recover-vm-assessment")
         if dry_run:
             return assessment
-        _refuse(assessment)
+        assessment.require_possible()
         require_approval(assessment)
     uuids = sorted({parse_domain(sources.xml).uuid, plan.identity.uuid})
     with ExitStack() as locks:
@@ -93,13 +93,6 @@ def recover_vm(
             locks.enter_context(places.locked("vm", uuid))
         locks.enter_context(places.locked("client", sources.client))
         return _recover(_Recovery(sources, order, plan, recovery_assessment.work_of(sources, order)))
-
-
-def _refuse(assessment: Assessment) -> None:
-    if assessment.refusals:
-        first, *others = assessment.refusals
-        reason = "; ".join([first.reason, *(finding.words for finding in others)])
-        raise RecoveryRefused(f"VM {assessment.vm}", reason, first.fix)
 
 
 def _recover(run: _Recovery) -> Recovered:
@@ -127,7 +120,7 @@ def _begin(run: _Recovery) -> Rewritten:
     for finding in assessment.findings:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)
-    _refuse(assessment)
+    assessment.require_possible()
     recovery.begin(run.sources, run.plan, run_id)
     return rewritten
 
