@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.kvmimg_update import choose
 from flows.recovery_approval import require_approval
-from flows.recovery_run import RecoveryRun, begin, planned, put, refuse, serve
+from flows.recovery_run import RecoveryRun, begin, planned, put, serve
 from flows.run_name import of_recovery
 from flows.vm_name import KvmHostName, VmName
 from tasks import places, recovery, recovery_assessment
@@ -56,7 +56,7 @@ def recover_vm(
         create_markdown_artifact(markdown(assessment), key="recover-vm-assessment")
         if dry_run:
             return assessment
-        refuse(assessment)
+        assessment.require_possible()
         require_approval(assessment)
     uuids = sorted({parse_domain(sources.xml).uuid, run.plan.identity.uuid})
     with ExitStack() as locks:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from flows.kvmimg_update import update_image
 from tasks import recovery, recovery_assessment, updating
-from tasks.errors import GbsError, RecoveryRefused
-from tasks.model.assessment import DEFINE, PROBE, RESTORE, SEND, UPDATE, Assessment, Work
+from tasks.errors import GbsError
+from tasks.model.assessment import DEFINE, PROBE, RESTORE, SEND, UPDATE, Work
 from tasks.model.domain_recovery import Rewritten
 from tasks.model.inventory_systems import Probe
 from tasks.model.manifest import DumpRecord
@@ -53,14 +53,6 @@ def planned(sources: Sources, order: Order) -> RecoveryRun:
     return RecoveryRun(sources, order, plan, recovery_assessment.work_of(sources, order))
 
 
-def refuse(assessment: Assessment) -> None:
-    """RecoveryRefused when anything refuses it, with all of that."""
-    if assessment.refusals:
-        first, *others = assessment.refusals
-        reason = "; ".join([first.reason, *(finding.words for finding in others)])
-        raise RecoveryRefused(f"VM {assessment.vm}", reason, first.fix)
-
-
 def begin(run: RecoveryRun) -> Rewritten:
     """Assess it once more, now that nothing else of ours can be in the way, and note what will be put where."""
     run_id = recovery.new_run()
@@ -68,7 +60,7 @@ def begin(run: RecoveryRun) -> Rewritten:
     for finding in assessment.findings:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)
-    refuse(assessment)
+    assessment.require_possible()
     recovery.begin(run.sources, run.plan, run_id)
     return rewritten
 

@@ -24,4 +24,6 @@ def of_recovery() -> str:
     given = flow_run.parameters
     what = "assess recovery of" if given.get("dry_run") else "recover"
     where = f" to {given['to']}" if given.get("to") else ""
-    return f"{what} {given['vm']} as of {given.get('night', 'latest')}{where}"
+    second = f", a second one named {given['as_name']}" if given.get("as_name") else ""
+    apart = ", isolated" if given.get("isolated") else ""
+    return f"{what} {given['vm']} as of {given.get('night', 'latest')}{where}{second}{apart}"

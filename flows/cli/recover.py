@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from flows.cli import terminal
-from tasks.errors import RecoveryRefused
 from tasks.model.assessment_words import rows
 from tasks.model.names import human_age, human_bytes
 
@@ -54,10 +53,7 @@ def vm(
         print(assessment.model_dump_json(indent=1))
     elif not as_json:
         terminal.rows(f"recovery of {name}, assessed", ("what", "which", "why"), rows(assessment), False)
-    if assessment.refusals:
-        first, *others = assessment.refusals
-        reason = "; ".join([first.reason, *(finding.words for finding in others)])
-        raise RecoveryRefused(f"VM {name}", reason, first.fix)
+    assessment.require_possible()
     if not acts or not (yes or click.confirm(f"Bring back {name} so?", err=True)):
         terminal.err.print("assessed only: nothing was changed" + ("" if dry_run else "; --yes goes on"))
         return

@@ -39,7 +39,7 @@ _SHARED, _COPIED, _UNSEEN = 0, 4, 3
 _NAME = (
     'if [ -d "$1" ]; then [ ! -e "$2" ] && exec mv -T -- "$1" "$2"; else ln -T -- "$1" "$2" && exec rm -f -- "$1"; fi'
 )
-_UNPACK = 'umask 022 && mkdir -p "$3" && mkdir "$2" && exec tar -C "$2" --strip-components=1 -xf "$1"'
+_UNPACK = 'umask 022 && rm -rf -- "$2" && mkdir -- "$2" && exec tar -C "$2" --strip-components=1 -xf "$1"'
 # Also the names by which rsync has a file until its end.
 _REMOVE_PARTIAL = 'rm -rf -- "$1" && exec rm -f -- "$2"/."$3".??????'
 _UNDEFINE = (
@@ -92,11 +92,14 @@ def place_file(
     record = _required(ledger)
     partial, sent = record.partial(place.path), 0
     if _is_named(shell, record, place):
+        shell.run(["rm", "-rf", "--", partial], deadline_s=DEADLINE_S)
         return 0
     if place.format == "tar":
+        # libvirt makes it when the first VM with a TPM starts.
+        shell.run(["mkdir", "-p", "-m", "711", "--", str(PurePosixPath(place.path).parent)], deadline_s=DEADLINE_S)
         sent = send(source, f"{partial}.tar")
         _require_whole(shell, f"{partial}.tar", sha256)
-        argv = ["sh", "-c", _UNPACK, "sh", f"{partial}.tar", partial, str(PurePosixPath(place.path).parent)]
+        argv = ["sh", "-c", _UNPACK, "sh", f"{partial}.tar", partial]
         shell.run(argv, deadline_s=DEADLINE_S, name=f"unpack {place.role}")
         shell.run(["rm", "-f", "--", f"{partial}.tar"], deadline_s=DEADLINE_S)
     else:

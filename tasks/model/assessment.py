@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from tasks.errors import RecoveryRefused
 from tasks.model.recovery import Recovered
 from tasks.model.recovery_plan import Plan
 
@@ -63,6 +64,13 @@ class Assessment(_Frozen):
     def refusals(self) -> tuple[Finding, ...]:
         """What must be put right first."""
         return tuple(finding for finding in self.findings if finding.verdict == "refused")
+
+    def require_possible(self) -> None:
+        """RecoveryRefused, with all that must be put right, unless there is nothing of that."""
+        if self.refusals:
+            first, *others = self.refusals
+            reason = "; ".join([first.reason, *(finding.words for finding in others)])
+            raise RecoveryRefused(f"VM {self.vm}", reason, first.fix)
 
     @property
     def known_s(self) -> float:

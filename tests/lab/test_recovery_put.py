@@ -10,6 +10,7 @@ import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,14 @@ class Lost:
             pools = recovery_target.pools(Target(host, shell), ["lost-pool"])
         return plan_of(self.sources, order, "/var/lib/libvirt/images", pools)
 
-    def findings(self, plan: Plan) -> list[Finding]:
+    def findings(self, plan: Plan, **changed: Any) -> list[Finding]:
         with reach(host_pid(self.host)) as (host, shell):
             host.name = "kvm1"
             target = Target(host, shell)
             volumes = [disk.volume for disk in self.sources.image.disks]
             there = recovery_target.pools(target, ["lost-pool"])
-            return recovery_target.clashes(target, plan, parse_domain(self.xml), volumes, there)
+            domain = replace(parse_domain(self.xml), **changed)
+            return recovery_target.clashes(target, plan, domain, volumes, there)
 
     def recovery(self, plan: Plan, run: str = "run-1", **options: Any) -> Recovery:
         rewritten = rewrite_for_recovery(
@@ -142,7 +144,7 @@ class Lost:
         """All that a recovery may leave on its host."""
         script = """
             virsh -q list --all --name; virsh -q net-list --all --name; virsh -q vol-list lost-pool | sort
-            cd /var/lib/libvirt && mkdir -p swtpm && ls -A images swtpm qemu/nvram
+            cd /var/lib/libvirt && ls -A images qemu/nvram && { ls -A swtpm 2>/dev/null || true; }
         """
         self.host.virsh("pool-refresh", "lost-pool")
         return self.host.run(["sh", "-c", script]).stdout
@@ -238,6 +240,13 @@ def test_what_is_in_the_way_refuses_before_anything_is_done(lost: Lost) -> None:
     lost.host.virsh("pool-destroy", "lost-pool")
     assert said(**apart) == {"pool: pool lost-pool is not active"}
     lost.host.virsh("pool-start", "lost-pool")
+    secret = "0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f"
+    (finding,) = lost.findings(lost.plan(**apart), tpm_secret=secret)
+    assert finding.reason == f"kvm1 has no secret {secret}, which the TPM's state is encrypted with"
+    usage = f"<secret><uuid>{secret}</uuid><usage type='vtpm'><name>of lost</name></usage></secret>"
+    lost.host.virsh("secret-define", "/dev/stdin", input_text=usage)
+    assert lost.findings(lost.plan(**apart), tpm_secret=secret) == []
+    lost.host.virsh("secret-undefine", secret)
 
 
 def test_room_is_counted_as_allocated_and_for_all_files_of_a_file_system(lost: Lost) -> None:

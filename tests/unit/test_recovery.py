@@ -1,6 +1,7 @@
 """Where a VM goes when it is brought back and as whom, how long that takes, and what is said of it before."""
 
 import subprocess
+import types
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,21 @@ def test_disk_that_the_host_sees_is_linked_and_any_other_is_sent_and_proven(ledg
     with pytest.raises(CommandFailed, match="File exists"):
         put(ledger, source, send)
     assert there.read_bytes() == b"somebody's"
+
+
+def test_clear_takes_what_was_under_way_and_its_own_and_nothing_else(ledger: Ledger, tmp_path: Path) -> None:
+    host: Any = types.SimpleNamespace(find_uuid=lambda _: None)
+    source, there = tmp_path / "source", tmp_path / "there"
+    source.write_bytes(b"disk")
+    kept = [tmp_path / name for name in (".there.gbs-partial-run-2.Ab12Cd", "there.gbs-partial-run-2", "source")]
+    for path in kept:
+        path.touch()
+    for name in (".there.gbs-partial-run-1.Ab12Cd", "there.gbs-partial-run-1", "there"):
+        (tmp_path / name).touch()
+    record = ledger.read()
+    assert record is not None
+    ledger.write(record.noting("vda", there.stat().st_ino))
+    assert recovery_put.clear(host, LocalShell(), ledger) == [str(there)]
+    assert {path for path in tmp_path.iterdir() if path.is_file()} == set(kept)
+    assert ledger.read() is None
+    assert recovery_put.clear(host, LocalShell(), ledger) == []
