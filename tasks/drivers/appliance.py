@@ -65,15 +65,12 @@ def update_files(
     Owners by number, modes, times, hard links, ACLs, xattrs (capabilities too), holes and deletions included. Files are
     compared by size and modification time to the nanosecond; on vfat by two seconds, and only names, contents and times
     are kept. `keep`: rsync patterns that begin with "/"; what they match is neither written nor deleted. A mount point
-    that `source` does not have keeps its contents, and so does a btrfs subvolume that is not mounted.
-    `image` is what messages call the disks. `fake_super`: the owners, devices and xattrs of `source` are in rsync's
-    xattr.
+    that `source` does not have keeps its contents, and so does a btrfs subvolume that is not mounted. `image` is what
+    messages call the disks. `fake_super`: the owners, devices and xattrs of `source` are in rsync's xattr.
 
     On any error the disks are not to be used: throw them away. After success their bytes are on the disk; the caller
-    runs `qemu-img check`. Raises before anything was written: ImageUnfit (the image lacks a file system of the facts,
-    or what fstab, crypttab or GRUB need to boot), ImageFull, SourceRefused (`source` has nothing for a file system that
-    is not empty), ConfigError. Later: ImageFull, IntegrityError (a file system is damaged), CommandFailed,
-    CommandTimedOut.
+    runs `qemu-img check`. Before anything is written: ImageUnfit (it lacks a file system of the facts, or what fstab or
+    GRUB need to boot), SourceRefused, RecoveryRefused, ConfigError. Later: IntegrityError (damage). Always: ImageFull.
     """
     called = image or str(disks[0].path)
     for pattern in keep:
@@ -89,10 +86,9 @@ def update_files(
         "keep": list(keep),
         "fake_super": fake_super,
     }
-    started = time.monotonic()
+    began = time.monotonic()
     answer = _work(disks, request, deadline_s, on_progress)
-    warnings = tuple(answer.pop("warnings"))
-    return UpdateResult(**answer, warnings=warnings, duration_s=time.monotonic() - started)
+    return UpdateResult(**answer | {"warnings": tuple(answer["warnings"])}, duration_s=time.monotonic() - began)
 
 
 def shape_of(

@@ -56,13 +56,8 @@ def update(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     with launched(request, parameters, readonly=False) as handle:
         launch_s = time.monotonic() - started
         reporter.now("mounting the image's file systems")
-        handle.debug("sh", ["command -v rsync"])  # fails here, before anything is written
-        devices = appliance_mounts.devices(handle)
-        found = appliance_mounts.find(handle, image, mounts, devices)
         texts = _texts(source, mounts)
-        warnings = _require_names(image, texts, boot_names.known_names(devices))
-        _require_kernel(image, source, texts)
-        nested = appliance_mounts.mount(handle, image, found)
+        nested, warnings = _mount(handle, image, source, texts, mounts)
         _check_source(handle, source, mounts, request["keep"])
         needed = _require_room(handle, image, source, mounts)
         _prepare(handle, folder, mounts, request["keep"], nested)
@@ -76,9 +71,7 @@ def update(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             warnings.append("the night has no SELinux labels: the VM labels all its files anew when it boots first")
         if int(changed) or int(deleted):
             reporter.now("giving back what deleted files used")
-            for system in mounts:
-                with contextlib.suppress(RuntimeError):  # a file system that cannot
-                    handle.fstrim(system.mountpoint)
+            _trim(handle, mounts)
         reporter.now("writing the image")
         handle.umount_all()
         handle.shutdown()
@@ -92,6 +85,24 @@ def update(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         "launch_s": launch_s,
         "warnings": warnings,
     }
+
+
+def _mount(
+    handle: Handle, image: str, source: Path, texts: Mapping[str, str], mounts: list[MountedBy]
+) -> tuple[list[str], list[str]]:
+    """Mount what the image must have for the night, all of it; nested subvolumes, and what boots without, in words."""
+    handle.debug("sh", ["command -v rsync"])  # fails here, before anything is written
+    devices = appliance_mounts.devices(handle)
+    found = appliance_mounts.find(handle, image, mounts, devices)
+    warnings = _require_names(image, texts, boot_names.known_names(devices))
+    _require_kernel(image, source, texts)
+    return appliance_mounts.mount(handle, image, found), warnings
+
+
+def _trim(handle: Handle, mounts: list[MountedBy]) -> None:
+    for system in mounts:
+        with contextlib.suppress(RuntimeError):  # a file system that cannot
+            handle.fstrim(system.mountpoint)
 
 
 def _texts(source: Path, mounts: list[MountedBy]) -> dict[str, str]:
