@@ -20,7 +20,7 @@ done >"$WORK/known_hosts"
 within() { # SECONDS COMMAND...: until it succeeds
     local ends=$((SECONDS + $1))
     shift
-    until "$@" </dev/null >/dev/null 2>"$WORK/said"; do
+    until "$@" >/dev/null 2>"$WORK/said"; do
         [ "$SECONDS" -lt "$ends" ] || { cat "$WORK/said" >&2; return 1; }
         sleep 2
     done
@@ -46,10 +46,10 @@ def restores(runbook: Runbook) -> str:
     for one in runbook.restores:
         lines += [
             comment(one.what),
-            f"found=$(in_vm sha256sum -- {word(one.path)} </dev/null | sed 's/^\\\\//')",
+            f"found=$(in_vm sha256sum -- {word(one.path)} | sed 's/^\\\\//')",
             f'[ "${{found%% *}}" = {one.sha256} ] || fail "the dump is not the one that was made"',
             *_ready(one.ready, names),
-            f"in_vm {_words(one.argv, names)} </dev/null >/dev/null || fail {word(f'{one.what} did not load')}",
+            f"in_vm {_words(one.argv, names)} >/dev/null || fail {word(f'{one.what} did not load')}",
             f"ok {word(f'{one.what} is loaded')}",
         ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from tasks.model.shell_text import document, word
 NVRAM_FOLDER = "/var/lib/libvirt/qemu/nvram"
 TPM_FOLDER = "/var/lib/libvirt/swtpm"
 _START = r"""
-on_virsh define /dev/stdin <"$WORK/domain.xml"
+on_host_from "$WORK/domain.xml" virsh --quiet --connect "$LIBVIRT" define /dev/stdin
 [ "$(on_virsh domname "$UUID")" = "$VM" ] || fail "libvirt does not know the VM by its UUID"
 ok "the VM is defined; its definition is $WORK/domain.xml"
 on_virsh start "$UUID"
@@ -75,7 +75,7 @@ def _parts(runbook: Runbook) -> Iterator[str]:
         state = f'"{TPM_FOLDER}/$UUID"'
         yield f'on_host test ! -e {state} || fail "the KVM host has a TPM of that VM already: move it away"'
         yield f"on_host mkdir -p -- {TPM_FOLDER}"
-        yield f'on_host tar -C {TPM_FOLDER} --keep-old-files -xf - <"$IMAGE"/{word(kept.tpm_state)}'
+        yield f'on_host_from "$IMAGE"/{word(kept.tpm_state)} tar -C {TPM_FOLDER} --keep-old-files -xf -'
         yield f'on_host test -d {state} || fail "the state of its TPM is not where libvirt looks for it"'
     for number, (kind, name) in enumerate(networks(runbook), 1):
         wanted = f"NETWORK_{number}"

@@ -50,12 +50,16 @@ fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 # Words for a shell at the other end of ssh: each arrives as it is.
 quoted() { for word in "$@"; do printf "'"; printf '%s' "$word" | sed "s/'/'\\\\''/g"; printf "' "; done; }
 
-# A command on the KVM host; virsh there; a command in the VM.
-on_host() {
-    if [ -z "$KVM_HOST" ]; then "$@"; else ssh -F "$WORK/ssh_config" kvm-host "$(quoted "$@")"; fi
+# A command on the KVM host, and one that reads a file of this machine; virsh there; a command in the VM.
+# None of them reads what this script is read from, should that be a pipe.
+on_host() { on_host_from /dev/null "$@"; }
+on_host_from() {
+    local from=$1
+    shift
+    if [ -z "$KVM_HOST" ]; then "$@" <"$from"; else ssh -F "$WORK/ssh_config" kvm-host "$(quoted "$@")" <"$from"; fi
 }
 on_virsh() { on_host virsh --quiet --connect "$LIBVIRT" "$@"; }
-in_vm() { ssh -F "$WORK/ssh_config" guest "cd / && $(quoted "$@")"; }
+in_vm() { ssh -F "$WORK/ssh_config" guest "cd / && $(quoted "$@")" </dev/null; }
 
 # A file to the KVM host: under another name first, proven there, then under its own. Nothing gives way to it.
 send() {

@@ -595,6 +595,7 @@ def test_vm_comes_back_by_its_runbook_when_server_and_store_are_lost(
         world.disaster()
         done = by_hand.run(by_hand.decided(runbook.read_text(), WORK=tmp_path / "second"))
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert "== Done. web1 runs." in done.stdout
     assert inventory_of(world.lab) == last_night.listing
     assert world.lab.kvm1.virsh("domuuid", "web1").strip() == uuid
     require_settled(world)

@@ -216,6 +216,7 @@ def test_guest_comes_back_as_of_a_night_by_its_runbook(kept: Path, guest: UefiGu
     done = by_hand.run(by_hand.decided(render(runbook), WORK=kept / "work"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LOOK" not in done.stderr
+    assert "== Done. efi1 runs." in done.stdout
     guest.wait_until_up()
     found = guest.run("cat /root/words /srv/words /boot/efi/by-hand; ls /srv")
     assert found == "third\nsecond\non FAT\nlost+found\nwords\n"

@@ -16,6 +16,7 @@ from tasks.model.inventory_systems import Probe
 from tasks.model.manifest import DiskRecord, FileRecord, VmParts
 from tasks.model.runbook import TARGET, Bringing, Place, Restore, Runbook
 from tasks.model.runbook_script import render
+from tasks.model.runbook_text import HELPERS
 from tasks.model.shell_text import comment, document, word
 from tasks.model.ssh_target import SshTarget
 from tests.unit.records import ZEROS, facts, file_system, image_manifest, night_manifest, pulled_image
@@ -185,6 +186,19 @@ def test_word_and_document_are_read_by_bash_as_they_are(text: str) -> None:
     ).stdout
     first, _, rest = said.decode("utf-8", "surrogateescape").partition("\0")
     assert (first, rest) == (text, text if text.endswith("\n") else f"{text}\n")
+
+
+def test_script_that_comes_by_a_pipe_is_not_read_by_ssh(tmp_path: Path) -> None:
+    """Bash would find its end where ssh left it, and call that a success."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\nexec cat\n")
+    ssh.chmod(0o755)
+    (tmp_path / "file").write_text("sent\n")
+    calls = 'on_host true\nin_vm true\non_virsh list\non_host_from "$WORK/file" cat\necho reached\n'
+    script = f"WORK={word(str(tmp_path))} KVM_HOST=x LIBVIRT=y\n{HELPERS}\n{calls}"
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = subprocess.run(["bash"], input=script, env=environment, capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("sent\nreached\n", "")
 
 
 def test_document_ends_at_no_line_of_its_text() -> None:

@@ -76,12 +76,16 @@ fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 # Words for a shell at the other end of ssh: each arrives as it is.
 quoted() { for word in "$@"; do printf "'"; printf '%s' "$word" | sed "s/'/'\\\\''/g"; printf "' "; done; }
 
-# A command on the KVM host; virsh there; a command in the VM.
-on_host() {
-    if [ -z "$KVM_HOST" ]; then "$@"; else ssh -F "$WORK/ssh_config" kvm-host "$(quoted "$@")"; fi
+# A command on the KVM host, and one that reads a file of this machine; virsh there; a command in the VM.
+# None of them reads what this script is read from, should that be a pipe.
+on_host() { on_host_from /dev/null "$@"; }
+on_host_from() {
+    local from=$1
+    shift
+    if [ -z "$KVM_HOST" ]; then "$@" <"$from"; else ssh -F "$WORK/ssh_config" kvm-host "$(quoted "$@")" <"$from"; fi
 }
 on_virsh() { on_host virsh --quiet --connect "$LIBVIRT" "$@"; }
-in_vm() { ssh -F "$WORK/ssh_config" guest "cd / && $(quoted "$@")"; }
+in_vm() { ssh -F "$WORK/ssh_config" guest "cd / && $(quoted "$@")" </dev/null; }
 
 # A file to the KVM host: under another name first, proven there, then under its own. Nothing gives way to it.
 send() {
@@ -308,7 +312,7 @@ on_host mkdir -p -- "${NVRAM%/*}"
 send "$IMAGE"/nvram "$NVRAM"
 on_host test ! -e "/var/lib/libvirt/swtpm/$UUID" || fail "the KVM host has a TPM of that VM already: move it away"
 on_host mkdir -p -- /var/lib/libvirt/swtpm
-on_host tar -C /var/lib/libvirt/swtpm --keep-old-files -xf - <"$IMAGE"/tpm.tar
+on_host_from "$IMAGE"/tpm.tar tar -C /var/lib/libvirt/swtpm --keep-old-files -xf -
 on_host test -d "/var/lib/libvirt/swtpm/$UUID" || fail "the state of its TPM is not where libvirt looks for it"
 [ "$(on_virsh net-list --name | grep -cxF -e "$NETWORK_1")" = 1 ] ||
     fail 'no such network is active on the KVM host: name another one in NETWORK_1, or: virsh net-define $IMAGE/network-default.xml and net-start'
@@ -399,7 +403,7 @@ definition=${definition//@DISK_2@/"$(xml_text "$DISK_2")"}
 definition=${definition//@NETWORK_1@/"$(xml_text "$NETWORK_1")"}
 definition=${definition//@NVRAM@/"$(xml_text "$NVRAM")"}
 printf '%s\n' "$definition" >"$WORK/domain.xml"
-on_virsh define /dev/stdin <"$WORK/domain.xml"
+on_host_from "$WORK/domain.xml" virsh --quiet --connect "$LIBVIRT" define /dev/stdin
 [ "$(on_virsh domname "$UUID")" = "$VM" ] || fail "libvirt does not know the VM by its UUID"
 ok "the VM is defined; its definition is $WORK/domain.xml"
 on_virsh start "$UUID"
@@ -421,7 +425,7 @@ done >"$WORK/known_hosts"
 within() { # SECONDS COMMAND...: until it succeeds
     local ends=$((SECONDS + $1))
     shift
-    until "$@" </dev/null >/dev/null 2>"$WORK/said"; do
+    until "$@" >/dev/null 2>"$WORK/said"; do
         [ "$SECONDS" -lt "$ends" ] || { cat "$WORK/said" >&2; return 1; }
         sleep 2
     done

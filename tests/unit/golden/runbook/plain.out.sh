@@ -63,12 +63,16 @@ fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 # Words for a shell at the other end of ssh: each arrives as it is.
 quoted() { for word in "$@"; do printf "'"; printf '%s' "$word" | sed "s/'/'\\\\''/g"; printf "' "; done; }
 
-# A command on the KVM host; virsh there; a command in the VM.
-on_host() {
-    if [ -z "$KVM_HOST" ]; then "$@"; else ssh -F "$WORK/ssh_config" kvm-host "$(quoted "$@")"; fi
+# A command on the KVM host, and one that reads a file of this machine; virsh there; a command in the VM.
+# None of them reads what this script is read from, should that be a pipe.
+on_host() { on_host_from /dev/null "$@"; }
+on_host_from() {
+    local from=$1
+    shift
+    if [ -z "$KVM_HOST" ]; then "$@" <"$from"; else ssh -F "$WORK/ssh_config" kvm-host "$(quoted "$@")" <"$from"; fi
 }
 on_virsh() { on_host virsh --quiet --connect "$LIBVIRT" "$@"; }
-in_vm() { ssh -F "$WORK/ssh_config" guest "cd / && $(quoted "$@")"; }
+in_vm() { ssh -F "$WORK/ssh_config" guest "cd / && $(quoted "$@")" </dev/null; }
 
 # A file to the KVM host: under another name first, proven there, then under its own. Nothing gives way to it.
 send() {
@@ -321,7 +325,7 @@ DEFINITION
 )
 definition=${definition//@DISK_1@/"$(xml_text "$DISK_1")"}
 printf '%s\n' "$definition" >"$WORK/domain.xml"
-on_virsh define /dev/stdin <"$WORK/domain.xml"
+on_host_from "$WORK/domain.xml" virsh --quiet --connect "$LIBVIRT" define /dev/stdin
 [ "$(on_virsh domname "$UUID")" = "$VM" ] || fail "libvirt does not know the VM by its UUID"
 ok "the VM is defined; its definition is $WORK/domain.xml"
 on_virsh start "$UUID"
@@ -341,7 +345,7 @@ done >"$WORK/known_hosts"
 within() { # SECONDS COMMAND...: until it succeeds
     local ends=$((SECONDS + $1))
     shift
-    until "$@" </dev/null >/dev/null 2>"$WORK/said"; do
+    until "$@" >/dev/null 2>"$WORK/said"; do
         [ "$SECONDS" -lt "$ends" ] || { cat "$WORK/said" >&2; return 1; }
         sleep 2
     done
@@ -362,10 +366,10 @@ load "$2" 'x'
 SCRIPT
 )
 # postgresql shop
-found=$(in_vm sha256sum -- /var/backups/gbs/postgresql/shop.dump </dev/null | sed 's/^\\//')
+found=$(in_vm sha256sum -- /var/backups/gbs/postgresql/shop.dump | sed 's/^\\//')
 [ "${found%% *}" = 0000000000000000000000000000000000000000000000000000000000000000 ] || fail "the dump is not the one that was made"
 within 300 in_vm sh -euc "$SCRIPT_1" gbs '' || fail "its server takes no connections"
-in_vm sh -euc "$SCRIPT_2" gbs '' shop /var/backups/gbs/shop.dump </dev/null >/dev/null || fail 'postgresql shop did not load'
+in_vm sh -euc "$SCRIPT_2" gbs '' shop /var/backups/gbs/shop.dump >/dev/null || fail 'postgresql shop did not load'
 ok 'postgresql shop is loaded'
 
 
