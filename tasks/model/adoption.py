@@ -6,6 +6,7 @@ shape that both have. LVM's own UUIDs of groups and volumes stay the template's:
 no file does.
 """
 
+import re
 from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +19,8 @@ from tasks.model.volume_names import Names, as_named, paired_names, parts_of, pa
 
 SETTABLE = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "swap", "vfat"))
 """What UUID and label can be set of."""
+_ID = re.compile(r"(0x)?[0-9A-Za-z-]{1,64}")
+_LABEL = re.compile(r"[^-\0][^\0]*")
 _ENCRYPTED, _ARRAY = "crypto_LUKS", "linux_raid_member"
 
 
@@ -122,19 +125,23 @@ def _placed_partitions(facts: Facts) -> Iterator[tuple[BlockDevice, Place, Block
 
 def _tables(facts: Facts) -> Iterator[Table]:
     for number, disk in enumerate(_disks(facts), start=1):
-        if disk.partition_table in ("gpt", "dos") and disk.table_uuid:
-            yield Table(disk=number, kind=disk.partition_table, id=disk.table_uuid)
+        if disk.partition_table in ("gpt", "dos") and _ID.fullmatch(disk.table_uuid or ""):
+            yield Table(disk=number, kind=disk.partition_table, id=disk.table_uuid or "")
 
 
 def _partitions(facts: Facts) -> Iterator[PartitionId]:
     """Of a GPT: a partition's id in a dos table is the table's, with its number."""
     for partition, place, disk in _placed_partitions(facts):
-        if disk.partition_table == "gpt" and partition.partition_uuid:
-            yield PartitionId(place=place, guid=partition.partition_uuid, name=partition.partition_label or "")
+        guid = partition.partition_uuid or ""
+        if disk.partition_table == "gpt" and _ID.fullmatch(guid):
+            yield PartitionId(place=place, guid=guid, name=_label(partition.partition_label))
 
 
 def _holdings(facts: Facts) -> Iterator[Holding]:
-    """What the devices hold; a btrfs on several devices once, for they share its UUID."""
+    """What the devices hold; a btrfs on several devices once, for they share its UUID.
+
+    A UUID that is none is left out: the update then misses it, and says so.
+    """
     placed = [(disk, Place(disk=number)) for number, disk in enumerate(_disks(facts), start=1)]
     placed += [(partition, place) for partition, place, _ in _placed_partitions(facts)]
     for device in facts.block_devices:
@@ -144,6 +151,11 @@ def _holdings(facts: Facts) -> Iterator[Holding]:
     seen = set[tuple[str, str] | Place]()
     for device, place in placed:
         key = (device.fstype, device.uuid or "") if device.fstype == "btrfs" else place
-        if device.fstype and device.uuid and key not in seen:
+        if device.fstype and device.uuid and _ID.fullmatch(device.uuid) and key not in seen:
             seen.add(key)
-            yield Holding(place=place, fstype=device.fstype, uuid=device.uuid, label=device.label or "")
+            yield Holding(place=place, fstype=device.fstype, uuid=device.uuid, label=_label(device.label))
+
+
+def _label(label: str | None) -> str:
+    """A label, but none that a tool would take for an option."""
+    return label if label and _LABEL.fullmatch(label) else ""

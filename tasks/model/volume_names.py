@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from tasks.model.shape import Disk, Shape, Volume, mapped_name
 from tasks.model.shape import shape as ordered_shape
 
-_MAPPED = re.compile(r"((?:[^-]|--)+)-((?:[^-]|--)+)")
+_MAPPED = re.compile(r"(?!-)((?:[A-Za-z0-9+_.]|--)+)-((?:[A-Za-z0-9+_.]|--)+)")
+"""Only what lvm(8) lets a name consist of: these come from clients, and reach tools."""
 
 
 class Renamed(BaseModel):

@@ -63,8 +63,10 @@ def test_what_a_template_cannot_give_is_refused(case: str, said: str) -> None:
 
 
 def test_a_file_system_whose_uuid_cannot_be_set_is_refused() -> None:
+    before = '"fstype": "{}",\n      "uuid": "f918'
+    strange = facts(change={before.format("ext4"): before.format("ntfs")})
     with pytest.raises(RecoveryRefused, match="UUID of ntfs on vda2"):
-        adopted(facts(change={'"fstype": "ext4",\n      "uuid": "f918': '"fstype": "ntfs",\n      "uuid": "f918'}), shape_of({}))
+        adopted(strange, shape_of({}))
 
 
 @pytest.mark.parametrize(

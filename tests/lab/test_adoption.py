@@ -1,0 +1,224 @@
+"""A copy of a template becomes a client's disks: lsblk then says of them what it said of the client's own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import guestfs
+import pytest
+
+from tasks.drivers import adoption, appliance
+from tasks.drivers.appliance import DiskFile
+from tasks.errors import ImageUnfit
+from tasks.model.adoption import adoption as adoption_of
+from tasks.model.boot_repair import repair_of
+from tasks.model.facts import FACTS, Facts, assemble
+from tasks.model.image_update import update_plan
+from tests.unit.records import night_manifest
+
+pytestmark = pytest.mark.timeout(1200)
+_MIB = 1 << 20
+_BIOS_BOOT, _ESP = "21686148-6449-6E6F-744E-656564454649", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+_LVM, _SWAP = "E6D6D379-F507-44C2-A23C-238F2A3DF928", "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F"
+_ENDS_MIB = (1, 2, 40, 140, 180, 700)
+_RELEASE = 'ID=debian\nNAME="Debian"\nVERSION_ID="12"\nPRETTY_NAME="Debian 12"\n'
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """A system's disks and what is said of them."""
+
+    disks: tuple[Path, Path]
+    lsblk: list[dict[str, Any]]
+    facts: Facts
+    tree: Path
+
+
+@contextlib.contextmanager
+def _handle(disks: tuple[Path, Path], *, readonly: bool, kind: str = "raw") -> Iterator[Any]:
+    os.environ.update(appliance.appliance_environment(os.environ))
+    handle = guestfs.GuestFS(python_return_dict=True)
+    with contextlib.closing(handle):
+        for disk in disks:
+            handle.add_drive_opts(str(disk), format=kind, readonly=readonly)
+        handle.launch()
+        yield handle
+        if not readonly:
+            handle.umount_all()
+            handle.shutdown()
+
+
+def _make(folder: Path, group: str, root: str, var: str, label: str) -> _Machine:
+    """A disk with all that a partition may hold, and one with a dos table and btrfs."""
+    disks = (folder / "one.raw", folder / "two.raw")
+    tree = folder / "tree"
+    for disk, size in zip(disks, (720 * _MIB, 200 * _MIB), strict=True):
+        with disk.open("wb") as file:
+            file.truncate(size)
+    with _handle(disks, readonly=False) as handle:
+        _partition(handle)
+        root_path, var_path = f"/dev/{group}/{root}", f"/dev/{group}/{var}"
+        handle.pvcreate("/dev/sda5")
+        handle.vgcreate(group, ["/dev/sda5"])
+        handle.lvcreate(root, group, 200)
+        handle.lvcreate(var, group, 304)
+        handle.mkfs("vfat", "/dev/sda2", label=f"E{label}".upper())
+        handle.mkfs("ext4", "/dev/sda3", label=f"boot{label}")
+        handle.mkswap("/dev/sda4", label=f"swap{label}")
+        handle.mkfs("ext4", root_path, label=f"root{label}")
+        handle.mkfs("xfs", var_path, label=f"var{label}")
+        handle.mkfs("btrfs", "/dev/sdb1", label=f"data{label}")
+        handle.debug("sh", [f"sgdisk -c 3:'Boot {label}' /dev/sda"])
+        uuids = {device: handle.vfs_uuid(device) for device in ("/dev/sda3", "/dev/sda4", "/dev/sdb1")}
+        _write_tree(tree, label, {**uuids, "root": root_path, "esp": handle.part_get_gpt_guid("/dev/sda", 2)})
+        places = {"/": root_path, "/boot": "/dev/sda3", "/boot/efi": "/dev/sda2", "/var": var_path, "/srv": "/dev/sdb1"}
+        for place, device in places.items():
+            if place != "/":
+                handle.mkdir_p(place)
+            handle.mount(device, place)
+        for path in sorted(tree.rglob("*")):
+            inside = f"/{path.relative_to(tree)}"
+            if path.is_dir():
+                handle.mkdir_p(inside)
+            else:
+                handle.upload(str(path), inside)
+        return _Machine(disks, _lsblk(handle), _facts(handle), tree)
+
+
+def _partition(handle: Any) -> None:
+    handle.part_init("/dev/sda", "gpt")
+    for start, end in itertools.pairwise(_ENDS_MIB):
+        handle.part_add("/dev/sda", "p", start * 2048, end * 2048 - 1)
+    for number, kind in ((1, _BIOS_BOOT), (2, _ESP), (4, _SWAP), (5, _LVM)):
+        handle.part_set_gpt_type("/dev/sda", number, kind)
+    handle.part_init("/dev/sdb", "mbr")
+    handle.part_add("/dev/sdb", "p", 2048, 190 * 2048)
+
+
+def _write_tree(tree: Path, label: str, ids: dict[str, str]) -> None:
+    """The system's files, as its night has them; fstab finds its disks in five ways."""
+    for folder in ("etc", "bin", "usr", "boot/efi/EFI/debian", "boot/grub", "var/lib", "srv", "etc/systemd"):
+        (tree / folder).mkdir(parents=True)
+    (tree / "bin/bash").write_bytes(Path("/bin/true").read_bytes())
+    (tree / "etc/os-release").write_text(_RELEASE)
+    (tree / "etc/debian_version").write_text("12.0\n")
+    (tree / "etc/hostname").write_text(f"client{label}\n")
+    (tree / "etc/fstab").write_text(
+        f"{ids['root']} / ext4 defaults 0 1\n"
+        f"UUID={ids['/dev/sda3']} /boot ext4 defaults 0 2\n"
+        f"PARTUUID={ids['esp'].lower()} /boot/efi vfat umask=0077 0 1\n"
+        f"LABEL=var{label} /var xfs defaults 0 2\n"
+        f"UUID={ids['/dev/sdb1']} /srv btrfs defaults 0 0\n"
+        f"UUID={ids['/dev/sda4']} none swap sw 0 0\n"
+    )
+    (tree / "boot/efi/EFI/debian/shimx64.efi").write_text(f"shim of {label}")
+    (tree / "boot/efi/EFI/debian/grubx64.efi").write_text(f"grub of {label}")
+    (tree / "var/lib/state").write_text(label)
+    (tree / "srv/data").write_text(label)
+
+
+def _said(handle: Any, command: tuple[str, ...]) -> str:
+    """What a tool in the appliance says, the appliance's own disk and root left out."""
+    script = command[2] if command[0] == "sh" else " ".join(command)
+    return str(handle.debug("sh", [script]).replace('"/sysroot/', '"/').replace('"/sysroot"', '"/"'))
+
+
+def _devices(handle: Any) -> dict[str, Any]:
+    report = json.loads(_said(handle, FACTS["block_devices"].command))
+    rows = [row for row in report["blockdevices"] if row["name"] in ("sda", "sdb")]
+    return {"blockdevices": rows}
+
+
+def _lsblk(handle: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _devices(handle)["blockdevices"]
+    return found
+
+
+def _facts(handle: Any) -> Facts:
+    """Facts by the client's own commands, run in the appliance."""
+    systems = json.loads(_said(handle, ("findmnt", "-J", "-b", "-l", *FACTS["file_systems"].command[4:])))
+    rows = [row for row in systems["filesystems"] if not row["source"].startswith("/dev/root")]
+    own = [row for row in rows if not (row["target"] == "/" and row["fstype"] == "ext2")]
+    values = {
+        "block_devices": FACTS["block_devices"].parse(json.dumps(_devices(handle))),
+        "file_systems": FACTS["file_systems"].parse(json.dumps({"filesystems": own})),
+        "os_release": {"ID": "debian"},
+        "kernel": "6.1",
+        "architecture": "x86_64",
+        "hostname": "client",
+        "efi": True,
+    }
+    return assemble(datetime(2026, 1, 1, tzinfo=UTC), values)
+
+
+@pytest.fixture(name="template", scope="module")
+def _template(tmp_path_factory: pytest.TempPathFactory) -> _Machine:
+    return _make(tmp_path_factory.mktemp("template"), "tpl", "slash", "state", "T")
+
+
+@pytest.fixture(name="client", scope="module")
+def _client(tmp_path_factory: pytest.TempPathFactory) -> _Machine:
+    return _make(tmp_path_factory.mktemp("client"), "vg-0", "root", "var", "C")
+
+
+def _overlays(machine: _Machine, folder: Path) -> list[DiskFile]:
+    made = []
+    for disk in machine.disks:
+        overlay = folder / f"{disk.name}.overlay"
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(disk), "-F", "raw", str(overlay)]
+        subprocess.run(argv, check=True)
+        made.append(DiskFile(overlay, "qcow2"))
+    return made
+
+
+def test_a_copy_of_the_template_becomes_the_client(template: _Machine, client: _Machine, tmp_path: Path) -> None:
+    disks = _overlays(template, tmp_path)
+    shape = appliance.shape_of([DiskFile(disk, "raw") for disk in template.disks], "uefi")
+    plan = update_plan(client.facts, night_manifest(paths=tuple(row.mountpoint for row in client.facts.file_systems)))
+    said: list[str] = []
+    common: Any = {"image": "T", "deadline_s": 900, "on_progress": lambda text, _part: said.append(text)}
+
+    with pytest.raises(ImageUnfit):
+        appliance.update_files(disks, plan.mounts, client.tree, keep=plan.keep, **common)
+    adoption.adopt(disks, adoption_of(client.facts, shape, client="c", called="t"), **common)
+    appliance.update_files(disks, plan.mounts, client.tree, keep=plan.keep, **common)
+    made = adoption.make_bootable(disks, plan.mounts, repair_of(client.facts, was_physical=False), **common)
+
+    assert len(made.done) == 2  # shim and GRUB at the removable path
+    paths = (disks[0].path, disks[1].path)
+    with _handle(paths, readonly=True, kind="qcow2") as handle:
+        (root,) = handle.inspect_os()
+        places = handle.inspect_get_mountpoints(root)
+        assert places == {
+            "/": "/dev/vg-0/root",
+            "/boot": "/dev/sda3",
+            "/boot/efi": "/dev/sda2",
+            "/var": "/dev/vg-0/var",
+            "/srv": "/dev/sdb1",
+        }
+        for place in sorted(places):
+            handle.mount_ro(places[place], place)
+        assert _lsblk(handle) == client.lsblk
+        assert handle.inspect_get_hostname(root) == "clientC"
+        assert handle.cat("/var/lib/state") == handle.cat("/srv/data") == "C"
+        assert handle.cat("/boot/efi/EFI/BOOT/BOOTX64.EFI") == "shim of C"
+        handle.umount_all()
+        for check in (
+            "e2fsck -fn /dev/sda3",
+            "e2fsck -fn /dev/vg-0/root",
+            "xfs_repair -n /dev/vg-0/var",
+            "btrfs check --readonly /dev/sdb1",
+            "fsck.fat -n /dev/sda2",
+            "sgdisk -v /dev/sda",
+            "lvm vgck vg-0",
+        ):
+            handle.debug("sh", [f"{check} 2>&1"])
