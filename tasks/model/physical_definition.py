@@ -6,8 +6,9 @@ https://libvirt.org/formatdomain.html
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tasks.errors import RecoveryRefused
+from tasks.errors import ConfigError, RecoveryRefused
 from tasks.model.domain_xml import GUEST_AGENT_CHANNEL, write_tree
 from tasks.model.facts import Facts
 from tasks.model.facts_network import Interface
@@ -25,30 +26,40 @@ def uuid_of(facts: Facts) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"gbs-physical:{facts.machine_id or facts.hostname}"))
 
 
-def physical_definition(
-    facts: Facts,
-    *,
-    name: str,
-    disks: Sequence[str],
-    network: str,
-    memory_bytes: int | None = None,
-    processors: int | None = None,
-    domain_type: str = "kvm",
-) -> str:
+@dataclass(frozen=True)
+class Machine:
+    """What an operator decides of the new VM: the network of all its cards, and what the facts do not tell.
+
+    `network` is `network:NAME` or `bridge:NAME` of the KVM host.
+    """
+
+    network: str
+    memory_bytes: int | None = None
+    processors: int | None = None
+    domain_type: str = "kvm"
+
+    def __post_init__(self) -> None:
+        kind, _, source = self.network.partition(":")
+        if kind not in ("network", "bridge") or not source:
+            raise ConfigError("unknown network", self.network, "write network:NAME or bridge:NAME")
+
+
+def physical_definition(facts: Facts, *, name: str, disks: Sequence[str], machine: Machine) -> str:
     """A domain definition with the client's memory, processors, boot mode and the MACs of its cards in use.
 
-    `disks` are paths of qcow2 files in the order of the client's disks (vda, vdb ...). All cards are on `network`
-    (`network:NAME` or `bridge:NAME`). RecoveryRefused when neither facts nor the caller say how much memory and how
-    many processors, and for an architecture that no such VM has.
+    `disks` are paths of qcow2 files in the order of the client's disks (vda, vdb ...). RecoveryRefused when neither
+    facts nor `machine` say how much memory and how many processors, and for an architecture that no such VM has.
     """
     what = f"client {name}"
-    memory_bytes, processors = memory_bytes or facts.memory_bytes, processors or facts.processors
+    memory_bytes, processors = machine.memory_bytes or facts.memory_bytes, machine.processors or facts.processors
     if not memory_bytes or not processors:
         fix = "say it with --memory and --processors"
         raise RecoveryRefused(what, "its facts do not tell its memory and processors", fix)
     if facts.architecture not in _ARCHITECTURES:
-        raise RecoveryRefused(what, f"no VM has its architecture, {facts.architecture}", "rebuild it on a machine like it")
-    domain = ET.Element("domain", {"type": domain_type})
+        raise RecoveryRefused(
+            what, f"no VM has its architecture, {facts.architecture}", "rebuild it on a machine like it"
+        )
+    domain = ET.Element("domain", {"type": machine.domain_type})
     _text(domain, "name", name)
     _text(domain, "uuid", uuid_of(facts))
     _text(domain, "memory", str(-(-memory_bytes // _MIB)), unit="MiB")
@@ -58,10 +69,10 @@ def physical_definition(
     ET.SubElement(system, "boot", {"dev": "hd"})
     features = ET.SubElement(domain, "features")
     ET.SubElement(features, "acpi")
-    if domain_type == "kvm":
+    if machine.domain_type == "kvm":
         ET.SubElement(domain, "cpu", {"mode": "host-model"})
     ET.SubElement(domain, "clock", {"offset": "utc"})
-    domain.append(_devices(facts, disks, network))
+    domain.append(_devices(facts, disks, machine.network))
     ET.indent(domain, "  ")
     return write_tree(domain)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.errors import RecoveryRefused
 from tasks.model.facts import Facts
 from tasks.model.facts_network import Address, Interface
-from tasks.model.physical_definition import physical_definition, target_of, uuid_of
+from tasks.model.physical_definition import Machine, physical_definition, target_of, uuid_of
 from tests.unit.test_domain_xml import HOSTILE, same_as_golden
 from tests.unit.test_facts import facts
 
@@ -25,14 +26,14 @@ _CARDS = (
 )
 
 
-def physical(**values: object) -> Facts:
-    machine = {"machine_id": "f" * 32, "memory": 16_600_000_000, "processors": 8, "interfaces": _CARDS}
+def physical(**values: Any) -> Facts:
+    machine: dict[str, Any] = {"machine_id": "f" * 32, "memory": 16_600_000_000, "processors": 8, "interfaces": _CARDS}
     return facts(**{**machine, **values})
 
 
 def made(client: Facts, name: str = "files1") -> str:
     paths = ["/images/files1-vda.qcow2", "/images/files1-vdb.qcow2"]
-    return physical_definition(client, name=name, disks=paths, network="bridge:br0")
+    return physical_definition(client, name=name, disks=paths, machine=Machine("bridge:br0"))
 
 
 def valid(text: str, tmp_path: Path) -> bool:
