@@ -26,9 +26,11 @@ def choose(vm: str, night: str, image: str | None = None, template: str | None =
         return rebuild.choose_template(client, definition, chosen, None if template == "any" else template)
     try:
         return updating.choose_sources(vm, client, definition, chosen, image)
-    except NothingToRecover as exc:
-        log.warning("%s", exc)
-        return rebuild.choose_template(client, definition, chosen)
+    except NothingToRecover as no_image:
+        try:
+            return rebuild.choose_template(client, definition, chosen)
+        except NothingToRecover as no_template:
+            raise NothingToRecover(f"VM {vm}", f"{no_image.args[1]}; {no_template.args[1]}") from no_template
 
 
 def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = False) -> UpdatedImage:

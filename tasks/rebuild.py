@@ -104,10 +104,8 @@ def _serving(client: str, night: Night, wanted: str | None) -> tuple[Path, Templ
                 reasons.append(str(exc))
             else:
                 return row
-    why = reasons[0] if reasons else "there is none of its flavour; make one: gbs image template add IMAGE"
-    raise NothingToRecover(
-        f"client {client}", f"it has no image, and no template serves it ({len(asked)} tried): {why}"
-    )
+    why = reasons[0] if reasons else f"none is of flavour {flavour}; make one: gbs image template add IMAGE"
+    raise NothingToRecover(f"client {client}", f"of {len(asked)} templates none serves it: {why}")
 
 
 def _templates() -> list[tuple[Path, TemplateManifest, ImageManifest]]:

@@ -34,29 +34,34 @@ done
 echo "no disk, or no grub-install" >&2
 exit 1"""
 # `modules.builtin` and both listings name modules as paths, `kernel/drivers/block/virtio_blk.ko.xz`.
-INITRAMFS = """made=
-lacks() {{ for driver in {drivers}; do
-grep -q "/$driver\\.ko" "/lib/modules/$1/modules.builtin" || echo "$listed" | grep -q "/$driver\\.ko" || return 0
+INITRAMFS = """lacks() {{ for driver in {drivers}; do
+grep -q "/$driver\\.ko" "/lib/modules/$version/modules.builtin" && continue
+echo "$listed" | grep -q "/$driver\\.ko" || return 0
 done; return 1; }}
 for kernel in /boot/vmlinuz-*; do
 version=${{kernel#/boot/vmlinuz-}}
 [ -d "/lib/modules/$version" ] || continue
 if [ -e "/boot/initrd.img-$version" ] && command -v mkinitramfs > /dev/null; then
-listed=$(lsinitramfs "/boot/initrd.img-$version")
-lacks "$version" || continue
+image=/boot/initrd.img-$version
+listed=$(lsinitramfs "$image")
+lacks || continue
 folder=$(mktemp -d) && cp -a /etc/initramfs-tools/. "$folder" && mkdir -p "$folder/conf.d" || exit 1
 echo MODULES=most > "$folder/conf.d/zz-gbs"
-mkinitramfs -d "$folder" -o "/boot/initrd.img-$version" "$version" >&2 || exit 1
+for driver in {drivers}; do echo "$driver"; done >> "$folder/modules"
+mkinitramfs -d "$folder" -o "$image" "$version" >&2 || exit 1
 rm -rf "$folder"
+listed=$(lsinitramfs "$image")
 elif [ -e "/boot/initramfs-$version.img" ] && command -v dracut > /dev/null; then
-listed=$(lsinitrd "/boot/initramfs-$version.img")
-lacks "$version" || continue
-dracut --force --no-hostonly --add-drivers "{drivers}" "/boot/initramfs-$version.img" "$version" >&2 || exit 1
+image=/boot/initramfs-$version.img
+listed=$(lsinitrd "$image")
+lacks || continue
+dracut --force --no-hostonly --add-drivers "{drivers}" "$image" "$version" >&2 || exit 1
+listed=$(lsinitrd "$image")
 else
 echo "unknown $version"
 continue
 fi
-echo "made $version"
+if lacks; then echo "unknown $version"; else echo "made $version"; fi
 done"""
 
 
