@@ -10,6 +10,7 @@ from flows.vm_name import VmName
 from tasks import images, nights, places, rebuild, updating
 from tasks.errors import IntegrityError, NothingToRecover
 from tasks.model.night_choice import Night
+from tasks.model.physical_definition import Machine
 from tasks.model.recovery import Sources, UpdatedImage
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,12 @@ def choose(vm: str, night: str, image: str | None = None, template: str | None =
             return rebuild.choose_template(client, definition, chosen)
         except NothingToRecover as no_template:
             raise NothingToRecover(f"VM {vm}", f"{no_image.args[1]}; {no_template.args[1]}") from no_template
+
+
+def choose_physical(client: str, night: str, kvm_host: str, machine: Machine, template: str | None = None) -> Sources:
+    """What a physical client would be rebuilt from as a VM of a KVM host; `template` as for `choose`."""
+    wanted = None if template == "any" else template
+    return rebuild.choose_for_physical(client, nights.choose_night(client, night), kvm_host, machine, wanted)
 
 
 def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = False) -> UpdatedImage:
