@@ -117,7 +117,13 @@ def as_named(template: Shape, names: Names, client: Shape) -> Shape:
 
 def _as_large(disk: Disk, client: Disk) -> Disk:
     partitions = [
-        one.model_copy(update={"size_bytes": min(one.size_bytes, other.size_bytes)})
+        one.model_copy(
+            update={
+                "size_bytes": min(one.size_bytes, other.size_bytes),
+                # libguestfs does not tell of what fstab names by PARTUUID.
+                "mountpoints": one.mountpoints or other.mountpoints,
+            }
+        )
         for one, other in zip(disk.partitions, client.partitions, strict=False)
     ]
     partitions += disk.partitions[len(partitions) :]

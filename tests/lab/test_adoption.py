@@ -83,8 +83,11 @@ def _make(handle: Any, folder: Path, first: str, second: str, names: tuple[str, 
             handle.mkdir_p(place)
         handle.mount(device, place)
     archive = tree.with_suffix(".tar")
-    subprocess.run(["tar", "-C", str(tree), "-cf", str(archive), "."], check=True)
+    subprocess.run(["tar", "-C", str(tree), "--exclude=./boot/efi/*", "-cf", str(archive), "."], check=True)
     handle.tar_in(str(archive), "/")
+    handle.mkdir_p("/boot/efi/EFI/debian")
+    for file in (tree / "boot/efi/EFI/debian").iterdir():
+        handle.upload(str(file), f"/{file.relative_to(tree)}")
     said = _devices(handle, first, second)
     machine = _Machine((folder / f"{first[5:]}.raw", folder / f"{second[5:]}.raw"), said, _facts(handle, said), tree)
     handle.umount_all()

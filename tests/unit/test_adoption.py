@@ -48,6 +48,14 @@ def test_a_larger_template_serves_and_a_smaller_one_does_not() -> None:
         adopted(facts(), shape_of({"314572800": "313524224"}))
 
 
+def test_a_partition_that_the_template_does_not_say_the_place_of_serves() -> None:
+    shape = shape_of({})
+    (disk,) = shape.disks
+    partitions = tuple(part.model_copy(update={"mountpoints": ()}) for part in disk.partitions)
+    silent = shape.model_copy(update={"disks": (disk.model_copy(update={"partitions": partitions}),)})
+    assert adopted(facts(), silent) == adopted(facts(), shape)
+
+
 @pytest.mark.parametrize(
     ("case", "said"),
     [
