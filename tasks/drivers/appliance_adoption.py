@@ -36,31 +36,35 @@ def adopt(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         reporter.now("giving LVM's volumes their names")
         rename_volumes(handle, wanted.names)
         reporter.now("giving file systems their UUIDs and labels")
+        layout = _layout(handle)
         for holding in wanted.holdings:
-            _set_holding(handle, request["image"], holding)
+            device = holding.place.volume or layout[holding.place]
+            _set_holding(handle, request["image"], device, holding)
         # From here on nothing may use the partitions.
         groups = {group: handle.vgpvuuids(group) for group in handle.vgs()}
         handle.vg_activate_all(False)
         reporter.now("giving partitions their ids")
         for volume in wanted.physical_volumes:
-            _set_physical_volume(handle, volume, groups)
+            _set_physical_volume(handle, volume.place.volume or layout[volume.place], volume.uuid, groups)
         for table in wanted.tables:
-            _set_table(handle, table)
+            _set_table(handle, layout[Place(disk=table.disk)], table)
         for partition in wanted.partitions:
-            _set_partition(handle, partition)
+            _set_partition(handle, layout[Place(disk=partition.place.disk)], layout[partition.place], partition)
         handle.shutdown()
     return {}
 
 
-def _device(handle: Handle, place: Place) -> str:
-    """The device at a place, as `tasks.drivers.appliance_layout` counts them."""
-    if place.volume:
-        return place.volume
-    disk: str = handle.list_devices()[place.disk - 1]
-    if not place.partition:
-        return disk
-    mine: list[str] = [part for part in handle.list_partitions() if handle.part_to_dev(part) == disk]
-    return mine[place.partition - 1]
+def _layout(handle: Handle) -> dict[Place, str]:
+    """The devices of all disks and partitions, as `tasks.drivers.appliance_layout` counts them."""
+    layout, disks = dict[Place, str](), list[str](handle.list_devices())
+    counts = dict.fromkeys(disks, 0)
+    for number, disk in enumerate(disks, start=1):
+        layout[Place(disk=number)] = disk
+    for partition in handle.list_partitions():
+        disk = handle.part_to_dev(partition)
+        counts[disk] += 1
+        layout[Place(disk=disks.index(disk) + 1, partition=counts[disk])] = partition
+    return layout
 
 
 def rename_volumes(handle: Handle, names: Names) -> None:
@@ -77,9 +81,8 @@ def rename_volumes(handle: Handle, names: Names) -> None:
         handle.lvrename(path_of(row.new_group, f"gbs-{number}"), path_of(row.new_group, row.new_volume))
 
 
-def _set_holding(handle: Handle, image: str, holding: Holding) -> None:
+def _set_holding(handle: Handle, image: str, device: str, holding: Holding) -> None:
     """Set UUID and label of a file system or swap, after its journal was replayed: the tools want it clean."""
-    device = _device(handle, holding.place)
     kind = handle.vfs_type(device)
     if kind != holding.fstype:
         raise IntegrityError(image, f"{holding.fstype} on {device}", kind)
@@ -110,27 +113,24 @@ def _set_fat_id(handle: Handle, device: str, uuid: str) -> None:
         handle.pwrite_device(device, value, copy * sector_bytes + _FAT32_ID)
 
 
-def _set_physical_volume(handle: Handle, volume: Holding, groups: dict[str, list[str]]) -> None:
+def _set_physical_volume(handle: Handle, device: str, uuid: str, groups: dict[str, list[str]]) -> None:
     """Some distributions know the devices that LVM may use by these UUIDs (/etc/lvm/devices/system.devices)."""
-    device = _device(handle, volume.place)
     old = handle.vfs_uuid(device)
     group = next((name for name, uuids in groups.items() if old.replace("-", "") in uuids), None)
-    if group is not None and old != volume.uuid and _PV_UUID.fullmatch(volume.uuid):
-        script = _SET_PV_UUID.format(group=group, old=old, new=volume.uuid)
+    if group is not None and old != uuid and _PV_UUID.fullmatch(uuid):
+        script = _SET_PV_UUID.format(group=group, old=old, new=uuid)
         handle.debug("sh", [script])
 
 
-def _set_table(handle: Handle, table: Table) -> None:
-    disk = handle.list_devices()[table.disk - 1]
+def _set_table(handle: Handle, disk: str, table: Table) -> None:
     if table.kind == "gpt":
         handle.part_set_disk_guid(disk, table.id)
     else:
         handle.pwrite_device(disk, struct.pack("<I", int(table.id, 16)), _DOS_ID)
 
 
-def _set_partition(handle: Handle, partition: PartitionId) -> None:
-    device = _device(handle, partition.place)
-    disk, number = handle.part_to_dev(device), handle.part_to_partnum(device)
+def _set_partition(handle: Handle, disk: str, device: str, partition: PartitionId) -> None:
+    number = handle.part_to_partnum(device)
     handle.part_set_gpt_guid(disk, number, partition.guid)
     if handle.part_get_name(disk, number) != partition.name:
         table, name = handle.part_get_disk_guid(disk).lower(), shlex.quote(f"{number}:{partition.name}")

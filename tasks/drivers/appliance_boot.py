@@ -4,12 +4,14 @@ What a program of the client must do (grub-install, mkinitramfs, dracut) it does
 nothing, and only where something is found missing.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from tasks.drivers import appliance_mounts
 from tasks.drivers.appliance_session import Handle, Reporter, launched
 from tasks.errors import CommandFailed
 from tasks.model import boot_repair
+from tasks.model.boot_names import known_names
 from tasks.model.boot_repair import Repair
 from tasks.model.image_update import MountedBy
 
@@ -21,10 +23,12 @@ def make_bootable(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]
     done, warnings = list[str](), list[str]()
     with launched(request, [], readonly=False) as handle:
         reporter.now("looking at the boot loader")
-        appliance_mounts.mount(handle, request["image"], mounts)
+        devices = appliance_mounts.devices(handle)
+        found = appliance_mounts.find(handle, request["image"], mounts, devices)
+        appliance_mounts.mount(handle, request["image"], found)
         if repair.boot_mode == "uefi":
             _removable_loader(handle, repair, done, warnings)
-        elif reason := _why_install(handle):
+        elif reason := _why_install(handle, known_names(devices)):
             _in_client(handle, boot_repair.install_script(repair.table_id), "grub-install")
             done.append(f"GRUB was written to the first disk: {reason}")
         if repair.drivers:
@@ -44,9 +48,8 @@ def _in_client(handle: Handle, script: str, name: str) -> str:
     return said
 
 
-def _why_install(handle: Handle) -> str | None:
+def _why_install(handle: Handle, known: Collection[str]) -> str | None:
     """Why GRUB's core image would not start, or None when it would (or when another loader starts the client)."""
-    known = appliance_mounts.names(handle)
     for config, core in zip(boot_repair.LOAD_CONFIGS, boot_repair.CORE_IMAGES, strict=True):
         menu = f"{config.rsplit('/', 2)[0]}/grub.cfg"
         if not handle.is_file(menu):
