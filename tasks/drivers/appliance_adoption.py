@@ -41,7 +41,7 @@ def adopt(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             device = holding.place.volume or layout[holding.place]
             _set_holding(handle, request["image"], device, holding)
         # From here on nothing may use the partitions.
-        groups = {group: handle.vgpvuuids(group) for group in handle.vgs()}
+        groups = {group: list(map(_dashed, handle.vgpvuuids(group))) for group in handle.vgs()}
         handle.vg_activate_all(False)
         reporter.now("giving partitions their ids")
         for volume in wanted.physical_volumes:
@@ -113,10 +113,16 @@ def _set_fat_id(handle: Handle, device: str, uuid: str) -> None:
         handle.pwrite_device(device, value, copy * sector_bytes + _FAT32_ID)
 
 
+def _dashed(uuid: str) -> str:
+    """A UUID of LVM's as blkid writes it: libguestfs tells some with dashes, some without."""
+    plain = uuid.replace("-", "")
+    return "-".join((plain[:6], *(plain[at : at + 4] for at in range(6, 26, 4)), plain[26:]))
+
+
 def _set_physical_volume(handle: Handle, device: str, uuid: str, groups: dict[str, list[str]]) -> None:
     """Some distributions know the devices that LVM may use by these UUIDs (/etc/lvm/devices/system.devices)."""
     old = handle.vfs_uuid(device)
-    group = next((name for name, uuids in groups.items() if old.replace("-", "") in uuids), None)
+    group = next((name for name, uuids in groups.items() if old in uuids), None)
     if group is not None and old != uuid and _PV_UUID.fullmatch(uuid):
         script = _SET_PV_UUID.format(group=group, old=old, new=uuid)
         handle.debug("sh", [script])
