@@ -7,19 +7,37 @@ from prefect import State, flow
 
 from flows.ending import completed
 from flows.vm_name import VmName
-from tasks import images, nights, places, updating
-from tasks.errors import IntegrityError
+from tasks import images, nights, places, rebuild, updating
+from tasks.errors import IntegrityError, NothingToRecover
 from tasks.model.night_choice import Night
+from tasks.model.physical_definition import Machine
 from tasks.model.recovery import Sources, UpdatedImage
 
 log = logging.getLogger(__name__)
 
 
-def choose(vm: str, night: str, image: str | None = None) -> Sources:
-    """What the VM would be brought back from, nothing read yet but manifests."""
+def choose(vm: str, night: str, image: str | None = None, template: str | None = None) -> Sources:
+    """What the VM would be brought back from, nothing read yet but manifests.
+
+    Without an image of its own that fits it is a template; `template` names one (a flavour or VM/ID), or is "any".
+    """
     client, _ = places.client_of_vm(vm)
-    definition = images.find(vm)
-    return updating.choose_sources(vm, client, definition, nights.choose_night(client, night), image)
+    definition, chosen = images.find(vm), nights.choose_night(client, night)
+    if template is not None:
+        return rebuild.choose_template(client, definition, chosen, None if template == "any" else template)
+    try:
+        return updating.choose_sources(vm, client, definition, chosen, image)
+    except NothingToRecover as no_image:
+        try:
+            return rebuild.choose_template(client, definition, chosen)
+        except NothingToRecover as no_template:
+            raise NothingToRecover(f"VM {vm}", f"{no_image.args[1]}; {no_template.args[1]}") from no_template
+
+
+def choose_physical(client: str, night: str, kvm_host: str, machine: Machine, template: str | None = None) -> Sources:
+    """What a physical client would be rebuilt from as a VM of a KVM host; `template` as for `choose`."""
+    wanted = None if template == "any" else template
+    return rebuild.choose_for_physical(client, nights.choose_night(client, night), kvm_host, machine, wanted)
 
 
 def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = False) -> UpdatedImage:
@@ -52,22 +70,31 @@ def _update_one(sources: Sources, files: Path, warnings: tuple[str, ...]) -> Upd
     updating.verify_sources(sources.image_folder, sources.image)
     folder = updating.begin(sources)
     try:
-        return updating.finish(sources, folder, updating.update(sources, files, folder), warnings)
+        if sources.template is None:
+            result = updating.update(sources, files, folder)
+        else:
+            rebuild.adopt(sources, sources.template, files, folder)
+            result = updating.update(sources, files, folder)
+            result = rebuild.make_bootable(sources, sources.template, files, folder, result)
+        return updating.finish(sources, folder, result, warnings)
     except BaseException:
         updating.remove(folder)
         raise
 
 
 @flow(name="kvmimg-update", flow_run_name="update image of {vm} to {night}")
-def kvmimg_update(vm: VmName, night: str = "latest", image: str | None = None) -> State[UpdatedImage]:
+def kvmimg_update(
+    vm: VmName, night: str = "latest", image: str | None = None, template: str | None = None
+) -> State[UpdatedImage]:
     """Make a bootable image of the VM as of a night: its image, updated with that night's files.
 
     Args:
         vm: The VM, as libvirt names it.
         night: latest, overnight, daily.N, an id, or a date (YYYY-MM-DD).
         image: The id of the image to update. None means the newest that fits, and an older one if that is damaged.
+        template: The template to take in place of an image: its flavour, VM/ID, or any. None means only without one.
     """
-    sources = choose(vm, night, image)
+    sources = choose(vm, night, image, template)
     with places.locked("client", sources.client):
         updated = update_image(sources, fall_back=image is None, reuse=True)
     return completed(updated.outcome, "; ".join(updated.warnings) or str(updated.folder), updated)

@@ -22,11 +22,10 @@ from tasks.model.image_update import update_plan
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import new_id
 from tasks.model.night_choice import Night
-from tasks.model.recovery import Sources, UpdatedImage, working_disks
+from tasks.model.recovery import OVERLAY, Sources, UpdatedImage, working_disks
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
-OVERLAY = ".overlay"
 COPY_DEADLINE_S = 6 * 3600
 UPDATE_DEADLINE_S = 4 * 3600
 
@@ -66,7 +65,7 @@ def choose_sources(vm: str, client: str, definition: Definition, night: Night, w
 
 def with_older_image(sources: Sources) -> Sources | None:
     """The same with the VM's next older image of that disk layout; None when there is none."""
-    for folder, image in places.store().images_of(sources.vm):
+    for folder, image in () if sources.template else places.store().images_of(sources.vm):
         if image.id < sources.image.id and _fits(image, sources.night.flavour):
             return sources.model_copy(update={"image_folder": folder, "image": image})
     return None

@@ -53,13 +53,14 @@ def kvmimg_get_command(vm: str, method: Any, full: bool, as_json: bool) -> None:
 @click.argument("vm")
 @click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
 @click.option("--image", help="This image and no other, by its id; without it the newest that fits, or an older one.")
+@click.option("--template", help="A template in place of an image: its flavour, VM/ID, or any.")
 @terminal.json_option
-def kvmimg_update_command(vm: str, night: str, image: str | None, as_json: bool) -> int:
+def kvmimg_update_command(vm: str, night: str, image: str | None, template: str | None, as_json: bool) -> int:
     """Bring a copy of an image of VM up to the files of a night; the image itself is never changed."""
     from flows.kvmimg_update import kvmimg_update as flow
 
     run: Any = flow  # called, it gives what its final state has
-    updated: UpdatedImage = run(vm, night, image)
+    updated: UpdatedImage = run(vm, night, image, template)
     if as_json:
         print(updated.model_dump_json(indent=1))
         return EXIT_CODES[updated.outcome]

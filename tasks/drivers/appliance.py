@@ -87,7 +87,7 @@ def update_files(
         "fake_super": fake_super,
     }
     began = time.monotonic()
-    answer = _work(disks, request, deadline_s, on_progress)
+    answer = work(disks, request, deadline_s, on_progress)
     return UpdateResult(**answer | {"warnings": tuple(answer["warnings"])}, duration_s=time.monotonic() - began)
 
 
@@ -102,7 +102,7 @@ def shape_of(
 
     IntegrityError when no operating system is found in it.
     """
-    answer = _work(disks, {"do": "shape"}, deadline_s, on_progress)
+    answer = work(disks, {"do": "shape"}, deadline_s, on_progress)
     if not answer["architecture"]:
         raise IntegrityError(str(disks[0].path), "an operating system", "none that libguestfs knows")
     found = Shape.model_validate({**answer, "boot_mode": boot_mode})
@@ -117,7 +117,7 @@ def appliance_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return wanted
 
 
-def _work(
+def work(
     disks: Sequence[DiskFile], request: dict[str, Any], deadline_s: float, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Run the worker on a request and return its answer; its errors are raised here as what they are."""

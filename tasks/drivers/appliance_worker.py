@@ -3,10 +3,14 @@
 import json
 import sys
 
+from tasks.drivers.appliance_adoption import adopt
+from tasks.drivers.appliance_boot import make_bootable
 from tasks.drivers.appliance_layout import read_shape
 from tasks.drivers.appliance_session import Reporter
 from tasks.drivers.appliance_update import update
 from tasks.errors import GbsError
+
+_ANSWERS = {"update": update, "shape": read_shape, "adopt": adopt, "make bootable": make_bootable}
 
 
 def main() -> int:
@@ -14,7 +18,7 @@ def main() -> int:
     request = json.loads(sys.stdin.read())
     reporter = Reporter()
     try:
-        reporter.say(answer={"update": update, "shape": read_shape}[request["do"]](request, reporter))
+        reporter.say(answer=_ANSWERS[request["do"]](request, reporter))
     except GbsError as error:
         reporter.say(error=type(error).__name__, attributes=list(error.args))
         return 1

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from tasks.drivers import process
 from tasks.drivers.digest import sha256_file, verify_record
 from tasks.errors import IntegrityError, StoreError
-from tasks.model.manifest import LISTING, MANIFEST, DeviceManifest, ImageManifest, NightManifest
+from tasks.model.manifest import LISTING, MANIFEST, TEMPLATE, DeviceManifest, ImageManifest, NightManifest
 from tasks.model.names import slug
 
 REMOVE_DEADLINE_S = 6 * 3600
@@ -270,6 +270,8 @@ def verify_night(folder: Path, manifest: NightManifest) -> None:
 def verify_image(folder: Path, manifest: ImageManifest, *, percent: float = 100) -> int:
     """The bytes that were read; IntegrityError unless the image has exactly the files of its manifest, as it says.
 
+    That it serves as a template may be noted beside them.
+
     Below 100 `percent`, only that part of each disk is read, chosen by chance.
     """
     read = 0
@@ -278,7 +280,7 @@ def verify_image(folder: Path, manifest: ImageManifest, *, percent: float = 100)
         nonlocal read
         read += size_bytes
 
-    expected = {MANIFEST, *(file.path for file in manifest.files)}
+    expected = {MANIFEST, TEMPLATE, *(file.path for file in manifest.files)}
     for path in sorted(folder.iterdir()):
         if path.name not in expected:
             raise IntegrityError(str(path), "no such file in the image", "a file that its manifest does not name")

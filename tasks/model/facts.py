@@ -53,7 +53,7 @@ from tasks.model.facts_network import (
     parse_resolvers,
     parse_routes,
 )
-from tasks.model.facts_system import parse_os_release, parse_packages, parse_word
+from tasks.model.facts_system import parse_memory, parse_os_release, parse_packages, parse_processors, parse_word
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class Facts(FactRow):
     boot_loader: BootLoader = "unknown"
     efi_boot: EfiBoot | None = None
     machine_id: str
+    memory_bytes: int | None = None
+    processors: int | None = None
     block_devices: tuple[BlockDevice, ...]
     file_systems: tuple[FileSystem, ...]
     bind_mounts: tuple[str, ...] = ()
@@ -131,6 +133,8 @@ FACTS: dict[str, Fact] = {
     "architecture": Fact(("uname", "-m"), parse_word),
     "hostname": Fact(("uname", "-n"), parse_word),
     "machine_id": Fact(("cat", "/etc/machine-id"), parse_word, optional=True),
+    "memory": Fact(("cat", "/proc/meminfo"), parse_memory, informative=True),
+    "processors": Fact(("nproc", "--all"), parse_processors, informative=True),
     "efi": Fact(("ls", "/sys/firmware/efi"), bool, optional=True),
     "efi_boot": Fact(("efibootmgr", "-v"), parse_efi_boot, informative=True),
     "loader_files": Fact(script(LOADER_FILES), parse_loader_files, informative=True),
@@ -160,6 +164,8 @@ def assemble(collected: datetime, values: Mapping[str, Any], unread: Sequence[st
         boot_loader=boot_loader(boot_mode, values.get("loader_files", ()), efi_boot),
         efi_boot=efi_boot,
         machine_id=values.get("machine_id", ""),
+        memory_bytes=values.get("memory"),
+        processors=values.get("processors"),
         block_devices=with_starts(values["block_devices"], values.get("partition_starts", {})),
         file_systems=values["file_systems"],
         bind_mounts=values.get("bind_mounts", ()),

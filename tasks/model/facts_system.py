@@ -1,4 +1,6 @@
-"""Facts: the operating system and its packages."""
+"""Facts: the operating system and its packages, memory and processors."""
+
+import re
 
 
 def parse_os_release(text: str) -> dict[str, str]:
@@ -15,3 +17,14 @@ def parse_packages(text: str) -> tuple[str, ...]:
 def parse_word(text: str) -> str:
     """An answer of one line."""
     return text.strip()
+
+
+def parse_memory(text: str) -> int | None:
+    """The bytes of memory that the kernel has, from the line MemTotal of /proc/meminfo."""
+    found = re.search(r"^MemTotal: +([0-9]{1,18}) kB$", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def parse_processors(text: str) -> int | None:
+    """How many processors nproc counts."""
+    return int(text) if re.fullmatch("[0-9]{1,9}\n?", text) else None

@@ -4,9 +4,12 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest
+from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest, TemplateManifest
 from tasks.model.names import slug
 from tasks.model.outcome import Outcome
+
+OVERLAY = ".overlay"
+"""What the name of a disk's overlay ends with, in the folder where an image is updated."""
 
 
 class _Frozen(BaseModel):
@@ -27,6 +30,8 @@ class Sources(_Frozen):
     night_folder: Path | None
     """None of a night that its engine must bring first."""
     night: NightManifest
+    template: TemplateManifest | None = None
+    """Set when the image is a template: what its disks are to become must be set on the copy first."""
 
 
 def working_disks(image: ImageManifest) -> tuple[DiskRecord, ...]:

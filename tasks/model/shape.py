@@ -102,7 +102,7 @@ class Point:
 def shape_of_facts(facts: Facts) -> Shape:
     """The shape of a client. Bind mounts and switched-on swap come and go: only file systems' mount points count."""
     lasting = {row.mountpoint for row in facts.file_systems}
-    visible = {_mapped(row.vg, row.lv) for row in facts.logical_volumes}
+    visible = {mapped_name(row.vg, row.lv) for row in facts.logical_volumes}
 
     def hidden(device: BlockDevice) -> bool:
         """A thin pool's own parts are volumes to lsblk, and to no one else."""
@@ -183,6 +183,6 @@ def _words(size_bytes: int, kind: str, holds: str, mountpoints: tuple[str, ...])
     return f"{human_bytes(size_bytes)} ({size_bytes} bytes), {kind or 'no partition table'}, {holds or 'empty'}{on}"
 
 
-def _mapped(vg: str, lv: str) -> str:
+def mapped_name(vg: str, lv: str) -> str:
     """The device mapper's name of a logical volume: dashes inside a part are doubled."""
     return f"{vg.replace('-', '--')}-{lv.replace('-', '--')}"

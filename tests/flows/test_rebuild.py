@@ -1,0 +1,106 @@
+"""A VM without an image, and a physical client, are rebuilt from a template; what runs in the appliance is faked."""
+
+import shutil
+from typing import Any
+
+import pytest
+
+from flows.kvmimg_update import choose_physical
+from flows.kvmimg_update import kvmimg_update as kvmimg_update_flow
+from flows.nightly import nightly as nightly_flow
+from flows.template_add import template_add as template_add_flow
+from tasks.drivers import adoption, appliance
+from tasks.drivers.adoption import Bootable
+from tasks.drivers.appliance import DiskFile, UpdateResult
+from tasks.drivers.store import Store, read_model, verify_image
+from tasks.errors import NothingToRecover, RecoveryRefused, UnknownName
+from tasks.model.domain_xml import parse_domain
+from tasks.model.facts import Facts
+from tasks.model.manifest import MANIFEST, ImageManifest
+from tasks.model.outcome import Outcome
+from tasks.model.physical_definition import Machine
+from tasks.model.recovery import place_of
+from tasks.model.shape import shape_of_facts
+from tests.flows.fake_site import FakeSite
+
+nightly: Any = nightly_flow
+kvmimg_update: Any = kvmimg_update_flow
+template_add: Any = template_add_flow
+
+
+@pytest.fixture
+def in_appliance(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the appliance was asked for, in order."""
+    asked = list[str]()
+
+    def shape_of(*_: object, **__: object) -> Any:
+        facts = read_model(site.store / "overnight/web1/facts.json", Facts)
+        assert facts is not None
+        return shape_of_facts(facts)
+
+    def adopt(disks: list[DiskFile], *_: object, **__: object) -> None:
+        assert all(disk.path.exists() for disk in disks)
+        asked.append("adopt")
+
+    def update(*_: object, **__: object) -> UpdateResult:
+        asked.append("update")
+        return UpdateResult(0, 0, 0, 1.0, 1.0)
+
+    def make_bootable(*_: object, **__: object) -> Bootable:
+        asked.append("make bootable")
+        return Bootable(("GRUB was written",), ())
+
+    monkeypatch.setattr(appliance, "shape_of", shape_of)
+    monkeypatch.setattr(appliance, "update_files", update)
+    monkeypatch.setattr(adoption, "adopt", adopt)
+    monkeypatch.setattr(adoption, "make_bootable", make_bootable)
+    return asked
+
+
+def test_a_vm_without_an_image_is_rebuilt_from_a_template(site: FakeSite, in_appliance: list[str]) -> None:
+    nightly(["kvm1", "web1"])
+    assert kvmimg_update("web1").outcome is Outcome.OK
+    shutil.rmtree(site.store / "recovery")
+    flavour = template_add("web1").flavour
+    shutil.rmtree(site.store / "images")
+    in_appliance.clear()
+    updated = kvmimg_update("web1")
+    assert in_appliance == ["adopt", "update", "make bootable"]
+    assert updated.outcome is Outcome.WARNING
+    assert updated.warnings[0].endswith(f"of flavour {flavour}")
+    assert updated.warnings[1] == "GRUB was written"
+    assert (updated.folder / "vda.raw").exists()
+    (folder,) = (site.store / "templates").glob("*/*")
+    image = read_model(folder / MANIFEST, ImageManifest)
+    assert image is not None
+    verify_image(folder, image)
+
+
+def test_a_template_can_be_asked_for_and_one_that_is_not_there_is_named(
+    site: FakeSite, in_appliance: list[str]
+) -> None:
+    nightly(["kvm1", "web1"])
+    template_add("web1")
+    assert kvmimg_update("web1", template="any").warnings
+    with pytest.raises(UnknownName, match="no template named 'db1/1': known are web1/"):
+        kvmimg_update("web1", template="db1/1")
+
+
+def test_without_image_and_template_both_are_said(site: FakeSite, in_appliance: list[str]) -> None:
+    nightly(["kvm1", "web1"])
+    shutil.rmtree(site.store / "images")
+    with pytest.raises(NothingToRecover, match=r"run: gbs-kvmimg-get web1.*; .*gbs image template add"):
+        kvmimg_update("web1")
+
+
+def test_a_physical_client_gets_a_definition_and_a_place(site: FakeSite, in_appliance: list[str]) -> None:
+    nightly(["kvm1", "web1", "db1"])
+    template_add("web1")
+    sources = choose_physical("db1", "latest", "kvm1", Machine("bridge:br0", 1 << 30, 2))
+    domain = parse_domain(sources.xml)
+    assert (domain.name, domain.disks[0].target, sources.kvm_host) == ("db1", "vda", "kvm1")
+    path = place_of(sources.image.disks[0], "db1", "/var/lib/libvirt/images", same_host=True)
+    assert path == domain.disks[0].source
+    assert Store(site.store).night_of("db1") is not None
+    with pytest.raises(RecoveryRefused, match="--memory"):
+        choose_physical("db1", "latest", "kvm1", Machine("bridge:br0"))
