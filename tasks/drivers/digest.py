@@ -1,9 +1,11 @@
 """sha256 of files and trees, in the format of sha256sum(1), so that `sha256sum --check` proves a backup without us."""
 
 import ctypes
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from tasks.model.manifest import FileRecord
 CHUNK = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_OPENAT2, _RESOLVE_NO_SYMLINKS = 437, 0x04
+_OPENAT2, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 437, 0x04, 0x08
 """linux/openat2.h; the number is the same on all architectures."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
@@ -53,7 +55,7 @@ class _OpenHow(ctypes.Structure):
 
 
 def _open_below(folder: int, path: bytes) -> int:
-    how = _OpenHow(_FOLDER | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS)
+    how = _OpenHow(_FOLDER | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
     handle: int = _libc.syscall(_OPENAT2, folder, path, ctypes.byref(how), ctypes.sizeof(how))
     if handle < 0:
         code = ctypes.get_errno()
@@ -72,6 +74,20 @@ def opened(root: Path | bytes, below: int | None = None) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def read_below(root: Path, name: str, most_bytes: int) -> bytes | None:
+    """The first bytes of a regular file below a root; None when there is none. No link is followed on the way."""
+    folder, _, last = os.fsencode(name).rpartition(b"/")
+    try:
+        with opened(root) as top, opened(folder or b".", top) as parent:
+            handle = os.open(last, _READ | os.O_NONBLOCK, dir_fd=parent)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            return None
+        raise
+    with open(handle, "rb") as file:
+        return file.read(most_bytes) if stat.S_ISREG(os.fstat(handle).st_mode) else None
 
 
 class Entry(NamedTuple):

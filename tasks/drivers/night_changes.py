@@ -34,7 +34,7 @@ def compare(old_folder: Path, old: NightManifest, new_folder: Path, new: NightMa
     )
     if old.listing_sha256 == new.listing_sha256:
         return change
-    gone, came = _differences(_proven(old_folder, old), _proven(new_folder, new))
+    gone, came = differences(proven(old_folder, old), proven(new_folder, new))
     changed = sorted(gone.keys() & came.keys())
     deleted = {path: sha256 for path, sha256 in gone.items() if path not in came}
     fresh = {path: sha256 for path, sha256 in came.items() if path not in gone}
@@ -55,7 +55,8 @@ def compare(old_folder: Path, old: NightManifest, new_folder: Path, new: NightMa
     )
 
 
-def _proven(folder: Path, manifest: NightManifest) -> Path:
+def proven(folder: Path, manifest: NightManifest) -> Path:
+    """A night's listing; IntegrityError when it is not the one of the manifest."""
     listing = folder / LISTING
     found = sha256_file(listing) if listing.is_file() else "nothing"
     if found != manifest.listing_sha256:
@@ -63,7 +64,7 @@ def _proven(folder: Path, manifest: NightManifest) -> Path:
     return listing
 
 
-def _differences(old: Path, new: Path) -> tuple[dict[bytes, str], dict[bytes, str]]:
+def differences(old: Path, new: Path) -> tuple[dict[bytes, str], dict[bytes, str]]:
     """The paths, with their sha256, of the lines that only one of the listings has."""
     with old.open("rb") as lines:
         gone = set(lines)

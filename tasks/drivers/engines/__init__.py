@@ -58,6 +58,9 @@ class Engine(Protocol):
     def folder(self, point: str) -> Path | None:
         """Where a point lies for everybody to read; None when it must be opened."""
 
+    def read(self, point: str, path: str) -> bytes | None:
+        """What a file of a point holds that lies in no folder, `SHA256SUMS` or `data/…`; None when it cannot be read alone."""
+
     def retained(self) -> list[Point]:
         """The same points as retention looks at them."""
 

@@ -91,6 +91,9 @@ class CommandEngine(PointsByAge):
                 self._run("forget", self.ground.policy.transfer_deadline_s, night=night)
             at(self.ground.place, Path.unlink, record, missing_ok=True)
 
+    def read(self, point: str, path: str) -> None:
+        """A night is restored as a whole or not at all."""
+
     def open(self, point: str, advance: Advance) -> Path:
         """Call `restore`."""
         found = self.arranged().get(point)
