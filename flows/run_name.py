@@ -25,3 +25,12 @@ def of_recovery() -> str:
     what = "assess recovery of" if given.get("dry_run") else "recover"
     where = f" to {given['to']}" if given.get("to") else ""
     return f"{what} {given['vm']} as of {given.get('night', 'latest')}{where}"
+
+
+def of_files() -> str:
+    """A file recovery's name: the first paths say which."""
+    given = flow_run.parameters
+    paths = ", ".join(given["paths"][:NAMED]) + (" and more" if len(given["paths"]) > NAMED else "")
+    what = "look for" if given.get("dry_run") else "recover"
+    where = f" to {given['to']}" if given.get("to") else ""
+    return f"{what} {paths} of {given['client']} as of {given.get('night', 'latest')}{where}"

@@ -14,7 +14,7 @@ from tasks.drivers.digest import read_below
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.listings import ListedNight
 from tasks.errors import NothingToRecover, RecoveryRefused
-from tasks.model.file_history import Difference, FileHistory, histories
+from tasks.model.file_history import Difference, FileHistory, Found, histories
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import LISTING
 from tasks.model.name_pattern import NamePattern
@@ -22,6 +22,7 @@ from tasks.model.night_choice import Night, choose
 
 log = logging.getLogger(__name__)
 MOST_TEXT_BYTES = 8 << 20
+WHOLE_ONLY = "its backup application gives back whole nights only; see: gbs recover files"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -30,12 +31,11 @@ def find(client: str, nights: Sequence[Night], pattern: str) -> list[FileHistory
     """The files that the pattern means, through the client's nights; a night without a listing to read is told."""
     declared, distinct = inventory_file.load(), _distinct(nights)
     wanted = NamePattern(pattern)
-    found = {}
+    found: dict[str, dict[str, Found]] = {}
     for night in distinct:
         with _listed(declared, client, night) as listed:
             if listed is None:
-                why = "its backup application gives back whole nights only; see: gbs recover files"
-                log.warning("night %s (%s) was not searched: %s", night.manifest.id, night.name, why)
+                log.warning("night %s (%s) was not searched: %s", night.manifest.id, night.name, WHOLE_ONLY)
                 continue
             found |= _at(declared, night, listings.search, [listed], wanted)
     if not found:
@@ -64,9 +64,9 @@ def text_diff(client: str, nights: Sequence[Night], old: str, new: str, path: st
     """
     declared = inventory_file.load()
     chosen = [choose(client, nights, word) for word in (old, new)]
-    texts = [_text(declared, client, night, path) for night in chosen]
-    names = [f"{path} in night {night.manifest.id}" for night in chosen]
-    return list(difflib.unified_diff(*texts, *names, lineterm=""))
+    before, after = (_text(declared, client, night, path) for night in chosen)
+    one, other = (f"{path} in night {night.manifest.id}" for night in chosen)
+    return list(difflib.unified_diff(before, after, one, other, lineterm=""))
 
 
 def _text(declared: Inventory, client: str, night: Night, path: str) -> list[str]:

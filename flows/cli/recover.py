@@ -2,13 +2,16 @@
 
 import click
 
-from flows.cli import terminal
+from flows.cli import recover_files, terminal
 from tasks.model.names import human_age, human_bytes
 
 
 @click.group("recover")
 def recover_command() -> None:
     """Bring back what was lost."""
+
+
+recover_command.add_command(recover_files.files)
 
 
 @recover_command.command()

@@ -83,7 +83,7 @@ def read_below(root: Path, name: str, most_bytes: int) -> bytes | None:
         with opened(root) as top, opened(folder or b".", top) as parent:
             handle = os.open(last, _READ | os.O_NONBLOCK, dir_fd=parent)
     except OSError as exc:
-        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EXDEV):
             return None
         raise
     with open(handle, "rb") as file:

@@ -59,7 +59,7 @@ class Engine(Protocol):
         """Where a point lies for everybody to read; None when it must be opened."""
 
     def read(self, point: str, path: str) -> bytes | None:
-        """What a file of a point holds that lies in no folder, `SHA256SUMS` or `data/…`; None when it cannot be read alone."""
+        """A file (`SHA256SUMS`, `data/…`) of a point that lies in no folder; None when only all of it can be read."""
 
     def retained(self) -> list[Point]:
         """The same points as retention looks at them."""
