@@ -34,3 +34,12 @@ def of_files() -> str:
     what = "look for" if given.get("dry_run") else "recover"
     where = f" to {given['to']}" if given.get("to") else ""
     return f"{what} {paths} of {given['client']} as of {given.get('night', 'latest')}{where}"
+
+
+def of_database() -> str:
+    """A database recovery's name."""
+    given = flow_run.parameters
+    what = "look for" if given.get("dry_run") else "recover"
+    where = f" to {given['to']}" if given.get("to") else ""
+    called = f" as {given['name']}" if given.get("name") else ""
+    return f"{what} {given['database']} of {given['client']} as of {given.get('night', 'latest')}{where}{called}"

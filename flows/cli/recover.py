@@ -2,7 +2,7 @@
 
 import click
 
-from flows.cli import recover_files, terminal
+from flows.cli import recover_database, recover_files, terminal
 from tasks.model.names import human_age, human_bytes
 
 
@@ -12,6 +12,7 @@ def recover_command() -> None:
 
 
 recover_command.add_command(recover_files.files)
+recover_command.add_command(recover_database.database)
 
 
 @recover_command.command()

@@ -82,7 +82,7 @@ def update_files(
         "fake_super": fake_super,
     }
     started = time.monotonic()
-    answer = _work([image], image_format, request, deadline_s, on_progress)
+    answer = work([image], image_format, request, deadline_s, on_progress)
     return UpdateResult(**answer, duration_s=time.monotonic() - started)
 
 
@@ -98,7 +98,7 @@ def shape_of(
 
     IntegrityError when no operating system is found in it.
     """
-    answer = _work(images, image_format, {"do": "shape"}, deadline_s, on_progress)
+    answer = work(images, image_format, {"do": "shape"}, deadline_s, on_progress)
     if not answer["architecture"]:
         raise IntegrityError(str(images[0]), "an operating system", "none that libguestfs knows")
     found = Shape.model_validate({**answer, "boot_mode": boot_mode})
@@ -113,7 +113,7 @@ def appliance_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return wanted
 
 
-def _work(
+def work(
     images: Sequence[Path], image_format: str, request: dict[str, Any], deadline_s: float, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Run the worker on a request and return its answer; its errors are raised here as what they are."""

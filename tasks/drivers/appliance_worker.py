@@ -19,7 +19,7 @@ from typing import Any
 
 import guestfs
 
-from tasks.drivers import appliance_channel
+from tasks.drivers import appliance_channel, appliance_files
 from tasks.errors import CommandFailed, GbsError, IntegrityError, SourceRefused
 
 Handle = Any
@@ -261,12 +261,18 @@ def _mapped(path: str) -> str:
     return "-".join(part.replace("-", "--") for part in path.split("/")[2:])
 
 
+def _files(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    return appliance_files.send(
+        request, lambda parameters: _launched(request, parameters, readonly=True), reporter.now
+    )
+
+
 def main() -> int:
     """Answer the request on standard input."""
     request = json.loads(sys.stdin.read())
     reporter = Reporter()
     try:
-        reporter.say(answer={"update": _update, "shape": _shape}[request["do"]](request, reporter))
+        reporter.say(answer={"update": _update, "shape": _shape, "files": _files}[request["do"]](request, reporter))
     except GbsError as error:
         reporter.say(error=type(error).__name__, attributes=list(error.args))
         return 1
