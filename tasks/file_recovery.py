@@ -15,7 +15,7 @@ from tasks.drivers.progress import reporting
 from tasks.drivers.rsync_back import Return
 from tasks.drivers.space import require_space
 from tasks.errors import ConfigError, IntegrityError, NothingToRecover, RecoveryRefused
-from tasks.model.file_recovery import Destination, Kind, Placed, destination, on_the_way, placed
+from tasks.model.file_recovery import Chosen, Destination, Kind, Placed, destination, on_the_way, placed
 from tasks.model.names import new_id, one_line, slug
 from tasks.model.night_choice import Night
 from tasks.model.platform import Platform
@@ -42,7 +42,9 @@ def choose_destination(client: str, to: str | None, *, owners_kept: bool) -> Des
     if not owners_kept:
         fix = "give --to FOLDER, on a file system that has owners and xattrs"
         raise ConfigError("the store cannot have owners", str(store.root), fix)
-    return Destination(str(store.root / "recovered" / slug(client) / new_id(datetime.now(UTC))))
+    above = store.root / "recovered"
+    above.mkdir(mode=0o700, exist_ok=True)  # a client's secrets, and its programs with setuid, are in what comes back
+    return Destination(str(above / slug(client) / new_id(datetime.now(UTC))))
 
 
 @retryable("select files", "select files of {client} in night {night.manifest.id}", retries=0)
@@ -109,11 +111,11 @@ def look(to: Destination, paths: Sequence[str], size_bytes: int) -> tuple[list[P
 
 
 def returns(
-    folder: Path, night: Night, to: Destination, where: Sequence[Placed], *, there: bool, aside: str | None
+    chosen: Chosen, to: Destination, where: Sequence[Placed], *, compare: bool, aside: str | None
 ) -> list[Return]:
     """The copies to make."""
     target = places.recovery_target_of(to.client) if to.client else None
-    return [Return(folder / "data", one, to.folder, target, night.manifest.fake_super, there, aside) for one in where]
+    return [Return(chosen.tree, one, to.folder, target, chosen.fake_super, compare, aside) for one in where]
 
 
 def aside_of(to: Destination) -> str:
@@ -149,7 +151,7 @@ def copy(to: Destination, copies: Sequence[Return]) -> None:
 
 
 @retryable("check what came back", "check files at {to.words}", retries=0)
-def check_destination(to: Destination, chosen: Selection) -> int:
+def check_destination(to: Destination, chosen: Chosen) -> int:
     """How many files were read at the destination; IntegrityError unless each is what the night's listing says."""
     if not chosen.files:
         return 0

@@ -16,11 +16,19 @@ SHOWN = 20
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
 @click.option("--to", metavar="PLACE", help="A folder here, or CLIENT:/FOLDER; CLIENT:/ is where they were.")
+@click.option("--image", is_flag=True, help="Out of an image of the VM CLIENT; --from is the image's id.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there and differs; the old is kept aside.")
 @click.option("--dry-run", is_flag=True, help="Say what would be copied and what is in the way; change nothing.")
 @terminal.json_option
 def files(
-    client: str, paths: tuple[str, ...], night: str, to: str | None, overwrite: bool, dry_run: bool, as_json: bool
+    client: str,
+    paths: tuple[str, ...],
+    night: str,
+    to: str | None,
+    image: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Bring PATHs of CLIENT back, with owners, ACLs, xattrs, hard links and holes, each read again where it arrives.
 
@@ -29,7 +37,7 @@ def files(
     from flows.recover_files import recover_files
 
     place = os.path.abspath(to) if to is not None and to.startswith(".") else to
-    show(recover_files(client, list(paths), night, place, overwrite, dry_run), as_json)
+    show(recover_files(client, list(paths), night, place, overwrite, image, dry_run), as_json)
 
 
 def show(recovered: RecoveredFiles, as_json: bool) -> None:

@@ -56,7 +56,7 @@ class Channel:
         return self.folder / "output"
 
     def prepare(self, source: Path, *, fake_super: bool, writable: bool = False) -> list[tuple[str, str]]:
-        """Write the daemon's configuration for `source`, which the appliance may write to if it is to; the QEMU parameters for `guestfs.config`."""
+        """Write the daemon's configuration for the folder `source`; the QEMU parameters for `guestfs.config`."""
         (self.folder / "source").symlink_to(source.resolve(strict=True))
         config = self.folder / "rsyncd.conf"
         text = _CONFIG.format(

@@ -17,8 +17,9 @@ from tasks.drivers.appliance import OnProgress
 from tasks.errors import CommandFailed, IntegrityError, NothingToRecover
 
 SYSROOT = "/sysroot"
-_SEND = f"""cd /tmp && rsync -aHAXS --numeric-ids --relative --from0 --no-human-readable --stats --files-from=/tmp/gbs-paths \
- -r {SYSROOT}/ {appliance_channel.SOURCE} >{appliance_channel.OUTPUT_PORT} 2>gbs-errors
+_SEND = f"""cd /tmp
+rsync -aHAXS --numeric-ids --relative --recursive --from0 --files-from=/tmp/gbs-paths --stats --no-human-readable \
+ {SYSROOT}/ {appliance_channel.SOURCE} >{appliance_channel.OUTPUT_PORT} 2>gbs-errors
 echo $?
 tail -c 3000 gbs-errors
 """

@@ -262,9 +262,7 @@ def _mapped(path: str) -> str:
 
 
 def _files(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    return appliance_files.send(
-        request, lambda parameters: _launched(request, parameters, readonly=True), reporter.now
-    )
+    return appliance_files.send(request, lambda parameters: _launched(request, parameters, readonly=True), reporter.now)
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
@@ -44,6 +44,19 @@ class Placed:
     anchor: str
     """From the root of the night, without slashes around it; empty for the root."""
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What goes back: the tree it lies in, and its regular files as they must arrive."""
+
+    source: str
+    """A night's id, or `image ID`."""
+    tree: Path
+    files: Mapping[bytes, str]
+    """Path without a leading slash → sha256."""
+    size_bytes: int
+    fake_super: bool = False
 
 
 class RecoveredFiles(BaseModel):

@@ -46,7 +46,7 @@ quoted=$(printf '%s' "$1" | sed "s/[\\\\']/\\\\&/g")
 as_postgres pg_restore --exit-on-error --dbname="dbname='$quoted'" < "$2"
 """,
     drop=f'{AS} PGDATABASE=postgres as_postgres dropdb --if-exists --force --maintenance-db=postgres -- "$1"',
-    rename=AS
+    rename=AS  # noqa: S608
     + r"""
 export PGDATABASE=postgres
 run() { printf '%s\n' "$3" | as_postgres psql -Xq -v ON_ERROR_STOP=1 -v old="$1" -v new="$2" > /dev/null; }
@@ -56,13 +56,15 @@ run "$1" "$2" 'ALTER DATABASE :"old" ALLOW_CONNECTIONS false;'
 run "$1" "$2" "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :'old';"
 run "$1" "$2" 'ALTER DATABASE :"old" RENAME TO :"new";'
 now=new
-""",  # noqa: S608
-    tables=AS
+""",
+    tables=AS  # noqa: S608
     + r"""
 PGDATABASE="$1" as_postgres psql -XAtqc "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace
     NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_' OR nspname = 'information_schema')"
-""",  # noqa: S608
+""",
 )
+_SPEAK = f"{CLIENT} --default-character-set=utf8mb4"
+"""Names are UTF-8, whatever the locale of a login is."""
 _QUOTED = r"""new=$(printf '%s' "$1" | sed 's/`/``/g')
 """
 _MARIADB = Recovering(
@@ -75,10 +77,10 @@ like=$(sed -n '/^CREATE DATABASE /{s/^.*\(\/\*!40100 .*\*\/\);$/\1/p;q;}' -- "$2
     printf 'CREATE DATABASE `%s` %s;\nUSE `%s`;\n' "$new" "$like" "$new"
     sed '1,/^USE /{/^CREATE DATABASE /d;/^USE /d;/DROP DATABASE IF EXISTS/d;}' -- "$2"
 } | """
-    + CLIENT,
-    drop=_QUOTED + r"""printf 'DROP DATABASE IF EXISTS `%s`;\n' "$new" | """ + CLIENT,
+    + _SPEAK,
+    drop=_QUOTED + r"""printf 'DROP DATABASE IF EXISTS `%s`;\n' "$new" | """ + _SPEAK,
     rename=None,
-    tables=f"""{CLIENT} --batch --skip-column-names -D "$1" -e "
+    tables=f"""{_SPEAK} --batch --skip-column-names -D "$1" -e "
     SELECT COUNT(*) FROM information_schema.tables
     WHERE table_type = 'BASE TABLE' AND table_schema = BINARY DATABASE()"
 """,  # noqa: S608
