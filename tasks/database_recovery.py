@@ -97,7 +97,8 @@ def load(dump: DumpRecord, aim: Aim) -> tuple[int, str | None]:
     with ssh.connect(places.recovery_target_of(aim.client)) as shell, reporting(log, f"load {aim.name}"):
         old = _put_aside(shell, aim, deadline_s)
         try:
-            recovering.load(shell, aim.server, dump, aim.name, deadline_s)
+            kept = old if isinstance(old, str) else None
+            recovering.load(shell, aim.server, dump, aim.name, deadline_s, like=kept)
             found = recovering.tables(shell, aim.server, aim.name, deadline_s)
             if dump.tables is not None and found != dump.tables:
                 called = f"{dump.engine} database {dump.database!r}"
@@ -125,18 +126,19 @@ def _put_aside(shell: Shell, aim: Aim, deadline_s: float) -> DumpRecord | str | 
 
 
 def _take_back(shell: Shell, aim: Aim, old: DumpRecord | str | None, deadline_s: float, cause: BaseException) -> None:
-    if old is None:
-        return
     try:
         recovering.drop(shell, aim.server, aim.name, deadline_s)
+        if old is None:
+            return
         if isinstance(old, DumpRecord):
             recovering.load(shell, aim.server, old, aim.name, deadline_s)
         else:
             recovering.rename(shell, aim.server, old, aim.name, deadline_s)
     except GbsError as exc:
+        what = f"database {aim.name} of {aim.client}"
         kept = old.path if isinstance(old, DumpRecord) else old
-        what = f"the old {aim.name} of {aim.client}"
-        raise LeftBehind(what, f"{cause}; then {exc}", f"bring it back by hand, it is kept as {kept}") from exc
+        undo = "drop it, it is not whole" if kept is None else f"drop it, and bring back the old one, kept as {kept}"
+        raise LeftBehind(what, f"{cause}; then {exc}", undo) from exc
 
 
 @retryable("remove dump", "remove the dump from {aim.client}", retries=1)

@@ -4,6 +4,7 @@ Only engines whose servers hold many databases can do that: the others are resto
 (docs/how-to.md), or with their VM.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tasks.drivers import databases
@@ -11,7 +12,7 @@ from tasks.drivers.databases import reason_of, script
 from tasks.drivers.databases.mariadb import CLIENT
 from tasks.drivers.databases.postgresql import AS
 from tasks.drivers.ssh import Shell
-from tasks.errors import CommandFailed, DumpFailed
+from tasks.errors import CommandFailed, DumpFailed, GbsError
 from tasks.model.databases import DumpedBy, EngineName, Server
 from tasks.model.manifest import DumpRecord
 
@@ -21,7 +22,7 @@ class Recovering:
     """Scripts, run as those of `Engine` are."""
 
     load: str
-    """Makes database $1, which is not there, from the dump $2 of database $3."""
+    """Makes database $1, which is not there, from the dump $2; like $3, where that is a file."""
     drop: str
     """Removes database $1, if it is there."""
     rename: str | None
@@ -116,11 +117,14 @@ def aside_name(engine: EngineName, name: str, stamp: str) -> str:
     return f"{front}-replaced-{stamp}"
 
 
-def load(shell: Shell, server: Server, dump: DumpRecord, name: str, deadline_s: float) -> None:
+def load(
+    shell: Shell, server: Server, dump: DumpRecord, name: str, deadline_s: float, *, like: str | None = None
+) -> None:
     """Make database `name`, which is not there, from the dump at `dump.path` of the system.
 
-    Under its own name it is all that it was; under another one settings of the database itself are the server's. After
-    a failure it is not there. Raises DumpFailed.
+    Under its own name it is all that it was; under another one settings of the database itself are the server's. A file
+    of sqlite gets owner and mode of `like`, by default of the one that was dumped. After a failure nothing of it is
+    there, if the system still answers. Raises DumpFailed.
     """
     try:
         if name == dump.database and server.engine != "sqlite":
@@ -128,9 +132,10 @@ def load(shell: Shell, server: Server, dump: DumpRecord, name: str, deadline_s: 
         else:
             called = f"{dump.engine} database {dump.database!r} on {shell.target.name}"
             databases.require_as_made(shell, dump, called, deadline_s)
-            _run(shell, server, RECOVERING[server.engine].load, deadline_s, name, dump.path, dump.database)
+            _run(shell, server, RECOVERING[server.engine].load, deadline_s, name, dump.path, like or dump.database)
     except BaseException:
-        drop(shell, server, name, deadline_s)
+        with suppress(GbsError):
+            drop(shell, server, name, deadline_s)
         raise
 
 
