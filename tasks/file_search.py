@@ -13,7 +13,7 @@ from tasks.drivers import inventory_file, listings, permanent
 from tasks.drivers.digest import read_below
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.listings import ListedNight
-from tasks.errors import NothingToRecover, RecoveryRefused
+from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused
 from tasks.model.file_history import Difference, FileHistory, Found, histories
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import LISTING
@@ -34,10 +34,12 @@ def find(client: str, nights: Sequence[Night], pattern: str) -> list[FileHistory
     found: dict[str, dict[str, Found]] = {}
     for night in distinct:
         with _listed(declared, client, night) as listed:
-            if listed is None:
-                log.warning("night %s (%s) was not searched: %s", night.manifest.id, night.name, WHOLE_ONLY)
-                continue
-            found |= _at(declared, night, listings.search, [listed], wanted)
+            try:
+                if listed is None:
+                    raise NothingToRecover(f"night {night.manifest.id}", WHOLE_ONLY)
+                found |= _at(declared, night, listings.search, [listed], wanted)
+            except (IntegrityError, NothingToRecover) as exc:
+                log.warning("night %s (%s) was not searched: %s", night.manifest.id, night.name, exc)
     if not found:
         raise NothingToRecover(f"client {client}", "it has no night whose listing can be read")
     return histories([*found], found)

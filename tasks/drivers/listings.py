@@ -4,7 +4,6 @@ A listing holds the regular files of a night, in the order of its tree. What is 
 where the night lies in a folder. What touches the permanent store is called by `tasks.drivers.permanent`.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,14 +30,15 @@ class ListedNight:
 def search(nights: Sequence[ListedNight], pattern: NamePattern) -> dict[str, dict[str, Found]]:
     """What the pattern means in each night: its id → path from `/` → file.
 
-    IntegrityError when a listing is not the one of its manifest.
+    The listings are taken at their word: to hash them would take ten times as long (docs/performance.md). What recovers
+    a file compares them with their manifests. IntegrityError for a line that is none.
     """
     by_listing: dict[str, list[tuple[str, bytes]]] = {}
     found = {}
     for night in nights:
         sums = night.manifest.listing_sha256
         if sums not in by_listing:
-            by_listing[sums] = list(_matching(_content(night), pattern))
+            by_listing[sums] = list(_matching(night.folder / LISTING, pattern))
         with _data(night) as data:
             found[night.manifest.id] = {
                 shown(path): Found(sha256, _size(data, path)) for sha256, path in by_listing[sums]
@@ -47,7 +47,10 @@ def search(nights: Sequence[ListedNight], pattern: NamePattern) -> dict[str, dic
 
 
 def compare(old: ListedNight, new: ListedNight, below: str = "/") -> list[Difference]:
-    """What differs between two nights at a path and below it, sorted by path; IntegrityError as `search`."""
+    """What differs between two nights at a path and below it, sorted by path.
+
+    IntegrityError when a listing is not the one of its manifest.
+    """
     folder = os.fsencode(below.strip("/"))
     gone, came = differences(proven(old.folder, old.manifest), proven(new.folder, new.manifest))
     rows = []
@@ -67,7 +70,7 @@ def lines_of(listing: Path, paths: Sequence[str]) -> dict[bytes, str]:
     found = {}
     with listing.open("rb") as lines:
         for line in lines:
-            sha256, path = parse_listing_line(line)
+            sha256, path = _parsed(listing, line)
             if any(is_below(path, folder) for folder in folders):
                 found[path] = sha256
     return found
@@ -83,22 +86,24 @@ def shown(path: bytes) -> str:
     return "/" + os.fsdecode(path)
 
 
-def _content(night: ListedNight) -> bytes:
+def _matching(listing: Path, pattern: NamePattern) -> Iterator[tuple[str, bytes]]:
+    first, *others = [_as_listed(literal) for literal in pattern.literals] or [b""]
     try:
-        content = (night.folder / LISTING).read_bytes()
-    except FileNotFoundError:
-        content = b""
-    sums = hashlib.sha256(content).hexdigest()
-    if sums != night.manifest.listing_sha256:
-        raise IntegrityError(str(night.folder / LISTING), night.manifest.listing_sha256, sums)
-    return content
+        content = listing.read_bytes()
+    except FileNotFoundError as exc:
+        raise IntegrityError(str(listing), "the listing of a night", "nothing") from exc
+    for line in _candidates(content, first):
+        if all(literal in line for literal in others):
+            sha256, path = _parsed(listing, line)
+            if pattern.matches(path):
+                yield sha256, path
 
 
-def _matching(content: bytes, pattern: NamePattern) -> Iterator[tuple[str, bytes]]:
-    for line in _candidates(content, _as_listed(pattern.literal)):
-        sha256, path = parse_listing_line(line)
-        if pattern.matches(path):
-            yield sha256, path
+def _parsed(listing: Path, line: bytes) -> tuple[str, bytes]:
+    try:
+        return parse_listing_line(line)
+    except ValueError as exc:
+        raise IntegrityError(str(listing), "lines of sha256sum", repr(line[:80])) from exc
 
 
 def _candidates(content: bytes, literal: bytes) -> Iterator[bytes]:

@@ -23,10 +23,11 @@ class NamePattern:
         return _WILD.search(self.text) is not None
 
     @cached_property
-    def literal(self) -> bytes:
-        """Bytes that every path has that it matches, without an outer slash: the longest; empty when there are none."""
+    def literals(self) -> tuple[bytes, ...]:
+        """Bytes that every path has that it matches, without outer slashes, the longest first."""
         parts = _WILD.split(self.text) if self.wild else [self.text]
-        return max((part.strip("/") for part in parts), key=len).encode("utf-8", "surrogateescape")
+        found = {part.strip("/").encode("utf-8", "surrogateescape") for part in parts}
+        return tuple(sorted(found - {b""}, key=len, reverse=True))
 
     def matches(self, path: bytes) -> bool:
         """Whether it means a path, which has no leading slash."""

@@ -76,14 +76,16 @@ def test_wildcards_are_fnmatch_s_and_the_literal_never_misses(pattern: str, path
         subject = f"/{path}" if "/" in pattern else path.rpartition("/")[2]
         assert wanted.matches(path.encode()) == fnmatch.fnmatchcase(subject, pattern)
     if wanted.matches(path.encode()):
-        assert wanted.literal in path.encode()
+        assert all(literal in path.encode() for literal in wanted.literals)
 
 
-def test_listing_that_is_not_the_manifest_s_is_refused(night) -> None:
+def test_listing_that_is_damaged_is_an_error(night) -> None:
     one = night(1, {"a": "1"})
-    (one.folder / "SHA256SUMS").write_bytes(b"")
+    (one.folder / "SHA256SUMS").write_bytes(b"no sum  a\n")
     with pytest.raises(IntegrityError):
         search([one], NamePattern("a"))
+    with pytest.raises(IntegrityError):
+        compare(one, night(2, {}))
 
 
 def test_nights_differ_in_what_was_added_removed_and_changed_below_a_path(night) -> None:
