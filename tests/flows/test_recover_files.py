@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from flows.cli.main import gbs
 from flows.recover_database import recover_database as recover_database_flow
 from flows.recover_files import recover_files as recover_files_flow
 from tasks import places
@@ -100,6 +103,22 @@ def test_damaged_file_writes_nothing_and_names_the_night_that_has_it_whole(night
         recover_files("db1", ["/srv"], to=str(tmp_path / "to"))
     assert not (tmp_path / "to").exists()
     assert recover_files("db1", ["/srv"], "daily.1", str(tmp_path / "to")).verified == 2
+
+
+def test_commands_find_compare_and_recover(nights: FakeSite, tmp_path: Path) -> None:
+    def gbs_says(*words: str) -> str:
+        done = CliRunner().invoke(gbs, words, catch_exceptions=False, standalone_mode=False)
+        return str(done.stdout)
+
+    (hosts,) = json.loads(gbs_says("find", "db1", "hosts", "--json"))
+    assert (hosts["path"], hosts["deleted"]) == ("/etc/hosts", None)
+    assert [version["size_bytes"] for version in hosts["versions"]] == [4, 4]
+    assert "/srv/deep/b" in gbs_says("find", "db1", "/srv/*/b")
+    assert "changed" in gbs_says("diff", "db1", "daily.1", "latest")
+    assert "no difference" in gbs_says("diff", "db1", "daily.1", "latest", "/srv")
+    assert gbs_says("diff", "db1", "daily.1", "latest", "/etc/hosts", "--content").endswith("-old\n+new\n \n")
+    assert "are in" in gbs_says("recover", "files", "db1", "/etc/hosts", "--to", str(tmp_path / "to"))
+    assert "dry run" in gbs_says("recover", "files", "db1", "/srv", "--to", str(tmp_path / "to"), "--dry-run")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def make_guest(image: Path, tree: Path) -> None:
     """A disk with the least that is an operating system, and a tree on a second file system."""
     image.touch()
     os.truncate(image, 512 << 20)
-    subprocess.run(["tar", "--xattrs", "--acls", "--selinux", "-C", tree, "-cf", f"{tree}.tar", "."], check=True)
+    subprocess.run(["tar", "--xattrs", "--acls", "-C", tree, "-cf", f"{tree}.tar", "."], check=True)
     os.environ.update(appliance.appliance_environment(os.environ))
     handle: Any = guestfs.GuestFS(python_return_dict=True)
     with contextlib.closing(handle):
@@ -45,7 +45,7 @@ def make_guest(image: Path, tree: Path) -> None:
         handle.write("/etc/hostname", "web1\n")
         handle.ln_s("usr/lib", "/lib")
         handle.ln_s("/etc", "/srv/away")
-        handle.tar_in(f"{tree}.tar", "/srv", xattrs=True, acls=True, selinux=True)
+        handle.tar_in(f"{tree}.tar", "/srv", xattrs=True, acls=True)
         handle.umount_all()
         handle.shutdown()
 
@@ -63,6 +63,8 @@ def test_files_come_out_as_the_guest_has_them(tmp_path: Path) -> None:
     # A socket is in no tar, and one path is as long as Linux allows without the place that it goes to.
     (tree / "kinds/socket").unlink()
     subprocess.run("rm -r ./d*d", shell=True, cwd=tree, check=True)
+    # With a label tar writes a byte too many.
+    subprocess.run(["setfattr", "-x", "security.selinux", tree / "kinds/empty"], check=True)
     image = tmp_path / "vda.raw"
     make_guest(image, tree)
     before = sha256_file(image)
