@@ -1,6 +1,7 @@
 """One database, back from a night's dump: to its client or another, under its name or another."""
 
 import logging
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from prefect import flow
@@ -59,10 +60,13 @@ def recover_database(
         return result
     if there and not replace:
         raise RecoveryRefused(f"{dump.engine} database {aim.name!r} on {aim.client}", "it exists", FIX)
-    with places.locked("client", aim.client), places.connections_kept():
-        with nights.opened(chosen) as folder:
-            sent = database_recovery.send(folder, dump, aim)
+    with ExitStack() as stack:
+        for system in {client, aim.client}:
+            stack.enter_context(places.locked("client", system))
+        stack.enter_context(places.connections_kept())
         try:
+            with nights.opened(chosen) as folder:
+                sent = database_recovery.send(folder, dump, aim)
             tables, aside = database_recovery.load(sent, aim)
         finally:
             database_recovery.remove(aim)
