@@ -27,3 +27,21 @@ def of_recovery() -> str:
     second = f", a second one named {given['as_name']}" if given.get("as_name") else ""
     apart = ", isolated" if given.get("isolated") else ""
     return f"{what} {given['vm']} as of {given.get('night', 'latest')}{where}{second}{apart}"
+
+
+def of_files() -> str:
+    """A file recovery's name: the first paths say which."""
+    given = flow_run.parameters
+    paths = ", ".join(given["paths"][:NAMED]) + (" and more" if len(given["paths"]) > NAMED else "")
+    what = "look for" if given.get("dry_run") else "recover"
+    where = f" to {given['to']}" if given.get("to") else ""
+    return f"{what} {paths} of {given['client']} as of {given.get('night', 'latest')}{where}"
+
+
+def of_database() -> str:
+    """A database recovery's name."""
+    given = flow_run.parameters
+    what = "look for" if given.get("dry_run") else "recover"
+    where = f" to {given['to']}" if given.get("to") else ""
+    called = f" as {given['name']}" if given.get("name") else ""
+    return f"{what} {given['database']} of {given['client']} as of {given.get('night', 'latest')}{where}{called}"

@@ -88,6 +88,12 @@ def files_target_of(name: str) -> SshTarget:
     return _target(name, system, system.files_identity or system.identity)
 
 
+def recovery_target_of(name: str) -> SshTarget:
+    """How what is recovered is written to it over ssh."""
+    system, _ = system_of(name)
+    return _target(name, system, system.recovery_identity or system.identity)
+
+
 def daemon_of(name: str) -> DaemonTarget | None:
     """How its rsync daemon is reached; None for a client whose files come by other means."""
     system, _ = system_of(name)

@@ -10,6 +10,7 @@ from tasks import places
 from tasks.drivers import (
     client_snapshot,
     databases,
+    file_recovery,
     host_files,
     permanent,
     recovery_set,
@@ -136,6 +137,8 @@ def _over_ssh(name: str, subject: str, system: System, is_kvm_host: bool) -> Ite
                 yield _try(subject, f"{purpose} {folder}", partial(_free_there, shell, folder))
             if system.files_identity is not None:
                 yield _try(subject, "files key", lambda: _files_key(name))
+            if system.recovery_identity is not None:
+                yield _try(subject, "recovery key", partial(_writer, name, system.recovery_identity))
             if system.snapshot != "none":
                 yield _try(subject, "snapshots", partial(_snapshots, shell, system))
             for database in system.databases:
@@ -150,6 +153,12 @@ def _over_ssh(name: str, subject: str, system: System, is_kvm_host: bool) -> Ite
 
 def _is_there(shell: Shell, tool: str) -> bool:
     return shell.run(["sh", "-c", 'command -v "$1"', "gbs", tool], deadline_s=30, check=False).status == 0
+
+
+def _writer(name: str, identity: str) -> str:
+    with ssh.connect(places.recovery_target_of(name)) as shell:
+        file_recovery.require_writer(shell, identity)
+    return f"{identity} can write"
 
 
 def _daemon(daemon: DaemonTarget) -> str:

@@ -25,7 +25,8 @@ COMMANDS = {
     "unpin": ("flows.cli.retention", "Leave a pinned restore point to the policy again."),
     "accept": ("flows.cli.held", "Make a night that is held a restore point."),
     "reject": ("flows.cli.held", "Put a night that is held into the trash."),
-    "find": ("flows.cli.verify", "Where a VM is in the backup data."),
+    "find": ("flows.cli.find", "Where a file is, in which nights and versions; where a VM is in the backup data."),
+    "diff": ("flows.cli.find", "What differs between two nights of a client."),
     "verify": ("flows.cli.verify", "Read images and restore points again and compare them with their manifests."),
     "coverage": ("flows.cli.coverage", "What is there and nobody protects: VMs, file systems, databases."),
     "image": (

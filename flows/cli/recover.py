@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from flows.cli import terminal
+from flows.cli import recover_database, recover_files, terminal
 from tasks.model.assessment_words import rows
 from tasks.model.names import human_age, human_bytes
 
@@ -13,6 +13,10 @@ from tasks.model.names import human_age, human_bytes
 @click.group("recover")
 def recover_command() -> None:
     """Bring back what was lost."""
+
+
+recover_command.add_command(recover_files.files)
+recover_command.add_command(recover_database.database)
 
 
 @recover_command.command()

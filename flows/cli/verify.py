@@ -1,10 +1,9 @@
-"""`gbs verify` and `gbs find`: is what there is still whole, and where is a VM."""
+"""`gbs verify`: is what there is still whole."""
 
 import click
 
 from flows.cli import terminal
 from flows.cli.run import run_flow
-from tasks import catalogue
 
 _FILES = "Read only so many of the files, chosen by chance."
 _SAMPLE = "Read only so much of each disk, chosen by chance."
@@ -55,21 +54,3 @@ def replicas(older_than_days: int, at_most: int | None, sample: float, as_json: 
     from flows.verify_replicas import verify_replicas
 
     return run_flow("verified", lambda: verify_replicas(older_than_days, at_most, sample), as_json)
-
-
-@click.group("find")
-def find_command() -> None:
-    """Find things in the backup data, with every host switched off."""
-
-
-@find_command.command()
-@click.argument("name", metavar="VM")
-@terminal.json_option
-def vm(name: str, as_json: bool) -> None:
-    """Where VM (a name or UUID) is in the backup data of the KVM hosts, its disks, and its images."""
-    found = catalogue.find_vm(name)
-    body = [
-        (disk.target, disk.device, disk.type, disk.format or "", disk.source or "", disk.image) for disk in found.disks
-    ]
-    title = f"VM {found.vm} ({found.uuid}) of {found.kvm_host}, night {found.night}; {found.images} image(s)"
-    terminal.rows(title, ("disk", "device", "type", "format", "source", "newest image"), body, as_json)

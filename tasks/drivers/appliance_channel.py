@@ -22,7 +22,7 @@ use chroot = yes
 uid = 0
 gid = 0
 numeric ids = yes
-read only = yes
+read only = {read_only}
 munge symlinks = no
 reverse lookup = no
 log file = {folder}/rsyncd.log
@@ -55,11 +55,16 @@ class Channel:
         """What rsync in the appliance printed so far."""
         return self.folder / "output"
 
-    def prepare(self, source: Path, *, fake_super: bool) -> list[tuple[str, str]]:
-        """Write the daemon's configuration for `source`; the QEMU parameters for `guestfs.config`."""
+    def prepare(self, source: Path, *, fake_super: bool, writable: bool = False) -> list[tuple[str, str]]:
+        """Write the daemon's configuration for the folder `source`; the QEMU parameters for `guestfs.config`."""
         (self.folder / "source").symlink_to(source.resolve(strict=True))
         config = self.folder / "rsyncd.conf"
-        text = _CONFIG.format(folder=self.folder, module=MODULE, fake_super="yes" if fake_super else "no")
+        text = _CONFIG.format(
+            folder=self.folder,
+            module=MODULE,
+            fake_super="yes" if fake_super else "no",
+            read_only="no" if writable else "yes",
+        )
         config.write_text(text, encoding="utf-8")
         self.output.touch()
         daemon = shlex.join(["rsync", "--daemon", f"--config={config}"])

@@ -5,12 +5,13 @@ import sys
 
 from tasks.drivers.appliance_adoption import adopt
 from tasks.drivers.appliance_boot import make_bootable
+from tasks.drivers.appliance_files import send
 from tasks.drivers.appliance_layout import read_shape
 from tasks.drivers.appliance_session import Reporter
 from tasks.drivers.appliance_update import update
 from tasks.errors import GbsError
 
-_ANSWERS = {"update": update, "shape": read_shape, "adopt": adopt, "make bootable": make_bootable}
+_ANSWERS = {"update": update, "shape": read_shape, "files": send, "adopt": adopt, "make bootable": make_bootable}
 
 
 def main() -> int:

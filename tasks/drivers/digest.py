@@ -1,9 +1,11 @@
 """sha256 of files and trees, in the format of sha256sum(1), so that `sha256sum --check` proves a backup without us."""
 
 import ctypes
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -91,6 +93,20 @@ def opened(root: Path | bytes, below: int | None = None) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def read_below(root: Path, name: str, most_bytes: int) -> bytes | None:
+    """The first bytes of a regular file below a root; None when there is none. No link is followed on the way."""
+    folder, _, last = os.fsencode(name).rpartition(b"/")
+    try:
+        with opened(root) as top, opened(folder or b".", top) as parent:
+            handle = os.open(last, _READ | os.O_NONBLOCK, dir_fd=parent)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EXDEV):
+            return None
+        raise
+    with open(handle, "rb") as file:
+        return file.read(most_bytes) if stat.S_ISREG(os.fstat(handle).st_mode) else None
 
 
 class Entry(NamedTuple):

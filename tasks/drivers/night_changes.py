@@ -76,7 +76,7 @@ def compare(before: Before, old: NightManifest, new_folder: Path, new: NightMani
     )
     if old.listing_sha256 == new.listing_sha256:
         return change
-    gone, came = _differences(_proven(before.listing(), old), _proven(new_folder / LISTING, new))
+    gone, came = differences(proven(before.listing(), old), proven(new_folder / LISTING, new))
     changed = sorted(gone.keys() & came.keys())
     deleted = {path: sha256 for path, sha256 in gone.items() if path not in came}
     fresh = {path: sha256 for path, sha256 in came.items() if path not in gone}
@@ -97,14 +97,15 @@ def compare(before: Before, old: NightManifest, new_folder: Path, new: NightMani
     )
 
 
-def _proven(listing: Path, manifest: NightManifest) -> Path:
+def proven(listing: Path, manifest: NightManifest) -> Path:
+    """A night's listing; IntegrityError when it is not the one of the manifest."""
     found = sha256_file(listing) if listing.is_file() else "nothing"
     if found != manifest.listing_sha256:
         raise IntegrityError(str(listing), manifest.listing_sha256, found)
     return listing
 
 
-def _differences(old: Path, new: Path) -> tuple[dict[bytes, str], dict[bytes, str]]:
+def differences(old: Path, new: Path) -> tuple[dict[bytes, str], dict[bytes, str]]:
     """The paths, with their sha256, of the lines that only one of the listings has."""
     with old.open("rb") as lines:
         gone = set(lines)

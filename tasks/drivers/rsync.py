@@ -96,10 +96,10 @@ def _from(source: Source, paths: Sequence[str]) -> list[str]:
     """The last options, and the words that name the paths: the host stands before the first one only."""
     match source:
         case SshTarget():
-            first, other, options = f"{_host(source.address)}:", ":", ["-e", shlex.join(ssh_argv(source))]
+            first, other, options = f"{host_word(source.address)}:", ":", ["-e", shlex.join(ssh_argv(source))]
         case DaemonTarget():
             user = f"{source.user}@" if source.user else ""
-            first, other = f"{user}{_host(source.address)}::{source.module}", f"::{source.module}"
+            first, other = f"{user}{host_word(source.address)}::{source.module}", f"::{source.module}"
             options = [f"--port={source.port}", f"--contimeout={CONNECT_DEADLINE_S}"]
             options += [f"--password-file={source.password_file}"] if source.password_file else []
         case Path():
@@ -107,7 +107,7 @@ def _from(source: Source, paths: Sequence[str]) -> list[str]:
     return [*options, "--", *(f"{other if position else first}{path}" for position, path in enumerate(paths))]
 
 
-def _host(address: str) -> str:
+def host_word(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
@@ -126,11 +126,11 @@ def pull(
     destination.mkdir(parents=True, exist_ok=True)
     name = str(source) if isinstance(source, Path) else source.name
     if not wanted.link_dests:
-        return _run(pull_argv(source, wanted, destination), name, destination, deadline_s, on_progress)
+        return transfer(pull_argv(source, wanted, destination), name, destination, deadline_s, on_progress)
     short = shorten([*wanted.link_dests, destination], [*_from(source, wanted.paths)])
     nearer = replace(wanted, link_dests=[short.of(folder) for folder in wanted.link_dests])
     argv = short.argv(pull_argv(source, nearer, short.of(destination)))
-    return _run(argv, name, destination, deadline_s, on_progress, told=short.told)
+    return transfer(argv, name, destination, deadline_s, on_progress, told=short.told)
 
 
 def carry_partial(aborted: Path, tree: Path) -> list[Path]:
@@ -152,7 +152,7 @@ def carry_partial(aborted: Path, tree: Path) -> list[Path]:
 def reach(source: SshTarget | DaemonTarget, *, deadline_s: float) -> None:
     """List the root folder, which is all that a daemon or a key restricted to rsync can be tried with; as `pull`."""
     argv = ["rsync", "--list-only", f"--timeout={STALL_S}", *_from(source, ["/"])]
-    _run(argv, source.name, Path("/"), deadline_s, None)
+    transfer(argv, source.name, Path("/"), deadline_s, None)
 
 
 def fetch_file(
@@ -165,16 +165,16 @@ def fetch_file(
     watch: Callable[[], None] | None = None,
 ) -> Transferred:
     """Copy one large file of `target` to `destination` (a file), holes kept, resumable; `watch` as `process.run`."""
-    argv = [*_file_argv(target), "--", f"{_host(target.address)}:{path}", str(destination)]
-    return _run(argv, target.name, destination, deadline_s, on_progress, watch)
+    argv = [*_file_argv(target), "--", f"{host_word(target.address)}:{path}", str(destination)]
+    return transfer(argv, target.name, destination, deadline_s, on_progress, watch)
 
 
 def send_file(
     target: SshTarget, source: Path, path: str, *, deadline_s: float, on_progress: OnProgress | None = None
 ) -> Transferred:
     """Copy one large file to `path` on `target`, holes kept, resumable."""
-    argv = [*_file_argv(target), "--", str(source), f"{_host(target.address)}:{path}"]
-    return _run(argv, target.name, source, deadline_s, on_progress)
+    argv = [*_file_argv(target), "--", str(source), f"{host_word(target.address)}:{path}"]
+    return transfer(argv, target.name, source, deadline_s, on_progress)
 
 
 def _file_argv(target: SshTarget) -> list[str]:
@@ -184,7 +184,7 @@ def _file_argv(target: SshTarget) -> list[str]:
     ]
 
 
-def _run(
+def transfer(
     argv: list[str],
     source: str,
     local: Path,
@@ -192,7 +192,12 @@ def _run(
     on_progress: OnProgress | None,
     watch: Callable[[], None] | None = None,
     told: Callable[[str], str] = str,
+    on_line: Callable[[bytes], None] | None = None,
 ) -> Transferred:
+    """Run an rsync of `source`, whose disk is that of `local`; the errors are those of `pull`.
+
+    `on_line` is given all that it printed, once it has ended.
+    """
     output = bytearray()
 
     def take(chunk: bytes) -> None:
@@ -214,6 +219,9 @@ def _run(
     stats = {name: _number(pattern, output) for name, pattern in _STATS.items()}
     vanished = tuple(line for line in finished.stderr.splitlines() if "vanished" in line)
     _raise_for(finished, source, local)
+    if on_line is not None:
+        for line in bytes(output).splitlines():
+            on_line(line)
     return Transferred(**stats, vanished=vanished if verdict(finished.status) is Verdict.VANISHED else ())
 
 

@@ -216,7 +216,7 @@ class Inventory(Section):
         found: list[tuple[tuple[str, ...], str]] = []
         for section, systems in (("kvm_hosts", self.kvm_hosts), ("clients", self.clients)):
             for name, system in systems.items():
-                for field in ("identity", "files_identity"):
+                for field in ("identity", "files_identity", "recovery_identity"):
                     asked = getattr(system, field)
                     if asked is not None and asked not in self.identities:
                         known = ", ".join(self.identities)

@@ -68,6 +68,9 @@ class System(Section):
     files_identity: Name | None = Field(
         None, description="Whose key pulls the files (restricted to that, if you like); as identity when missing."
     )
+    recovery_identity: Name | None = Field(
+        None, description="Whose key writes recovered files and databases back; as identity when missing."
+    )
     policy: Name = "default"
     platform: Platform = Platform.LINUX
     ssh: bool = Field(True, description="Whether commands run on it over ssh: facts, dumps and hooks need that.")

@@ -17,9 +17,12 @@ import yaml
 from prefect import Task
 
 from tasks import (
+    database_recovery,
     devices,
+    file_recovery,
     files,
     hooks,
+    image_files,
     images,
     nights,
     places,
@@ -71,7 +74,7 @@ from tasks.model.window_decision import Action, Power
 
 TASK_MODULES = (
     *(devices, files, hooks, images, nights, points, preparation, recovery, replication, reports, snapshots),
-    *(recovery_assessment, updating, windows),
+    *(recovery_assessment, updating, windows, file_recovery, image_files, database_recovery),
 )
 UUID = "6d0fa9b4-6d5c-4f0e-9d59-0c5d7ad2c001"
 DISK_BYTES = 1 << 20

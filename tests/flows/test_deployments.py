@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = {
     *("nightly", "prepare", "overnight", "permanent", "kvmimg-get", "kvmimg-update", "kvmsnap-create"),
     *("kvmsnap-purge", "recover-vm", "reconcile", "verify-images", "verify-points", "devices"),
-    *("replicate", "verify-replicas", "image-fetch"),
+    *("replicate", "verify-replicas", "image-fetch", "recover-files", "recover-database"),
 }
 SAMPLE = {"older_than_days": 0, "at_most": None, "percent": 1}
 """What the second schedule of verify-images asks for."""

@@ -13,17 +13,19 @@ import yaml
 
 from flows.kvmimg_update import kvmimg_update as kvmimg_update_flow
 from flows.nightly import nightly as nightly_flow
+from flows.recover_files import recover_files as recover_files_flow
 from flows.verify_points import verify_points as verify_points_flow
-from tasks import catalogue, held, history, nights
+from tasks import catalogue, file_search, held, history, nights
 from tasks.drivers import appliance
 from tasks.drivers.appliance import UpdateResult
-from tasks.errors import ClientsFailed, ConfigError, IntegrityError
+from tasks.errors import ClientsFailed, ConfigError, IntegrityError, NothingToRecover
 from tasks.model.names import new_id
 from tasks.model.night_choice import OVERNIGHT
 from tests.flows.fake_site import FakeSite
 
 nightly: Any = nightly_flow
 kvmimg_update: Any = kvmimg_update_flow
+recover_files: Any = recover_files_flow
 verify_points: Any = verify_points_flow
 VAULT = str(Path(__file__).parent.parent / "lab" / "vault.sh")
 
@@ -120,6 +122,26 @@ def test_encrypted_night_is_held_shown_and_accepted(site: FakeSite, kind: str) -
     assert [night.manifest.id for night in catalogue.nights("db1")] == [two, two, first.produced]
     assert [move.point for move in held.accept("db1", two, "again").moves] == []
     assert catalogue.held("db1") == {"db1": []}
+
+
+def test_files_are_found_compared_and_brought_back_from_nights_in_no_folder(site: FakeSite, kind: str) -> None:
+    site.files["db1"]["/srv/page"] = b"one\n"
+    nightly(["db1"])
+    site.files["db1"]["/srv/page"] = b"two\n"
+    nightly(["db1"])
+    listed = catalogue.nights("db1")
+    (page,) = file_search.find("db1", listed, "srv/page")
+    assert len(page.versions) == (2 if kind == "restic" else 1)
+    if kind == "restic":
+        assert [row.path for row in file_search.diff("db1", listed, "daily.1", "latest", "/srv")] == ["/srv/page"]
+        assert file_search.text_diff("db1", listed, "daily.1", "latest", "/srv/page")[3:5] == ["-one", "+two"]
+    else:
+        with pytest.raises(NothingToRecover, match="whole nights only"):
+            file_search.diff("db1", listed, "daily.1", "latest", "/srv")
+    done = recover_files("db1", ["/srv/page"], "daily.1", str(site.root / f"back-{kind}"))
+    assert (site.root / f"back-{kind}" / "srv/page").read_text() == "one\n"
+    assert done.verified == 1
+    assert not list((site.store / "opened").glob("*/*"))
 
 
 def test_history_that_is_out_of_reach_leaves_the_overnight_copy(site: FakeSite, kind: str) -> None:

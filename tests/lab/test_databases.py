@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import databases, process, ssh
-from tasks.drivers.databases import command, proving
+from tasks.drivers.databases import command, proving, recovering
 from tasks.drivers.ssh import Shell
 from tasks.errors import CommandTimedOut, DumpFailed
 from tasks.model.databases import DumpCommand, EngineName, Server
@@ -322,3 +322,55 @@ def test_server_that_is_down_is_told(client: Client, case: Case) -> None:
             databases.list_databases(client.shell, case.server)
     finally:
         client.system.engine(case.engine, "start")
+
+
+RECOVERABLE = [case for case in CASES if case.engine in recovering.RECOVERING]
+
+
+@each(RECOVERABLE)
+@pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile name"])
+def test_dump_is_loaded_under_another_name_beside_the_first(client: Client, case: Case, hostile: bool) -> None:
+    client.prepare(case)
+    name = case.names[-1 if hostile else 0]
+    dump, before = client.dump(case, name), client.system.engine(case.engine, "read_back", name)
+    other = f"{name} = 'copy'"
+    try:
+        recovering.load(client.shell, case.server, dump, other, 60)
+        assert recovering.tables(client.shell, case.server, other, 60) == 1
+        assert client.system.engine(case.engine, "read_back", other) == before
+        client.system.engine(case.engine, "lose", other)
+        assert client.system.engine(case.engine, "read_back", name) == before
+    finally:
+        recovering.drop(client.shell, case.server, other, 60)
+    assert other not in databases.list_databases(client.shell, case.server, case.names)
+
+
+@each(RECOVERABLE)
+def test_dump_that_does_not_load_leaves_no_database(client: Client, case: Case) -> None:
+    client.prepare(case)
+    dump = client.dump(case)
+    client.run('truncate -s $(($(stat -c %s "$1") / 2)) "$1"', dump.path)
+    with pytest.raises(DumpFailed, match="sha256 differs"):
+        recovering.load(client.shell, case.server, dump, "/srv/app/other", 60)
+    cut = dump.model_copy(update={"sha256": content(client, dump)})
+    if case.engine != "mariadb":  # half of its dump is good SQL
+        with pytest.raises(DumpFailed):
+            recovering.load(client.shell, case.server, cut, "/srv/app/other", 60)
+    names = databases.list_databases(client.shell, case.server, [case.names[0]])
+    assert "/srv/app/other" not in names
+    assert client.run("ls /srv/app/other 2>&1 || true").endswith("No such file or directory\n")
+    client.dump(case)
+
+
+@each([case for case in RECOVERABLE if case.engine != "mariadb"])
+def test_old_database_is_kept_under_another_name_and_can_be_had_back(client: Client, case: Case) -> None:
+    client.prepare(case)
+    name = case.names[-1]
+    before = client.system.engine(case.engine, "read_back", name)
+    aside = recovering.aside_name(case.engine, name, "20261126T220000Z")
+    assert recovering.rename(client.shell, case.server, name, aside, 60)
+    try:
+        assert client.system.engine(case.engine, "read_back", aside) == before
+    finally:
+        recovering.rename(client.shell, case.server, aside, name, 60)
+    assert client.system.engine(case.engine, "read_back", name) == before

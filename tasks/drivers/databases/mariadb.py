@@ -8,16 +8,16 @@ from tasks.drivers.databases.engine import Accounts, Engine
 
 _LOGIN = '${login:+"--defaults-extra-file=$login"}'
 _DUMP = f"$(command -v mariadb-dump || command -v mysqldump) {_LOGIN}"
-_CLIENT = f"$(command -v mariadb || command -v mysql) {_LOGIN}"
+CLIENT = f"$(command -v mariadb || command -v mysql) {_LOGIN}"
 
 MARIADB = Engine(
     processes=("mariadbd", "mysqld"),
     data_folders=("/var/lib/mysql/*",),
     suffix=".sql",
-    ready=f'{_CLIENT} --batch -e "SELECT 1" > /dev/null',
+    ready=f'{CLIENT} --batch -e "SELECT 1" > /dev/null',
     # BINARY: the schema's own collation takes crm and CRM for one database.
     databases=f"""
-{_CLIENT} --batch --skip-column-names -e "
+{CLIENT} --batch --skip-column-names -e "
     SELECT HEX(schema_name), COALESCE(SUM(data_length + index_length), 0)
     FROM information_schema.schemata LEFT JOIN information_schema.tables ON table_schema = BINARY schema_name
     WHERE BINARY schema_name NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')
@@ -28,10 +28,10 @@ nicely {_DUMP} --single-transaction --quick --routines --events --triggers --hex
     --databases -- "$1" > "$2"
 """,
     check='tail -n 1 -- "$2" | grep -q "^-- Dump completed"',
-    restore=f'{_CLIENT} < "$2"',
+    restore=f'{CLIENT} < "$2"',
     accounts=Accounts(
         dump=f'{_DUMP} --system=users --insert-ignore > "$1"',
         check='grep -q "USER" -- "$1"',
-        restore=f'{_CLIENT} < "$1"',
+        restore=f'{CLIENT} < "$1"',
     ),
 )

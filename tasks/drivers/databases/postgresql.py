@@ -6,7 +6,7 @@ is a connection service file (libpq, "The Connection Service File") with a secti
 
 from tasks.drivers.databases.engine import Accounts, Engine
 
-_AS = """
+AS = """
 as_postgres() {
     if [ -n "$login" ]; then PGSERVICEFILE=$login PGSERVICE=gbs "$@"; else runuser -u postgres -- "$@"; fi
 }
@@ -16,15 +16,15 @@ POSTGRESQL = Engine(
     processes=("postgres", "postmaster"),
     data_folders=("/var/lib/postgresql/*/*/*", "/var/lib/pgsql/*/data/*", "/var/lib/pgsql/data/*"),
     suffix=".dump",
-    ready=f'{_AS} PGDATABASE=postgres as_postgres psql -XAtq -c "SELECT 1" > /dev/null',
-    databases=f"""{_AS}
+    ready=f'{AS} PGDATABASE=postgres as_postgres psql -XAtq -c "SELECT 1" > /dev/null',
+    databases=f"""{AS}
 PGDATABASE=postgres as_postgres psql -XAtq -c \\
     "SELECT encode(convert_to(datname, 'UTF8'), 'hex') || ' ' || pg_database_size(oid)
     FROM pg_database WHERE datallowconn AND datname <> 'template1'"
 """,  # noqa: S608
-    dump=f'{_AS} PGDATABASE="$1" as_postgres nice -n 10 pg_dump --format=custom > "$2"',
+    dump=f'{AS} PGDATABASE="$1" as_postgres nice -n 10 pg_dump --format=custom > "$2"',
     check='nicely pg_restore --file=/dev/null -- "$2"',
-    restore=f"""{_AS}
+    restore=f"""{AS}
 export PGDATABASE=postgres
 if [ "$1" = postgres ]; then
     as_postgres pg_restore --clean --if-exists --exit-on-error --dbname=postgres < "$2"
@@ -34,9 +34,9 @@ else
 fi
 """,
     accounts=Accounts(
-        dump=f'{_AS} PGDATABASE=postgres as_postgres pg_dumpall --globals-only > "$1"',
+        dump=f'{AS} PGDATABASE=postgres as_postgres pg_dumpall --globals-only > "$1"',
         check='tail -n 3 -- "$1" | grep -q "^-- PostgreSQL database cluster dump complete"',
         # A role that exists makes its CREATE ROLE fail; the ALTER ROLE that follows each sets all that is its own.
-        restore=f'{_AS} PGDATABASE=postgres as_postgres psql -Xq < "$1" > /dev/null 2>&1',
+        restore=f'{AS} PGDATABASE=postgres as_postgres psql -Xq < "$1" > /dev/null 2>&1',
     ),
 )

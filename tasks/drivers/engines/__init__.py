@@ -64,6 +64,9 @@ class Engine(Protocol):
     def folder(self, point: str) -> Path | None:
         """Where a point lies for everybody to read; None when it must be opened."""
 
+    def read(self, point: str, path: str) -> bytes | None:
+        """A file (`SHA256SUMS`, `data/…`) of a point that lies in no folder; None when only all of it can be read."""
+
     def retained(self) -> list[Point]:
         """The same points as retention looks at them."""
 

@@ -118,6 +118,9 @@ class CommandEngine(PointsByAge):
         for record in due.values():
             at(self.ground.place, Path.unlink, record, missing_ok=True)
 
+    def read(self, point: str, path: str) -> None:
+        """A night is restored as a whole or not at all."""
+
     def open(self, point: str, advance: Advance) -> Path:
         """Call `restore`."""
         found = self.arranged().get(point)

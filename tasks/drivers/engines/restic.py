@@ -153,6 +153,11 @@ class ResticEngine(PointsByAge):
             if path.stem not in trees:
                 path.unlink()
 
+    def read(self, point: str, path: str) -> bytes | None:
+        """As the contract says."""
+        found = self.arranged().get(point)
+        return restic.dump(self._repository, found.key, f"/{path}") if found else None
+
     def open(self, point: str, advance: Advance) -> Path:
         """As the contract says; sockets are not brought back, and holes are filled."""
         found = self.arranged().get(point)

@@ -37,6 +37,9 @@ class RsnapshotEngine:
         """As the contract says."""
         return self.ground.root / point
 
+    def read(self, point: str, path: str) -> None:
+        """All points are folders."""
+
     def retained(self) -> list[Point]:
         """As the contract says."""
         return permanent.at(self.ground.place, restore_points.retained, self.ground.root)

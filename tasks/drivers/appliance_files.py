@@ -1,0 +1,109 @@
+"""Files out of an image, by libguestfs: the request `files` of `tasks.drivers.appliance_worker`, and what asks for it.
+
+The guest's file systems are mounted read-only where the guest has them. rsync in the appliance sends them to a daemon
+in a folder of ours, over the one connection that the closed network has: so nothing of the guest is ever a path here.
+"""
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.drivers import appliance, appliance_channel
+from tasks.drivers.appliance import DiskFile, OnProgress
+from tasks.drivers.appliance_session import Reporter, launched
+from tasks.errors import CommandFailed, IntegrityError, NothingToRecover
+
+SYSROOT = "/sysroot"
+_SEND = f"""cd /tmp
+rsync -aHAXS --numeric-ids --relative --recursive --from0 --files-from=/tmp/gbs-paths --stats --no-human-readable \
+ {SYSROOT}/ {appliance_channel.SOURCE} >{appliance_channel.OUTPUT_PORT} 2>gbs-errors
+echo $?
+tail -c 3000 gbs-errors
+"""
+
+
+@dataclass(frozen=True)
+class CopiedOut:
+    """What came out of an image: the file systems that could not be mounted are said."""
+
+    unmounted: tuple[str, ...]
+
+
+def copy_out(
+    disks: Sequence[DiskFile],
+    paths: Sequence[str],
+    destination: Path,
+    *,
+    deadline_s: float,
+    on_progress: OnProgress,
+) -> CopiedOut:
+    """Copy paths (without slashes around them) of the guest in an image into a folder of ours, with their full names.
+
+    Owners, ACLs, xattrs, hard links and holes are kept. The image is only read. Raises NothingToRecover for a path that
+    is not there, IntegrityError for an image without a file system that can be mounted, CommandFailed.
+    """
+    request = {"do": "files", "paths": list(paths), "destination": str(destination)}
+    answer = appliance.work(disks, request, deadline_s, on_progress)
+    return CopiedOut(tuple(answer["unmounted"]))
+
+
+def send(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Answer the request, in the worker."""
+    image = request["disks"][0][0]
+    channel = appliance_channel.Channel(Path(request["folder"]))
+    parameters = channel.prepare(Path(request["destination"]), fake_super=False, writable=True)
+    with launched(request, parameters, readonly=True) as handle:
+        reporter.now("mounting the image's file systems")
+        unmounted = _mount(handle, image)
+        for path in request["paths"]:
+            _require(handle, image, f"/{path}")
+        paths = channel.folder / "paths"
+        paths.write_bytes(b"".join(os.fsencode(path or ".") + b"\0" for path in request["paths"]))
+        handle.debug_upload(str(paths), "/tmp/gbs-paths", 0o600)  # noqa: S108 - the appliance's /tmp
+        handle.debug("sh", [appliance_channel.PREPARE])
+        reporter.now("copying files")
+        status, *said = handle.debug("sh", [_SEND]).split("\n")
+        if status != "0":
+            words = "\n".join([*said, channel.log_tail()]).strip()
+            raise CommandFailed(f"rsync out of {request['images'][0]}", int(status), words)
+    return {"unmounted": unmounted}
+
+
+def _mount(handle: Any, image: str) -> list[str]:
+    """Mount what the guest's own fstab says, as libguestfs reads it; a lone file system without a system is `/`."""
+    roots = handle.inspect_os()
+    if roots:
+        places = handle.inspect_get_mountpoints(roots[0])
+    else:
+        found = [device for device, kind in handle.list_filesystems().items() if kind not in ("swap", "unknown", "")]
+        if len(found) != 1:
+            wanted = "an operating system, or one file system"
+            raise IntegrityError(image, wanted, f"{len(found)} file systems: {', '.join(found) or 'none'}")
+        places = {"/": found[0]}
+    unmounted = []
+    for place in sorted(places, key=lambda place: place.rstrip("/").count("/")):
+        try:
+            handle.mount_ro(places[place], place)
+        except RuntimeError as exc:
+            if place == "/":
+                raise
+            unmounted.append(f"{place}: {exc}")
+    return unmounted
+
+
+def _require(handle: Any, image: str, path: str) -> None:
+    """NothingToRecover unless the path is there, and no link leads to it: it could lead into the appliance."""
+    above = os.path.dirname(path)
+    what = f"{path} from image {image}"
+    if path == "/":
+        return
+    if not handle.exists(above):
+        raise NothingToRecover(what, "there is no such file")
+    if (real := handle.realpath(above)) != above:
+        raise NothingToRecover(what, f"{above} is {real}: ask for the path there")
+    words = f"[ -e {shlex.quote(SYSROOT + path)} ] || [ -L {shlex.quote(SYSROOT + path)} ] && echo there || echo none"
+    if handle.debug("sh", [words]).strip() != "there":
+        raise NothingToRecover(what, "there is no such file")

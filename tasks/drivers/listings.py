@@ -1,0 +1,142 @@
+"""The listings of nights, searched and compared: no tree is walked and no file is read.
+
+A listing holds the regular files of a night, in the order of its tree. What is found is looked at for its size alone,
+where the night lies in a folder. What touches the permanent store is called by `tasks.drivers.permanent`.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tasks.drivers.digest import listing_line, opened, parse_listing_line
+from tasks.drivers.night_changes import differences, proven
+from tasks.errors import IntegrityError
+from tasks.model.file_history import Difference, Found
+from tasks.model.manifest import LISTING, NightManifest
+from tasks.model.name_pattern import NamePattern
+
+
+@dataclass(frozen=True)
+class ListedNight:
+    """A night whose listing lies in `folder`, beside its data where that is there too."""
+
+    folder: Path
+    manifest: NightManifest
+
+
+def search(nights: Sequence[ListedNight], pattern: NamePattern) -> dict[str, dict[str, Found]]:
+    """What the pattern means in each night: its id → path from `/` → file.
+
+    The listings are taken at their word: to hash them would take ten times as long (docs/performance.md). What recovers
+    a file compares them with their manifests. IntegrityError for a line that is none.
+    """
+    by_listing: dict[str, list[tuple[str, bytes]]] = {}
+    found = {}
+    for night in nights:
+        sums = night.manifest.listing_sha256
+        if sums not in by_listing:
+            by_listing[sums] = list(_matching(night.folder / LISTING, pattern))
+        with _data(night) as data:
+            found[night.manifest.id] = {
+                shown(path): Found(sha256, _size(data, path)) for sha256, path in by_listing[sums]
+            }
+    return found
+
+
+def compare(old: ListedNight, new: ListedNight, below: str = "/") -> list[Difference]:
+    """What differs between two nights at a path and below it, sorted by path.
+
+    IntegrityError when a listing is not the one of its manifest.
+    """
+    folder = os.fsencode(below.strip("/"))
+    gone, came = differences(proven(old.folder / LISTING, old.manifest), proven(new.folder / LISTING, new.manifest))
+    rows = []
+    with _data(old) as before, _data(new) as after:
+        for path in sorted(gone.keys() | came.keys()):
+            if is_below(path, folder):
+                change: Literal["added", "removed", "changed"]
+                change = "changed" if path in gone and path in came else "added" if path in came else "removed"
+                sizes = (_size(before, path) if path in gone else None, _size(after, path) if path in came else None)
+                rows.append(Difference(shown(path), change, *sizes))
+    return rows
+
+
+def lines_of(listing: Path, paths: Sequence[str]) -> dict[bytes, str]:
+    """The files of a listing at the paths, and below them: path without a leading slash → sha256."""
+    folders = [os.fsencode(path.strip("/")) for path in paths]
+    found = {}
+    with listing.open("rb") as lines:
+        for line in lines:
+            sha256, path = _parsed(listing, line)
+            if any(is_below(path, folder) for folder in folders):
+                found[path] = sha256
+    return found
+
+
+def is_below(path: bytes, folder: bytes) -> bool:
+    """Whether a path is the folder or in it; everything is in the empty one, the root."""
+    return not folder or path == folder or path.startswith(folder + b"/")
+
+
+def shown(path: bytes) -> str:
+    """A path of a listing as the client has it; bytes that are not UTF-8 survive as surrogates."""
+    return "/" + os.fsdecode(path)
+
+
+def _matching(listing: Path, pattern: NamePattern) -> Iterator[tuple[str, bytes]]:
+    first, *others = [_as_listed(literal) for literal in pattern.literals] or [b""]
+    try:
+        content = listing.read_bytes()
+    except FileNotFoundError as exc:
+        raise IntegrityError(str(listing), "the listing of a night", "nothing") from exc
+    for line in _candidates(content, first):
+        if all(literal in line for literal in others):
+            sha256, path = _parsed(listing, line)
+            if pattern.matches(path):
+                yield sha256, path
+
+
+def _parsed(listing: Path, line: bytes) -> tuple[str, bytes]:
+    try:
+        return parse_listing_line(line)
+    except ValueError as exc:
+        raise IntegrityError(str(listing), "lines of sha256sum", repr(line[:80])) from exc
+
+
+def _candidates(content: bytes, literal: bytes) -> Iterator[bytes]:
+    """The lines that have some bytes: of 500,000 few are looked at one by one."""
+    if not literal:
+        yield from content.splitlines(keepends=True)
+        return
+    place = content.find(literal)
+    while place >= 0:
+        end = content.find(b"\n", place) + 1
+        yield content[content.rfind(b"\n", 0, place) + 1 : end]
+        place = content.find(literal, end)
+
+
+def _as_listed(literal: bytes) -> bytes:
+    """Bytes of a path as they stand in a line."""
+    return listing_line("", b"/" + literal).partition(b"/")[2].removesuffix(b"\n")
+
+
+@contextmanager
+def _data(night: ListedNight) -> Iterator[int | None]:
+    """The night's files; None where only its listing is there."""
+    if not (night.folder / "data").is_dir():
+        yield None
+        return
+    with opened(night.folder / "data") as data:
+        yield data
+
+
+def _size(data: int | None, path: bytes) -> int | None:
+    if data is None:
+        return None
+    try:
+        return os.stat(path, dir_fd=data, follow_symlinks=False).st_size
+    except OSError:
+        return None  # it is for people; whether the file is there is the listing's word

@@ -1,0 +1,77 @@
+"""Files out of an image, for a VM that has no files of its own: brought to the store, from where they go on."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks import places
+from tasks.drivers import appliance_files, store
+from tasks.drivers.appliance import DiskFile
+from tasks.drivers.digest import write_listing
+from tasks.drivers.file_recovery import Selection
+from tasks.drivers.listings import lines_of
+from tasks.drivers.progress import reporting
+from tasks.errors import NothingToRecover
+from tasks.model.inventory_systems import Client
+from tasks.model.manifest import LISTING, ImageManifest
+from tasks.model.night_choice import LATEST
+from tasks.retryable import retryable
+
+log = logging.getLogger(__name__)
+DEADLINE_S = 6 * 3600
+
+
+@retryable("choose image", "choose image {wanted} of {name}", retries=0)
+def choose(name: str, wanted: str) -> tuple[Path, ImageManifest]:
+    """The image that `wanted` names (`latest`, or an id) of a VM, or of the VM that a client is.
+
+    NothingToRecover with what there is.
+    """
+    declared = places.inventory().clients.get(name)
+    vm = declared.vm if isinstance(declared, Client) and declared.vm else name
+    found = places.store().images_of(vm)
+    fitting = [row for row in found if wanted in (LATEST, row[1].id)]
+    if not fitting:
+        listed = ", ".join(image.id for _, image in found) or "none"
+        raise NothingToRecover(f"VM {vm}", f"no image is called {wanted!r}; there are: {listed}")
+    return fitting[0]
+
+
+@contextmanager
+def opened(name: str, folder: Path, image: ImageManifest, paths: Sequence[str]) -> Iterator[Path]:
+    """A folder of the store with `data`, the paths as the guest has them, and their listing, while the block lasts."""
+    scratch = places.store().opened(name) / f"image-{image.id}"
+    if scratch.exists():
+        store.remove(scratch)
+    scratch.mkdir(parents=True, mode=0o700)
+    try:
+        _bring(folder, image, paths, scratch)
+        yield scratch
+    finally:
+        store.remove(scratch)
+
+
+@retryable("bring files", "bring files out of image {image.id}", retries=0)
+def _bring(folder: Path, image: ImageManifest, paths: Sequence[str], scratch: Path) -> None:
+    (scratch / "data").mkdir()
+    with reporting(log, f"files out of image {image.id}") as progress:
+        done = appliance_files.copy_out(
+            [DiskFile(folder / disk.file, disk.format) for disk in image.disks],
+            paths,
+            scratch / "data",
+            deadline_s=DEADLINE_S,
+            on_progress=lambda text, part: progress.say(text if part is None else f"{text} {part:.0%}"),
+        )
+        for reason in done.unmounted:
+            log.warning("image %s: not mounted: %s", image.id, reason)
+        write_listing(scratch / "data", scratch / LISTING, None, None)
+
+
+@retryable("list files", "list what came out of the image", retries=0)
+def select(scratch: Path) -> Selection:
+    """All that was brought."""
+    files = lines_of(scratch / LISTING, ["/"])
+    size_bytes = sum((scratch / "data" / os.fsdecode(path)).lstat().st_size for path in files)
+    return Selection(files, size_bytes, (), {})

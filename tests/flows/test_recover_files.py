@@ -1,0 +1,292 @@
+"""Files and databases of a night, brought back to a folder and to a client behind a real sshd."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli.main import gbs
+from flows.recover_database import recover_database as recover_database_flow
+from flows.recover_files import recover_files as recover_files_flow
+from tasks import places
+from tasks.drivers import appliance_files, databases, ssh
+from tasks.drivers.appliance import DiskFile
+from tasks.drivers.digest import sha256_file, write_listing
+from tasks.drivers.store import write_model
+from tasks.errors import (
+    Ambiguous,
+    ConfigError,
+    DumpFailed,
+    IntegrityError,
+    NothingToRecover,
+    RecoveryRefused,
+)
+from tasks.model.databases import Server
+from tasks.model.manifest import DumpRecord
+from tests.flows.fake_site import FakeSite
+from tests.lab.database_client import DatabaseClient
+from tests.lab.leftovers import LABS
+from tests.lab.sshd import make_key
+from tests.unit.records import NIGHT, night_manifest, pulled_image
+
+recover_files: Any = recover_files_flow
+recover_database: Any = recover_database_flow
+REAL_CONNECT, REAL_DUMP, REAL_LIST = ssh.connect, databases.dump_database, databases.list_databases
+
+
+def publish(folder: Path, number: int, files: dict[str, bytes], **changed: Any) -> None:
+    """A night of db1 in a folder."""
+    for name, content in files.items():
+        path = folder / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    write_listing(folder / "data", folder / "SHA256SUMS", None, None)
+    (folder / "facts.json").write_text("{}")
+    sums, facts = sha256_file(folder / "SHA256SUMS"), sha256_file(folder / "facts.json")
+    ended = NIGHT + timedelta(days=number)
+    there = {"client": "db1", "listing_sha256": sums, "facts_sha256": facts, "files": len(files)}
+    write_model(folder / "manifest.json", night_manifest(ended, **{**there, **changed}))
+
+
+@pytest.fixture
+def nights(site: FakeSite) -> FakeSite:
+    """Two nights of db1: the newest is the overnight copy and a restore point."""
+    new = {"etc/hosts": b"new\n", "srv/a": b"a", "srv/deep/b": b"bb"}
+    publish(site.store / "overnight/db1", 2, new)
+    publish(site.permanent / "db1/daily.0", 2, new)
+    publish(site.permanent / "db1/daily.1", 1, {**new, "etc/hosts": b"old\n"})
+    return site
+
+
+def test_files_of_every_night_come_to_a_new_folder(nights: FakeSite) -> None:
+    (nights.store / "overnight/db1/data/srv/a").chmod(0o640)
+    os.chown(nights.store / "overnight/db1/data/srv/a", 12, 34)
+    done = recover_files("db1", ["/srv", "/etc/hosts"])
+    assert (done.files, done.verified, done.replaced, done.kept_aside) == (3, 3, (), None)
+    folder = Path(done.to)
+    assert folder.is_relative_to(nights.store / "recovered/db1")
+    assert folder.parent.parent.stat().st_mode & 0o77 == 0
+    assert (folder / "etc/hosts").read_text() == "new\n"
+    status = (folder / "srv/a").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (12, 34, 0o640)
+    old = recover_files("db1", ["/etc/hosts"], "daily.1", str(nights.root / "elsewhere"))
+    assert (nights.root / "elsewhere/etc/hosts").read_text() == "old\n"
+    assert old.source == night_manifest(NIGHT + timedelta(days=1)).id
+
+
+def test_what_is_there_refuses_or_is_kept_aside(nights: FakeSite, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/hosts").write_text("mine\n")
+    with pytest.raises(RecoveryRefused, match=r"1 things are there and differ.*/etc/hosts.*--overwrite"):
+        recover_files("db1", ["/etc/hosts"], to=str(tmp_path))
+    looked = recover_files("db1", ["/etc/hosts"], to=str(tmp_path), dry_run=True)
+    assert len(looked.replaced) == 1
+    assert (tmp_path / "etc/hosts").read_text() == "mine\n"
+    done = recover_files("db1", ["/etc/hosts"], to=str(tmp_path), overwrite=True)
+    assert (tmp_path / "etc/hosts").read_text() == "new\n"
+    assert (Path(str(done.kept_aside)) / "etc/hosts").read_text() == "mine\n"
+    again = recover_files("db1", ["/etc/hosts"], to=str(tmp_path))
+    assert (again.replaced, again.verified) == ((), 1)
+
+
+def test_damaged_file_writes_nothing_and_names_the_night_that_has_it_whole(nights: FakeSite, tmp_path: Path) -> None:
+    (nights.store / "overnight/db1/data/srv/a").write_text("X")
+    with pytest.raises(IntegrityError, match=r"nothing was written; night (\S+) has the same version whole: --from \1"):
+        recover_files("db1", ["/srv"], to=str(tmp_path / "to"))
+    assert not (tmp_path / "to").exists()
+    assert recover_files("db1", ["/srv"], "daily.1", str(tmp_path / "to")).verified == 2
+
+
+def test_commands_find_compare_and_recover(nights: FakeSite, tmp_path: Path) -> None:
+    def gbs_says(*words: str) -> str:
+        done = CliRunner().invoke(gbs, words, catch_exceptions=False, standalone_mode=False)
+        return str(done.stdout)
+
+    (hosts,) = json.loads(gbs_says("find", "db1", "hosts", "--json"))
+    assert (hosts["path"], hosts["deleted"]) == ("/etc/hosts", None)
+    assert [version["size_bytes"] for version in hosts["versions"]] == [4, 4]
+    assert "/srv/deep/b" in gbs_says("find", "db1", "/srv/*/b")
+    assert "changed" in gbs_says("diff", "db1", "daily.1", "latest")
+    assert "no difference" in gbs_says("diff", "db1", "daily.1", "latest", "/srv")
+    assert gbs_says("diff", "db1", "daily.1", "latest", "/etc/hosts", "--content").endswith("-old\n+new\n \n")
+    assert "are in" in gbs_says("recover", "files", "db1", "/etc/hosts", "--to", str(tmp_path / "to"))
+    assert "dry run" in gbs_says("recover", "files", "db1", "/srv", "--to", str(tmp_path / "to"), "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("paths", "to", "problem"),
+    [
+        (["/etc/none"], None, NothingToRecover),
+        (["etc/hosts"], None, ConfigError),
+        (["/etc/../root"], None, ConfigError),
+        (["/etc/hosts"], "/", ConfigError),
+        (["/etc/hosts"], "nobody:/x", ConfigError),
+        (["/etc/hosts"], "db1:x", ConfigError),
+        (["/etc/hosts"], "OVERNIGHT", ConfigError),
+    ],
+)
+def test_what_cannot_be_is_refused(nights: FakeSite, paths: list[str], to: str | None, problem: Any) -> None:
+    if to == "OVERNIGHT":
+        to = str(nights.store / "overnight" / "db1" / "data")
+    with pytest.raises(problem):
+        recover_files("db1", paths, to=to)
+
+
+def test_image_serves_where_there_are_no_files(site: FakeSite, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = site.store / "images/kvm1/web1/20261124T000000Z"
+    folder.mkdir(parents=True)
+    write_model(folder / "manifest.json", pulled_image())
+    asked = []
+
+    def copy_out(disks: Any, paths: Any, destination: Path, **_: Any) -> Any:
+        asked.append((disks, tuple(paths)))
+        (destination / "etc").mkdir()
+        (destination / "etc/hosts").write_text("from the image")
+        return appliance_files.CopiedOut(("/var: damaged",))
+
+    monkeypatch.setattr(appliance_files, "copy_out", copy_out)
+    done = recover_files("web1", ["/etc/hosts"], to=str(tmp_path / "to"), image=True)
+    assert asked == [([DiskFile(folder / "vda.raw", "raw")], ("etc/hosts",))]
+    assert (done.source, done.verified) == ("image 20261124T000000Z", 1)
+    assert (tmp_path / "to/etc/hosts").read_text() == "from the image"
+    assert not list((site.store / "opened").glob("*/*"))
+    with pytest.raises(NothingToRecover, match="20261124T000000Z"):
+        recover_files("web1", ["/etc/hosts"], "20200101T000000Z", image=True)
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[DatabaseClient]:
+    """A client with a root file system of its own, sshd and database servers."""
+    folder = LABS / f"flows-{os.getpid()}"
+    folder.mkdir(parents=True)
+    client = DatabaseClient("db1", folder / "db1", make_key(folder / "id", "gbs tests"))
+    try:
+        client.start()
+        for engine in ("postgresql", "mariadb", "sqlite"):
+            client.engine(engine, "start")
+        yield client
+    finally:
+        client.remove()
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+@pytest.fixture
+def db1(nights: FakeSite, system: DatabaseClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseClient]:
+    """The site's db1 is that client; another one, db2, is it as well."""
+    engines: list[Any] = [{"engine": "postgresql"}, {"engine": "mariadb"}]
+    engines += [{"engine": "sqlite", "names": ["/srv/app/shop.db"]}, {"engine": "redis"}]
+    there = {"address": "127.0.0.1", "port": system.ssh_port, "databases": engines}
+    nights.declare({"kvm1": {"address": "kvm1.test", "paths": ["/etc"]}}, {"db1": there, "db2": there})
+    kept = [(nights.root / name).read_text() for name in ("key", "known_hosts")]
+    (nights.root / "key").write_text((system.directory.parent / "id").read_text())
+    (nights.root / "key").chmod(0o600)
+    (nights.root / "known_hosts").write_text(f"{system.known_hosts_line}\n")
+    monkeypatch.setattr(ssh, "connect", REAL_CONNECT)
+    monkeypatch.setattr(databases, "dump_database", REAL_DUMP)
+    monkeypatch.setattr(databases, "list_databases", REAL_LIST)
+    yield system
+    for name, text in zip(("key", "known_hosts"), kept, strict=True):
+        (nights.root / name).write_text(text)
+
+
+def test_files_go_back_to_the_client_and_are_proven_there(nights: FakeSite, db1: DatabaseClient) -> None:
+    db1.run(["sh", "-c", "mkdir -p /srv; echo today > /srv/a; chmod 711 /srv"])
+    with pytest.raises(RecoveryRefused, match=r"/srv/a.*--overwrite"):
+        recover_files("db1", ["/srv/a", "/srv/deep"], to="db1:/")
+    done = recover_files("db1", ["/srv/a", "/srv/deep"], to="db1:/", overwrite=True)
+    assert (done.verified, len(done.replaced)) == (2, 1)
+    assert db1.run(["cat", "/srv/a", "/srv/deep/b", f"{done.kept_aside}/srv/a"]).stdout == "abbtoday\n"
+    assert db1.run(["stat", "-c", "%a", "/srv"]).stdout == "711\n"
+    recover_files("db1", ["/srv/deep"], to="db2:/root/back")
+    assert db1.run(["cat", "/root/back/srv/deep/b"]).stdout == "bb"
+    db1.run(["sh", "-c", "rm -r /srv/deep; ln -s /root /srv/deep"])
+    with pytest.raises(RecoveryRefused, match=r"/srv/deep is a link there"):
+        recover_files("db1", ["/srv/deep/b"], to="db1:/")
+    assert db1.run(["sh", "-c", "ls /root/b 2>&1 || true"]).stdout.endswith("No such file or directory\n")
+
+
+def dumped(site: FakeSite, db1: DatabaseClient, engine: Any, name: str, **changed: Any) -> None:
+    """The overnight copy has a dump of a database of the client's, as stage 0 makes it."""
+    with ssh.connect(places.target_of("db1")) as shell:
+        dump = databases.dump_database(shell, Server(engine), name, 0, "/var/backups/gbs", 60)
+        content = subprocess.run([*db1.enter(), "cat", dump.path], capture_output=True, check=True).stdout
+    assert hashlib.sha256(content).hexdigest() == dump.sha256
+    record = DumpRecord(**{**dump.model_dump(), **changed})
+    publish(site.store / "overnight/db1", 3, {dump.path.lstrip("/"): content}, dumps=(record,))
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "other"),
+    [
+        ("postgresql", "crm", "crm copy"),
+        ("mariadb", "crm", "crm copy"),
+        ("sqlite", "/srv/app/shop.db", "/srv/app/shop copy.db"),
+    ],
+)
+def test_database_comes_back_beside_and_in_place_of_the_old_one(
+    nights: FakeSite, db1: DatabaseClient, engine: str, name: str, other: str
+) -> None:
+    db1.engine(engine, "fill", name)
+    before = db1.engine(engine, "read_back", name)
+    dumped(nights, db1, engine, name, tables=1)
+    db1.engine(engine, "lose", name) if engine != "sqlite" else db1.run(["sqlite3", name, "DELETE FROM t"])
+    with pytest.raises(RecoveryRefused, match=r"it exists: --replace"):
+        recover_database("db1", name)
+    assert recover_database("db1", name, dry_run=True).exists
+    beside = recover_database("db1", name, to="db2", name=other)
+    assert (beside.tables, beside.kept_aside) == (1, None)
+    assert db1.engine(engine, "read_back", other) == before
+    done = recover_database("db1", name, replace=True)
+    assert (done.tables, done.expected_tables) == (1, 1)
+    assert db1.engine(engine, "read_back", name) == before
+    if engine == "mariadb":
+        assert "CREATE TABLE `other`" in db1.run(["cat", str(done.kept_aside)]).stdout
+    elif engine == "postgresql":
+        kept = ["runuser", "-u", "postgres", "--", "psql", "-XAtqc", "SELECT count(*) FROM other", str(done.kept_aside)]
+        assert db1.run(kept).stdout == "0\n"
+    else:
+        assert db1.run(["sqlite3", str(done.kept_aside), "SELECT count(*) FROM t"]).stdout == "0\n"
+    assert db1.run(["sh", "-c", "ls -d /var/backups/gbs/recovered-* 2>/dev/null || true"]).stdout == ""
+
+
+@pytest.mark.parametrize(("engine", "name"), [("postgresql", "kept"), ("mariadb", "kept")])
+def test_dump_that_does_not_come_back_whole_leaves_the_old_database(
+    nights: FakeSite, db1: DatabaseClient, engine: str, name: str
+) -> None:
+    db1.engine(engine, "fill", name)
+    before = db1.engine(engine, "read_back", name)
+    dumped(nights, db1, engine, name, tables=7)
+    with pytest.raises(DumpFailed, match=r"1 tables came back, 7 were counted"):
+        recover_database("db1", name, replace=True)
+    assert db1.engine(engine, "read_back", name) == before
+    with pytest.raises(DumpFailed, match=r"1 tables came back, 7 were counted"):
+        recover_database("db1", name, name="fresh")
+    assert not recover_database("db1", name, name="fresh", dry_run=True).exists
+    damaged = next((nights.store / "overnight/db1/data/var/backups/gbs" / engine).glob("kept*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="take another night"):
+        recover_database("db1", name, replace=True)
+    assert db1.engine(engine, "read_back", name) == before
+
+
+def test_database_that_is_not_dumped_or_of_an_engine_without_names_is_refused(
+    nights: FakeSite, db1: DatabaseClient
+) -> None:
+    record = {"path": "/var/backups/gbs/x", "size_bytes": 1, "sha256": "0" * 64}
+    dumps = [DumpRecord(engine=engine, database="all", **record) for engine in ("redis", "postgresql")]
+    publish(nights.store / "overnight/db1", 3, {}, dumps=dumps)
+    with pytest.raises(NothingToRecover, match="has dumps of: redis all, postgresql all"):
+        recover_database("db1", "none")
+    with pytest.raises(Ambiguous, match="--engine redis"):
+        recover_database("db1", "all")
+    with pytest.raises(RecoveryRefused, match=r"gbs recover files db1 /var/backups/gbs/x --from \S+, then load it by"):
+        recover_database("db1", "all", engine="redis")
