@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "device": ("flows.cli.device", "Configurations of network and SAN devices: history, changes, how to put one back."),
     "recover": ("flows.cli.recover", "Bring back what was lost."),
+    "instant": ("flows.cli.instant", "Run a VM from the store at once; move it to its host, or take it away again."),
     "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),
     "inventory": ("flows.cli.inventory", "Validate and show the inventory."),
     "apply": ("flows.cli.apply", "Make Prefect's blocks from the inventory."),

@@ -34,6 +34,8 @@ def status_command(as_json: bool) -> int:
     terminal.rows("protection", columns, body, as_json)
     if protections.out_of_reach:
         click.echo(protections.out_of_reach, err=True)
+    for each in catalogue.instant_vms():
+        click.echo(each.line, err=True)
     good = all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
     return 0 if good and not protections.out_of_reach else 3
 
@@ -90,3 +92,27 @@ def held(client: str | None, as_json: bool) -> None:
         for one in nights
     ]
     terminal.rows("held nights", ("client", "night", "against", "since", "reason", "changes"), body, as_json)
+
+
+@list_command.command()
+@terminal.json_option
+def instant(as_json: bool) -> None:
+    """The VMs that still run from the store: they are to be kept or abandoned."""
+    show_instant(as_json)
+
+
+def show_instant(as_json: bool) -> None:
+    """Print the VMs that run from the store."""
+    body = [
+        (
+            *(each.vm, each.kvm_host, each.state.value, each.image, each.night or "", _since(each.since, as_json)),
+            each.served if as_json else "yes" if each.served else "NO, run: gbs reconcile",
+        )
+        for each in catalogue.instant_vms()
+    ]
+    columns = ("vm", "kvm host", "state", "image", "night", "since", "exported")
+    terminal.rows("VMs that run from the store", columns, body, as_json, empty="none runs from the store")
+
+
+def _since(moment: datetime, as_json: bool) -> str:
+    return moment.isoformat(timespec="seconds") if as_json else _age(moment)

@@ -19,7 +19,7 @@ from tests.flows.fake_site import FakeSite
 ROOT = Path(__file__).parents[2]
 NAMES = {
     *("nightly", "prepare", "overnight", "permanent", "kvmimg-get", "kvmimg-update", "kvmsnap-create"),
-    *("kvmsnap-purge", "recover-vm", "reconcile", "verify-images", "verify-points", "devices"),
+    *("kvmsnap-purge", "recover-vm", "instant-vm", "reconcile", "verify-images", "verify-points", "devices"),
     *("replicate", "verify-replicas", "image-fetch"),
 }
 SAMPLE = {"older_than_days": 0, "at_most": None, "percent": 1}
