@@ -1,4 +1,4 @@
-"""After a crash: every VM whose snapshot window is unfinished gets its base images back; every VM on the store goes on."""
+"""After a crash: unfinished snapshot windows are settled, and VMs that run from the store go on."""
 
 import logging
 

@@ -22,6 +22,7 @@ from tasks.model.instant_xml import on_the_store, still_on_the_store
 OnProgress = Callable[[int, int | None], None]
 QUICK_S = 60
 MOVE_DEADLINE_S = 24 * 3600
+RESUME_TRIES, RESUME_LOOK_S = 10, 0.5
 _POLL_FIRST_S, _POLL_LAST_S = 0.05, 1.0
 _IO_ERROR = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 _GONE = (
@@ -77,12 +78,20 @@ def start(host: Host, shell: HostShell, record: InstantVm) -> None:
 
 
 def resume(host: Host, record: InstantVm) -> bool:
-    """Let the VM go on if an I/O error paused it; whether it did. QEMU repeats what failed, the guest sees no error."""
+    """Let the VM go on if an I/O error paused it; whether it did. QEMU repeats what failed, the guest sees no error.
+
+    The exports are served. HypervisorError when it pauses again and again. QEMU 7.2's NBD client connects again only
+    when it is asked to read, and that first read still fails: so one resume is not enough.
+    """
     domain = host.find_uuid(record.uuid)
     if domain is None or domain.state() != _IO_ERROR:
         return False
-    domain.call("resume", lambda handle: handle.resume())
-    return True
+    for _ in range(RESUME_TRIES):
+        domain.call("resume", lambda handle: handle.resume())
+        time.sleep(RESUME_LOOK_S)
+        if domain.state() != _IO_ERROR:
+            return True
+    raise HypervisorError(record.vm, "resume", _why(domain))
 
 
 def is_active(host: Host, record: InstantVm) -> bool | None:
@@ -124,7 +133,8 @@ def _pull(domain: HostDomain, record: InstantVm, disk: InstantDisk, on_progress:
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _POLL_LAST_S)
     if target in still_on_the_store(domain.xml(), record):
-        raise HypervisorError(record.vm, f"the move of disk {target}", f"{_why(domain)}; run: gbs instant keep")
+        todo = f"then: gbs instant keep {record.vm}"
+        raise HypervisorError(record.vm, f"the move of disk {target}", f"{_why(domain)}; {todo}")
 
 
 def _job(domain: HostDomain, target: str) -> dict[str, int]:
@@ -137,7 +147,7 @@ def _why(domain: HostDomain) -> str:
     errors = domain.call("ask for disk errors", lambda handle: handle.diskErrors() or {})
     if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors.values():
         return "the host has no room left, make some"
-    return "it ended before it was done, the export or the host's file system broke"
+    return "the export, or the host's file system, does not do what it should"
 
 
 def _pull_offline(shell: HostShell, record: InstantVm) -> None:
