@@ -1,6 +1,8 @@
 """Instant recovery: a VM runs from the store within a minute, and moves to its host while it runs."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from prefect import flow
@@ -38,20 +40,44 @@ def instant_vm(
         hold: Let it run from the store until it is kept or abandoned.
     """
     steps = Steps()
+    with _locked(vm) as found:
+        record = _unless_cut_off(found) if found is not None and action == "start" else found
+        if record is not None:
+            if night is not None or to is not None:
+                log.warning("VM %s runs from the store already: it stays where it is, as it is", record.vm)
+            return _go_on(record, action, hold, steps)
+    if action != "start":
+        instant.require(vm)
+    return _begin(vm, night, to, hold, steps)
+
+
+@contextmanager
+def _locked(vm: str) -> Iterator[InstantVm | None]:
+    """The record of a VM that runs from the store, as it is with the VM's lock held; None when there is none."""
     found = instant.find(vm)
-    if found is not None and action == "start":
-        found = _settled_start(found)
-    if found is None and action == "start":
-        return _begin(vm, night, to, hold, steps)
-    record = found or instant.require(vm)
-    with places.locked("vm", record.uuid):
-        if action == "abandon":
-            with steps.step("abandon"):
-                _abandon(record)
-            return _result(record, "abandoned", steps)
-        with steps.step("export its disks"):
-            record = instant.serve(record)
-        return _result(record, "started", steps) if action == "start" and hold else _keep(record, steps)
+    if found is None:
+        yield None
+        return
+    with places.locked("vm", found.uuid):
+        yield instant.find(found.uuid)
+
+
+def _unless_cut_off(record: InstantVm) -> InstantVm | None:
+    """The record of a VM that runs; None when its start was cut off, which is undone. The VM's lock is held."""
+    if record.state is not InstantState.STARTING or instant.ever_ran(record):
+        return record
+    _abandon(record)
+    return None
+
+
+def _go_on(record: InstantVm, action: Action, hold: bool, steps: Steps) -> Instant:
+    if action == "abandon":
+        with steps.step("abandon"):
+            _abandon(record)
+        return _result(record, "abandoned", steps)
+    with steps.step("export its disks"):
+        record = instant.serve(record)
+    return _result(record, "started", steps) if action == "start" and hold else _keep(record, steps)
 
 
 def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps) -> Instant:
@@ -109,15 +135,6 @@ def _abandon(record: InstantVm) -> None:
         updating.remove(record.working_copy)
 
 
-def _settled_start(record: InstantVm) -> InstantVm | None:
-    """The record of a VM that runs from the store; None when its start was cut off, and is undone."""
-    if record.state is not InstantState.STARTING or instant.ever_ran(record):
-        return record
-    with places.locked("vm", record.uuid):
-        _abandon(record)
-    return None
-
-
 def reconcile_instant(vm: str | None) -> None:
     """Export again what VMs run from, resume them, undo a start that was cut off, end a move that was begun.
 
@@ -128,8 +145,9 @@ def reconcile_instant(vm: str | None) -> None:
         if vm not in (None, record.vm, record.uuid):
             continue
         try:
-            if (left := _settled_start(record)) is not None:
-                with places.locked("vm", record.uuid):
+            with _locked(record.uuid) as found:
+                left = _unless_cut_off(found) if found is not None else None
+                if left is not None:
                     left = instant.serve(left)
                     if left.state is InstantState.MOVING:
                         _keep(left, Steps())

@@ -34,9 +34,11 @@ def status_command(as_json: bool) -> int:
     terminal.rows("protection", columns, body, as_json)
     if protections.out_of_reach:
         click.echo(protections.out_of_reach, err=True)
-    for each in catalogue.instant_vms():
+    from_store = catalogue.instant_vms()
+    for each in from_store:
         click.echo(each.line, err=True)
     good = all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
+    good = good and all(each.served for each in from_store)
     return 0 if good and not protections.out_of_reach else 3
 
 

@@ -17,7 +17,7 @@ from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.errors import CommandFailed, HypervisorError, IntegrityError, LeftBehind, RecoveryRefused
 from tasks.model.domain_xml import parse_domain
 from tasks.model.instant import InstantDisk, InstantVm
-from tasks.model.instant_xml import on_the_store, still_on_the_store
+from tasks.model.instant_xml import off_the_store, on_the_store, still_on_the_store
 
 OnProgress = Callable[[int, int | None], None]
 QUICK_S = 60
@@ -71,7 +71,7 @@ def start(host: Host, shell: HostShell, record: InstantVm) -> None:
     for disk in record.disks:
         # -u: the export is proven already. What is there is never overwritten.
         argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", _backing(record, disk), "-F", "raw", "--"]
-        script = ["sh", "-c", 'test ! -e "$1" && shift && exec "$@"', "sh", disk.overlay]
+        script = ["sh", "-c", 'umask 077; test ! -e "$1" && shift && exec "$@"', "sh", disk.overlay]
         shell.run([*script, *argv, disk.overlay, str(disk.size_bytes)], deadline_s=QUICK_S, name=f"make {disk.overlay}")
     host.define(on_the_store(record), record.vm)
     host.domain(record.uuid).call("start", lambda handle: handle.create())
@@ -80,8 +80,8 @@ def start(host: Host, shell: HostShell, record: InstantVm) -> None:
 def resume(host: Host, record: InstantVm) -> bool:
     """Let the VM go on if an I/O error paused it; whether it did. QEMU repeats what failed, the guest sees no error.
 
-    The exports are served. HypervisorError when it pauses again and again. QEMU 7.2's NBD client connects again only
-    when it is asked to read, and that first read still fails: so one resume is not enough.
+    The exports are served. HypervisorError when it pauses again and again. One resume is not enough: with QEMU 7.2, the
+    first read after the export is back still fails, and only makes QEMU connect again.
     """
     domain = host.find_uuid(record.uuid)
     if domain is None or domain.state() != _IO_ERROR:
@@ -116,7 +116,8 @@ def move(host: Host, shell: HostShell, record: InstantVm, on_progress: OnProgres
                 _pull(domain, record, disk, on_progress)
     else:
         _pull_offline(shell, record)
-    host.define(record.xml, record.vm)
+    # What an operator changed in it meanwhile stays.
+    host.define(off_the_store(domain.inactive_xml(secrets=True) or record.xml, record), record.vm)
     _require_independent(shell, domain, record)
 
 

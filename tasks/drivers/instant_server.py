@@ -31,6 +31,7 @@ from tasks.model.window import Layer
 LOOK_EVERY_S = 0.2
 AGAIN_AFTER_S = 2.0
 LOCK_WAIT_S = 3
+SSH = "ssh"
 log = logging.getLogger(__name__)
 _TAKE = """
 umask 077
@@ -66,24 +67,27 @@ class _Server:
     def __init__(self, exports: Exports, folder: Path) -> None:
         self.exports = exports
         self.local = {remote: folder / str(number) for number, remote in enumerate(exports.sockets)}
-        self.disks: dict[str, Popen[bytes]] = {}
-        self.ssh: Popen[bytes] | None = None
-        self.ssh_began = 0.0
+        self.children: dict[str, Popen[bytes]] = {}
+        self.began: dict[str, float] = {}
+        self._host = exports.target.name
 
     def look(self) -> None:
         """Start what does not run."""
         for remote, layer in self.exports.sockets.items():
-            if (server := self.disks.get(remote)) is None or server.poll() is not None:
-                if server is not None:
-                    log.warning("qemu-nbd of %s ended with status %d, it is started again", layer.path, server.poll())
-                self.disks[remote] = self._serve(remote, layer)
-        if self.ssh is not None and self.ssh.poll() is not None and self.ssh_began + AGAIN_AFTER_S < time.monotonic():
-            log.warning(
-                "ssh to %s ended with status %d, it is started again", self.exports.target.name, self.ssh.poll()
-            )
-            self.ssh = None
-        if self.ssh is None and all(socket.exists() for socket in self.local.values()):
-            self.ssh, self.ssh_began = self._forward(), time.monotonic()
+            if self._is_due(remote, f"qemu-nbd of {layer.path}"):
+                self.children[remote] = self._serve(remote, layer)
+        if all(socket.exists() for socket in self.local.values()) and self._is_due(SSH, f"ssh to {self._host}"):
+            self.children[SSH] = self._forward()
+
+    def _is_due(self, name: str, called: str) -> bool:
+        """Whether a child is to be started: it never was, or it ended, and was not started just before."""
+        child = self.children.get(name)
+        if child is not None and (child.poll() is None or time.monotonic() < self.began[name] + AGAIN_AFTER_S):
+            return False
+        if child is not None:
+            log.warning("%s ended with status %d, it is started again", called, child.poll())
+        self.began[name] = time.monotonic()
+        return True
 
     def _serve(self, remote: str, layer: Layer) -> Popen[bytes]:
         argv = ["qemu-nbd", "--read-only", "--persistent", f"--shared={CONNECTIONS}"]
@@ -122,9 +126,8 @@ def main() -> int:
                     server.look()
                     time.sleep(LOOK_EVERY_S)
             finally:
-                for child in (server.ssh, *server.disks.values()):
-                    if child is not None:
-                        process.kill_session(child)
+                for child in server.children.values():
+                    process.kill_session(child)
                 log.info("%s ends", exports.what)
     except Locked as exc:
         log.info("%s", exc)

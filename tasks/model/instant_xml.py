@@ -30,6 +30,23 @@ def on_the_store(record: InstantVm) -> str:
     return write_tree(root)
 
 
+def off_the_store(text: str, record: InstantVm) -> str:
+    """A definition of a VM whose disks have moved: without their exports, with the policies of the record's."""
+    root = read_tree(text)
+    before = {_target(disk): disk.find("driver") for disk in read_tree(record.xml).findall("devices/disk")}
+    for disk in root.findall("devices/disk"):
+        driver, was = disk.find("driver"), before.get(_target(disk))
+        if driver is None or was is None:
+            continue
+        for policy in ("error_policy", "rerror_policy"):
+            driver.attrib.pop(policy, None)
+            if (value := was.get(policy)) is not None:
+                driver.set(policy, value)
+        for backing in disk.findall("backingStore"):
+            disk.remove(backing)
+    return write_tree(root)
+
+
 def still_on_the_store(text: str, record: InstantVm) -> tuple[str, ...]:
     """The targets of the record's disks whose chain in this definition has an export of ours."""
     sockets = {record.socket(disk.target) for disk in record.disks}

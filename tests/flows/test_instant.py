@@ -1,5 +1,6 @@
 """Instant recovery as a flow and as commands: records, what a cut-off run leaves, what the operator is told."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,13 @@ def test_runs_that_were_killed_are_reconciled(site: FakeSite, run: Any, kvm: Fak
     assert record_of(site) is None
 
 
-def test_abandon_asks_and_removes(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
+def test_abandon_asks_and_removes(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     assert run("instant", "start", "web1", "--hold").code == 0
     assert run("instant", "abandon", "web1").code == 130  # nobody answers
     assert record_of(site) is not None

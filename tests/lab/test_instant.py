@@ -50,7 +50,9 @@ def test_vm_runs_from_the_store_and_moves_to_its_host_while_it_writes(instantly:
     vm.assert_no_export()
     vm.wait_for(lambda: last_record(vm.overlay(), "qcow2") > before + 200)
     for flags in ([], ["--inactive"]):
-        assert "nbd" not in vm.kvm.virsh("dumpxml", vm.name, *flags)
+        text = vm.kvm.virsh("dumpxml", vm.name, *flags)
+        assert "nbd" not in text
+    assert "error_policy" not in text, "the policies are those of its own definition again"
     vm.kvm.virsh("destroy", vm.name)
     subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(vm.overlay())], check=True)
     vm.kvm.virsh("start", vm.name)
@@ -88,13 +90,15 @@ def test_exports_that_are_killed_pause_the_vm_and_it_goes_on_when_they_are_back(
     vm.assert_image_untouched()
 
 
-def test_ssh_that_breaks_is_connected_again(instantly: Callable[..., Instantly]) -> None:
+def test_qemu_nbd_and_ssh_that_end_are_started_again(instantly: Callable[..., Instantly]) -> None:
     vm = instantly()
     vm.start()
-    pid = instant_export.pid_of(vm.held)
-    lines = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    (ssh,) = [int(line.split()[0]) for line in lines.stdout.splitlines() if line.split()[1] == "ssh"]
-    os.kill(ssh, signal.SIGKILL)
+    argv = ["ps", "-o", "pid=,comm=", "--ppid", str(instant_export.pid_of(vm.held))]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    children = {line.split()[1]: int(line.split()[0]) for line in said.splitlines()}
+    assert set(children) == {"qemu-nbd", "ssh"}
+    for pid in children.values():
+        os.kill(pid, signal.SIGKILL)
     vm.serve()
     instant.resume(vm.host, vm.record)  # where it read meanwhile
     before = vm.record_now()

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.drivers import instant_export, lock
 from tasks.model.instant import InstantDisk, InstantState, InstantVm, overlay_of
-from tasks.model.instant_xml import baselabel, on_the_store, still_on_the_store
+from tasks.model.instant_xml import baselabel, off_the_store, on_the_store, still_on_the_store
 from tasks.model.manifest import DiskRecord
 from tasks.model.window import Layer
 
@@ -62,6 +62,11 @@ def test_definition_on_the_store_states_the_whole_chain_and_pauses_on_errors() -
     assert still_on_the_store(text, record()) == ("vda",)
     assert still_on_the_store(XML, record()) == ()
     assert record().xml == XML
+    changed = text.replace("<name>web1</name>", "<name>web1</name><memory>7</memory>")
+    back = off_the_store(changed, record())
+    assert "<memory>7</memory>" in back, "what an operator changed meanwhile stays"
+    assert still_on_the_store(back, record()) == ()
+    assert "policy" not in back
 
 
 @pytest.mark.parametrize(
