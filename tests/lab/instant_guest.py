@@ -18,6 +18,7 @@ from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
 from tasks.model.domain_recovery import rewrite_for_recovery
 from tasks.model.instant import InstantDisk, InstantState, InstantVm
+from tasks.model.manifest import FileRecord, ImageManifest
 from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Layer
 from tests.lab.kvm_host import KvmHost
@@ -63,6 +64,14 @@ class Instantly:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         self.wait_for(lambda: not instant_export.runs(self.held))
+
+    @property
+    def path(self) -> str:
+        return self.record.disks[0].overlay
+
+    @property
+    def backing(self) -> str:
+        return f"nbd+unix:///?socket={self.record.socket('vda')}"
 
     def overlay(self) -> Path:
         return self.kvm.images / Path(self.record.disks[0].overlay).name
@@ -161,3 +170,20 @@ def make_image(
     )
     sha256 = hashlib.sha256(image.read_bytes()).hexdigest() if hashed else ""
     return Instantly(host, shell, target, kvm, record, folder / "export", image, sha256)
+
+
+def image_manifest(vm: Instantly, source: str) -> ImageManifest:
+    """The image's manifest, of a VM whose disk was the qcow2 file `source`."""
+    now = datetime.now(UTC)
+    disk = {"target": "vda", "file": vm.image.name, "format": "raw", "source": source, "source_format": "qcow2"}
+    common = {"id": "image-1", "vm": vm.name, "uuid": vm.record.uuid, "kvm_host": "kvm1", "method": "offline"}
+    common |= {"method_reason": "test", "consistency": "crash", "consistency_reason": ""}
+    return ImageManifest.model_validate(
+        {
+            **common,
+            **dict.fromkeys(("started", "ended", "instant"), now),
+            **dict.fromkeys(("window_s", "copy_s", "frozen_s"), 0),
+            "disks": [{**disk, "virtual_size_bytes": vm.image.stat().st_size}],
+            "files": [FileRecord(path=vm.image.name, size_bytes=vm.image.stat().st_size, sha256=vm.sha256)],
+        }
+    )

@@ -9,16 +9,22 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tasks.drivers import instant, instant_export
+from tasks import instant as steps
+from tasks import places
+from tasks.drivers import instant, instant_export, instant_records
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
-from tasks.errors import HypervisorError, RecoveryRefused
+from tasks.drivers.store import Store
+from tasks.errors import HypervisorError, LeftBehind, RecoveryRefused
+from tasks.model.instant import InstantState
 from tasks.model.ssh_target import SshTarget
-from tests.lab.instant_guest import FOLDER, Instantly, make_image
+from tests.lab.instant_guest import FOLDER, Instantly, image_manifest, make_image
 from tests.lab.kvm_host import KvmHost
 from tests.lab.tiny_guest import last_record
 
@@ -130,8 +136,7 @@ def test_vm_that_was_shut_off_is_moved_too_and_not_started(instantly: Callable[.
 def test_vm_that_is_abandoned_leaves_nothing(instantly: Callable[..., Instantly]) -> None:
     vm = instantly()
     vm.start()
-    instant.remove(vm.host, vm.shell, vm.record)
-    instant_export.end(vm.held)
+    vm.tear_down()
     vm.assert_nothing_left()
     vm.assert_image_untouched()
 
@@ -160,3 +165,37 @@ def test_host_without_room_refuses_and_one_that_fills_up_pauses_the_vm_until_the
         instant.remove(vm.host, vm.shell, vm.record)
     finally:
         kvm_host.run(["umount", "-l", small], check=False)
+
+
+def test_tasks_plan_start_and_move_an_image_and_undo_a_start_that_was_killed(
+    instantly: Callable[..., Instantly], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    vm = instantly()
+    monkeypatch.setattr(places, "store", lambda: Store(tmp_path))
+    monkeypatch.setattr(places, "kvm_host", lambda _: (vm.target, SimpleNamespace(image_folder=FOLDER)))
+    monkeypatch.setattr(places, "hypervisor", lambda _: nullcontext((vm.host, vm.shell)))
+    image = image_manifest(vm, f"{FOLDER}/{vm.name}-vda.qcow2")
+    planned = steps.plan.fn(vm.record.xml, "kvm1", vm.image.parent, image, None)
+    assert planned.disks == vm.record.disks
+    steps.assess.fn(planned)
+    instant_records.write(Store(tmp_path), planned, InstantState.STARTING)  # and there the run was killed:
+    instant_export.begin(vm.host, vm.shell, vm.target, planned, instant_records.exports_lock(Store(tmp_path), planned))
+    vm.kvm.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", vm.backing, vm.path, "64M"])
+    assert not steps.ever_ran.fn(planned)
+    steps.abandon.fn(planned)
+    vm.assert_nothing_left()
+    vm.kvm.run(["qemu-img", "create", "-q", "-f", "qcow2", vm.path, "64M"])
+    with pytest.raises(LeftBehind, match="not an overlay on the store"):
+        instant.remove(vm.host, vm.shell, planned)
+    with pytest.raises(RecoveryRefused, match="is not overwritten"):
+        steps.assess.fn(planned)
+    vm.overlay().unlink()
+    started = steps.start.fn(planned)
+    assert steps.find(vm.name) == started
+    with pytest.raises(RecoveryRefused, match="has a VM of that name"):
+        steps.assess.fn(planned)
+    steps.move.fn(steps.serve.fn(started))
+    assert vm.state().startswith("running")
+    assert steps.records() == []
+    assert not list(tmp_path.glob("instant/*"))
+    vm.assert_no_export()
