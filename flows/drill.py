@@ -66,7 +66,7 @@ class _Drill:
             "image": run.image or run.sources.image.id,
             "night": run.sources.night.id,
             "night_ended": run.sources.night.ended,
-            "steps": tuple(run.steps),
+            "steps": tuple(run.steps.taken),
             "databases": tuple(run.databases),
             "probes": tuple(run.probes),
             "dropped": run.dropped,
@@ -115,7 +115,7 @@ def _prove(drilled: _Drill, run: RecoveryRun) -> None:
     """The guest answers, its databases load, its probes hold; its console is looked at, above all when they do not."""
     _, client = places.client_of_vm(run.sources.vm)
     try:
-        with run.step(BOOT):
+        with run.steps.step(BOOT):
             recovery.wait_for_agent(run.plan, True, client.boot_deadline_s)
         serve(
             run,

@@ -75,7 +75,7 @@ def _recover(run: RecoveryRun) -> Recovered:
         if earlier is None:
             put(run, rewritten)
         else:
-            with run.step(DEFINE):
+            with run.steps.step(DEFINE):
                 recovery.go_on(earlier)
         _wait(run)
     except BaseException:
@@ -86,7 +86,7 @@ def _recover(run: RecoveryRun) -> Recovered:
 
 def _wait(run: RecoveryRun) -> None:
     _, client = places.client_of_vm(run.sources.vm)
-    with run.step(BOOT):
+    with run.steps.step(BOOT):
         if run.order.apart:
             has_channel = parse_domain(run.sources.xml).guest_agent
             recovery.wait_for_agent(run.plan, has_channel, client.boot_deadline_s)
@@ -109,7 +109,7 @@ def _finish(run: RecoveryRun) -> Recovered:
         databases=tuple(run.databases),
         probes=tuple(run.probes),
         dropped=run.dropped,
-        steps=tuple(run.steps),
+        steps=tuple(run.steps.taken),
         bytes_moved=run.bytes_moved,
         problems=tuple(run.problems),
     )

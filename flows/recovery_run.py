@@ -21,6 +21,20 @@ Restore = Callable[[str, Sequence[DumpRecord]], Sequence[str]]
 Hold = Callable[[Probe], str]
 
 
+class Steps:
+    """What was done and how long each step took, in order."""
+
+    def __init__(self) -> None:
+        self.taken: list[Step] = []
+
+    @contextmanager
+    def step(self, name: str, bytes_moved: int = 0) -> Iterator[None]:
+        """Measure a step."""
+        began = time.monotonic()
+        yield
+        self.taken.append(Step(name=name, seconds=time.monotonic() - began, bytes_moved=bytes_moved))
+
+
 @dataclass
 class RecoveryRun:
     """What it is of, what was done, how long each step took, what an operator must know of it."""
@@ -29,7 +43,7 @@ class RecoveryRun:
     order: Order
     plan: Plan
     work: Work
-    steps: list[Step] = field(default_factory=list)
+    steps: Steps = field(default_factory=Steps)
     disks: list[PlacedDisk] = field(default_factory=list)
     databases: list[str] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
@@ -38,13 +52,6 @@ class RecoveryRun:
     image: str = ""
     """The image that was updated; empty when an earlier run had done that."""
     bytes_moved: int = 0
-
-    @contextmanager
-    def step(self, name: str, bytes_moved: int = 0) -> Iterator[None]:
-        """Measure a step."""
-        began = time.monotonic()
-        yield
-        self.steps.append(Step(name=name, seconds=time.monotonic() - began, bytes_moved=bytes_moved))
 
 
 def planned(sources: Sources, order: Order) -> RecoveryRun:
@@ -67,16 +74,16 @@ def begin(run: RecoveryRun) -> Rewritten:
 
 def put(run: RecoveryRun, rewritten: Rewritten) -> None:
     """Update the image, bring it to the KVM host, define and start the VM; after a failure `recovery.undo` is due."""
-    with run.step(UPDATE, run.work.read_bytes):
+    with run.steps.step(UPDATE, run.work.read_bytes):
         updated = update_image(run.sources)
     run.problems += updated.warnings
     try:
         recovery.note_working_copy(run.plan, updated)
-        with run.step(SEND, run.work.send_bytes):
+        with run.steps.step(SEND, run.work.send_bytes):
             run.disks += [recovery.send_disk(updated, place, run.plan) for place in run.plan.disks]
             for place in run.plan.parts:
                 recovery.send_part(run.sources, place, run.plan)
-        with run.step(DEFINE):
+        with run.steps.step(DEFINE):
             recovery.start(run.sources, run.plan, rewritten)
     finally:
         updating.remove(updated.folder)
@@ -87,13 +94,13 @@ def put(run: RecoveryRun, rewritten: Rewritten) -> None:
 def serve(run: RecoveryRun, restore: Restore, probes: Sequence[Probe], hold: Hold) -> None:
     """Restore the night's dumps, engine by engine, and run the probes; what goes wrong is a problem of the run."""
     if run.sources.night.dumps:
-        with run.step(RESTORE):
+        with run.steps.step(RESTORE):
             for called in dict.fromkeys(dump.called for dump in run.sources.night.dumps):
                 dumps = [dump for dump in run.sources.night.dumps if dump.called == called]
                 with _noting(run):
                     run.databases += restore(called, dumps)
     if probes:
-        with run.step(PROBE):
+        with run.steps.step(PROBE):
             for probe in probes:
                 with _noting(run):
                     run.probes.append(hold(probe))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks.drivers import definitions, inventory_file, permanent, restore_points
+from tasks.drivers import definitions, instant_records, inventory_file, permanent, restore_points
 from tasks.drivers.drill_records import drills_of, last_proven
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.store import Store, read_model
@@ -15,6 +15,7 @@ from tasks.errors import GbsError, NothingToRecover, StoreError, UnknownName
 from tasks.model.anomaly import HeldNight
 from tasks.model.drill import Drilled
 from tasks.model.facts import Facts
+from tasks.model.instant import InstantRow
 from tasks.model.inventory import Inventory
 from tasks.model.inventory_engines import RSNAPSHOT
 from tasks.model.inventory_systems import Client
@@ -57,6 +58,11 @@ class Protections:
 
     rows: tuple[Protection, ...]
     out_of_reach: str | None = None
+
+
+def instant_vms() -> list[InstantRow]:
+    """The VMs that still run from the store."""
+    return instant_records.rows(_store(inventory_file.load()))
 
 
 def protections() -> Protections:

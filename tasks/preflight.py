@@ -30,7 +30,7 @@ from tasks.model.platform import Platform, Transport
 from tasks.model.room import Room
 from tasks.model.rsync_daemon import DaemonTarget
 
-LOCAL_TOOLS = ("setpriv", "age", "rsync", "rsnapshot", "qemu-img", "ssh", "cp", "sha256sum")
+LOCAL_TOOLS = ("setpriv", "age", "rsync", "rsnapshot", "qemu-img", "qemu-nbd", "ssh", "cp", "sha256sum")
 HOST_TOOLS = ("virsh", "qemu-img", "mv")
 MIN_FREE_THERE_BYTES = 1 << 30
 

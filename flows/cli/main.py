@@ -37,6 +37,7 @@ COMMANDS = {
     "recover": ("flows.cli.recover", "Bring back what was lost."),
     "drill": ("flows.cli.drill", "Prove that VMs can be recovered, where it disturbs nobody."),
     "plan": ("flows.cli.plan", "How a VM is brought back by hand, with plain tools, when nothing of GBS is left."),
+    "instant": ("flows.cli.instant", "Run a VM from the store at once; move it to its host, or take it away again."),
     "reconcile": ("flows.cli.kvm", "Close snapshot windows that a crash left open."),
     "inventory": ("flows.cli.inventory", "Validate and show the inventory."),
     "apply": ("flows.cli.apply", "Make Prefect's blocks from the inventory."),

@@ -38,7 +38,11 @@ def status_command(as_json: bool) -> int:
     terminal.rows("protection", columns, body, as_json)
     if protections.out_of_reach:
         click.echo(protections.out_of_reach, err=True)
+    from_store = catalogue.instant_vms()
+    for each in from_store:
+        click.echo(each.line, err=True)
     good = all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
+    good = good and all(each.served for each in from_store)
     return 0 if good and not protections.out_of_reach else 3
 
 
@@ -111,3 +115,27 @@ def drills(vm: str | None, as_json: bool) -> None:
     ]
     columns = ("vm", "drill", "outcome", "night", "image", "on", "recovery time", "data age", "proven by", "reason")
     terminal.rows("drills", columns, body, as_json)
+
+
+@list_command.command()
+@terminal.json_option
+def instant(as_json: bool) -> None:
+    """The VMs that still run from the store: they are to be kept or abandoned."""
+    show_instant(as_json)
+
+
+def show_instant(as_json: bool) -> None:
+    """Print the VMs that run from the store."""
+    body = [
+        (
+            *(each.vm, each.kvm_host, each.state.value, each.image, each.night or "", _since(each.since, as_json)),
+            each.served if as_json else "yes" if each.served else "NO, run: gbs reconcile",
+        )
+        for each in catalogue.instant_vms()
+    ]
+    columns = ("vm", "kvm host", "state", "image", "night", "since", "exported")
+    terminal.rows("VMs that run from the store", columns, body, as_json, empty="none runs from the store")
+
+
+def _since(moment: datetime, as_json: bool) -> str:
+    return moment.isoformat(timespec="seconds") if as_json else _age(moment)

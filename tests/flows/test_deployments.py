@@ -19,8 +19,8 @@ from tests.flows.fake_site import FakeSite
 ROOT = Path(__file__).parents[2]
 NAMES = {
     *("nightly", "prepare", "overnight", "permanent", "kvmimg-get", "kvmimg-update", "kvmsnap-create"),
-    *("kvmsnap-purge", "recover-vm", "reconcile", "verify-images", "verify-points", "devices"),
-    *("replicate", "verify-replicas", "image-fetch", "recover-files", "recover-database"),
+    *("kvmsnap-purge", "recover-vm", "instant-vm", "reconcile", "verify-images", "verify-points", "devices"),
+    *("replicate", "verify-replicas", "image-fetch", "recover-files", "recover-database", "drill"),
 }
 SAMPLE = {"older_than_days": 0, "at_most": None, "percent": 1}
 """What the second schedule of verify-images asks for."""
@@ -145,6 +145,7 @@ def test_nightly_scheduled_once_by_slug_in_its_time_zone(api: httpx.Client) -> N
 def test_reconcile_and_verify_run_by_schedule(api: httpx.Client) -> None:
     expected: dict[str, Any] = {
         "reconcile": {"*/15 * * * *": {}},
+        "drill": {"30 5 * * *": {}},
         "verify-images": {"30 6 * * *": {}, "0 6 * * *": SAMPLE},
         "verify-replicas": {"30 8 * * *": {}, "0 8 * * *": SAMPLE},
         "verify-points": {"0 7 * * 0": {}, "0 7 * * 1-6": {"percent": 2}},

@@ -1,0 +1,176 @@
+"""Instant recovery: a VM runs from the store within a minute, and moves to its host while it runs."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from prefect import flow
+
+from flows.kvmimg_update import choose, update_image
+from flows.recovery_run import Steps
+from flows.vm_name import KvmHostName, VmName
+from tasks import images, instant, places, updating
+from tasks.errors import GbsError, IntegrityError, LeftBehind, Locked, RecoveredPartly
+from tasks.model.instant import Instant, InstantState, InstantVm, notes_of
+from tasks.model.recovery import Sources
+
+log = logging.getLogger(__name__)
+Action = Literal["start", "keep", "abandon"]
+
+
+@flow(name="instant-vm", flow_run_name="instant recovery of {vm}: {action}")
+def instant_vm(
+    vm: VmName,
+    action: Action = "start",
+    night: str | None = None,
+    to: KvmHostName | None = None,
+    hold: bool = False,
+) -> Instant:
+    """Start a VM from its image in the store, move it to its KVM host while it runs; or take it away again.
+
+    Killed at any point, it is run again and goes on: a VM that runs from the store has a record there.
+
+    Args:
+        vm: The VM, as libvirt names it.
+        action: start (and move it, unless hold), keep (move one that runs from the store), abandon (remove it).
+        night: latest, overnight, daily.N, an id or a date: bring a copy of the image up to it first, which takes its
+            time. None starts the image as it is.
+        to: The KVM host to start it on. None means the one that had it.
+        hold: Let it run from the store until it is kept or abandoned.
+    """
+    steps = Steps()
+    with _locked(vm) as found:
+        record = _unless_cut_off(found) if found is not None and action == "start" else found
+        if record is not None:
+            if night is not None or to is not None:
+                log.warning("VM %s runs from the store already: it stays where it is, as it is", record.vm)
+            return _go_on(record, action, hold, steps)
+    if action != "start":
+        instant.require(vm)
+    return _begin(vm, night, to, hold, steps)
+
+
+@contextmanager
+def _locked(vm: str) -> Iterator[InstantVm | None]:
+    """The record of a VM that runs from the store, as it is with the VM's lock held; None when there is none."""
+    found = instant.find(vm)
+    if found is None:
+        yield None
+        return
+    with places.locked("vm", found.uuid):
+        yield instant.find(found.uuid)
+
+
+def _unless_cut_off(record: InstantVm) -> InstantVm | None:
+    """The record of a VM that runs; None when its start was cut off, which is undone. The VM's lock is held."""
+    if record.state is not InstantState.STARTING or instant.ever_ran(record):
+        return record
+    _abandon(record)
+    return None
+
+
+def _go_on(record: InstantVm, action: Action, hold: bool, steps: Steps) -> Instant:
+    if action == "abandon":
+        with steps.step("abandon"):
+            _abandon(record)
+        return _result(record, "abandoned", steps)
+    with steps.step("export its disks"):
+        record = instant.serve(record)
+    return _result(record, "started", steps) if action == "start" and hold else _keep(record, steps)
+
+
+def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps) -> Instant:
+    with steps.step("choose image"):
+        sources = choose(vm, night) if night is not None else None
+        record = _planned(vm, sources, to)
+    with places.locked("vm", record.uuid):
+        with steps.step("assess"):
+            instant.assess(record)
+        if sources is not None:
+            with places.locked("client", sources.client), steps.step("update image with files"):
+                record = instant.from_copy(record, update_image(sources))
+        try:
+            with steps.step("start from the store"):
+                record = instant.start(record)
+        except BaseException:
+            if instant.find(record.uuid) is not None:
+                _abandon(record)
+            elif record.working_copy is not None:
+                updating.remove(record.working_copy)
+            raise
+        for note in notes_of(record):
+            log.warning("VM %s: %s", record.vm, note)
+        return _result(record, "started", steps) if hold else _keep(record, steps)
+
+
+def _planned(vm: str, sources: Sources | None, to: str | None) -> InstantVm:
+    if sources is not None:
+        return instant.plan(sources.xml, sources.kvm_host, sources.image_folder, sources.image, to)
+    definition = images.find(vm)
+    folder, image = instant.choose(definition)
+    return instant.plan(definition.xml, definition.kvm_host, folder, image, to)
+
+
+def _keep(record: InstantVm, steps: Steps) -> Instant:
+    """Move the VM to its host, then read the image that it came from: there was no time for that before the start."""
+    with steps.step(f"move to {record.kvm_host}"):
+        instant.move(record)
+    if record.working_copy is not None:
+        updating.remove(record.working_copy)
+    else:
+        try:
+            with steps.step("verify image"):
+                instant.verify(record)
+        except IntegrityError as exc:
+            raise RecoveredPartly(
+                record.vm, record.kvm_host, [f"{exc}; what it has of that image is in doubt"]
+            ) from exc
+    return _result(record, "kept", steps)
+
+
+def _abandon(record: InstantVm) -> None:
+    instant.abandon(record)
+    if record.working_copy is not None:
+        updating.remove(record.working_copy)
+
+
+def reconcile_instant(vm: str | None) -> None:
+    """Export again what VMs run from, resume them, undo a start that was cut off, end a move that was begun.
+
+    LeftBehind for the first that needs an operator, once all were looked at.
+    """
+    problems: list[tuple[str, GbsError]] = []
+    for record in instant.records():
+        if vm not in (None, record.vm, record.uuid):
+            continue
+        try:
+            with _locked(record.uuid) as found:
+                left = _unless_cut_off(found) if found is not None else None
+                if left is not None:
+                    left = instant.serve(left)
+                    if left.state is InstantState.MOVING:
+                        _keep(left, Steps())
+        except Locked as exc:
+            log.info("%s: a run works on it now", exc)
+        except GbsError as exc:
+            log.error("%s", exc)
+            problems.append((record.vm, exc))
+    for name, problem in problems:
+        undo = f"gbs instant start {name}, or gbs instant abandon {name}"
+        raise LeftBehind(f"VM {name}, which runs from the store", str(problem), undo) from problem
+
+
+def _result(record: InstantVm, done: Literal["started", "kept", "abandoned"], steps: Steps) -> Instant:
+    return Instant(
+        vm=record.vm,
+        uuid=record.uuid,
+        kvm_host=record.kvm_host,
+        ended=done != "started",
+        done=done,
+        image=record.image,
+        night=record.night,
+        disks=tuple(disk.overlay for disk in record.disks),
+        notes=notes_of(record) if done != "abandoned" else (),
+        steps=tuple(steps.taken),
+    )

@@ -1,0 +1,217 @@
+"""A VM that runs from the store, on its KVM host: started on overlays, moved by block pull, or removed again.
+
+The overlay becomes the disk. QEMU fills it from the export while the VM runs; what was pulled stays pulled, so a move
+that was cut off goes on where it was, whoever died.
+"""
+
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+import libvirt
+
+from tasks.drivers import qemu_img
+from tasks.drivers.host_shell import HostShell
+from tasks.drivers.libvirt_host import Host, HostDomain
+from tasks.errors import CommandFailed, HypervisorError, IntegrityError, LeftBehind, RecoveryRefused
+from tasks.model.domain_xml import parse_domain
+from tasks.model.instant import InstantDisk, InstantVm
+from tasks.model.instant_xml import off_the_store, on_the_store, still_on_the_store
+
+OnProgress = Callable[[int, int | None], None]
+QUICK_S = 60
+MOVE_DEADLINE_S = 24 * 3600
+RESUME_TRIES, RESUME_LOOK_S = 10, 0.5
+_POLL_FIRST_S, _POLL_LAST_S = 0.05, 1.0
+_IO_ERROR = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+_GONE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+def require_free(host: Host, shell: HostShell, record: InstantVm) -> None:
+    """RecoveryRefused for a VM of that name or UUID, a file in the way, or no room for what the disks will take."""
+    what = f"VM {record.vm}"
+    if host.find(record.vm) is not None:
+        fix = f"shut it down and rename it: virsh domrename {record.vm} NEW-NAME"
+        raise RecoveryRefused(what, f"{host.name} has a VM of that name", fix)
+    if host.find_uuid(record.uuid) is not None:
+        raise RecoveryRefused(what, f"{host.name} has a VM with its UUID {record.uuid}", "undefine that one first")
+    for disk in record.disks:
+        if shell.run(["test", "-e", disk.overlay], deadline_s=QUICK_S, check=False).status == 0:
+            raise RecoveryRefused(what, f"{disk.overlay} exists on {host.name}", "move it away; it is not overwritten")
+    require_room(shell, record, {disk.target: 0 for disk in record.disks})
+
+
+def require_room(shell: HostShell, record: InstantVm, has_bytes: dict[str, int]) -> None:
+    """RecoveryRefused unless the overlays, which have so many bytes, can grow to whole disks; per file system."""
+    needed: dict[str, int] = {}
+    free: dict[str, int] = {}
+    for disk in record.disks:
+        folder = str(PurePosixPath(disk.overlay).parent)
+        output = shell.run(["df", "-B1", "--output=avail,target", "--", folder], deadline_s=QUICK_S).stdout
+        available, mountpoint = output.strip().splitlines()[-1].split(maxsplit=1)
+        free[mountpoint] = int(available)
+        grows = max(0, disk.moved_bytes_at_most - has_bytes[disk.target])
+        needed[mountpoint] = needed.get(mountpoint, 0) + grows
+    for mountpoint, needed_bytes in needed.items():
+        if free[mountpoint] < needed_bytes:
+            reason = (
+                f"{mountpoint} on {record.kvm_host} has {free[mountpoint]} bytes free, its disks need {needed_bytes}"
+            )
+            raise RecoveryRefused(f"VM {record.vm}", reason, "make room, or choose another KVM host")
+
+
+def start(host: Host, shell: HostShell, record: InstantVm) -> None:
+    """Make the overlays on exports that are served, define the VM and start it; `require_free` held before."""
+    for disk in record.disks:
+        # -u: the export is proven already. What is there is never overwritten.
+        argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", _backing(record, disk), "-F", "raw", "--"]
+        script = ["sh", "-c", 'umask 077; test ! -e "$1" && shift && exec "$@"', "sh", disk.overlay]
+        shell.run([*script, *argv, disk.overlay, str(disk.size_bytes)], deadline_s=QUICK_S, name=f"make {disk.overlay}")
+    host.define(on_the_store(record), record.vm)
+    host.domain(record.uuid).call("start", lambda handle: handle.create())
+
+
+def resume(host: Host, record: InstantVm) -> bool:
+    """Let the VM go on if an I/O error paused it; whether it did. QEMU repeats what failed, the guest sees no error.
+
+    The exports are served. HypervisorError when it pauses again and again. One resume is not enough: with QEMU 7.2, the
+    first read after the export is back still fails, and only makes QEMU connect again.
+    """
+    domain = host.find_uuid(record.uuid)
+    if domain is None or domain.state() != _IO_ERROR:
+        return False
+    for _ in range(RESUME_TRIES):
+        domain.call("resume", lambda handle: handle.resume())
+        time.sleep(RESUME_LOOK_S)
+        if domain.state() != _IO_ERROR:
+            return True
+    raise HypervisorError(record.vm, "resume", _why(domain))
+
+
+def is_active(host: Host, record: InstantVm) -> bool | None:
+    """Whether the VM runs (paused counts); None when the host does not know it."""
+    domain = host.find_uuid(record.uuid)
+    return None if domain is None else domain.call("look", lambda handle: bool(handle.isActive()))
+
+
+def move(host: Host, shell: HostShell, record: InstantVm, on_progress: OnProgress | None = None) -> None:
+    """Bring all that the disks still have in the store to the host, while the VM runs or is off, and prove it.
+
+    A pull that runs already is adopted. HypervisorError when one ends early: what was pulled stays, call again.
+    """
+    domain = _ours(host, record)
+    if domain is None:
+        raise HypervisorError(record.vm, "the move to its host", f"{host.name} does not know it any more")
+    left = still_on_the_store(domain.xml(), record)
+    require_room(shell, record, {disk.target: _info(shell, disk).allocated_bytes for disk in record.disks})
+    if is_active(host, record):
+        for disk in record.disks:
+            if disk.target in left:
+                _pull(domain, record, disk, on_progress)
+    else:
+        _pull_offline(shell, record)
+    # What an operator changed in it meanwhile stays.
+    host.define(off_the_store(domain.inactive_xml(secrets=True) or record.xml, record), record.vm)
+    _require_independent(shell, domain, record)
+
+
+def _pull(domain: HostDomain, record: InstantVm, disk: InstantDisk, on_progress: OnProgress | None) -> None:
+    target = disk.target
+    if not _job(domain, target):
+        domain.call(f"pull of disk {target}", lambda handle: handle.blockPull(target, 0, 0))
+    ends_at, pause_s = time.monotonic() + MOVE_DEADLINE_S, _POLL_FIRST_S
+    while job := _job(domain, target):
+        if on_progress is not None:
+            on_progress(job.get("cur", 0), job.get("end") or None)
+        if time.monotonic() > ends_at:
+            raise HypervisorError(record.vm, f"the move of disk {target}", f"not done in {MOVE_DEADLINE_S} s")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _POLL_LAST_S)
+    if target in still_on_the_store(domain.xml(), record):
+        todo = f"then: gbs instant keep {record.vm}"
+        raise HypervisorError(record.vm, f"the move of disk {target}", f"{_why(domain)}; {todo}")
+
+
+def _job(domain: HostDomain, target: str) -> dict[str, int]:
+    found = domain.call("ask for block jobs", lambda handle: handle.blockJobInfo(target, 0))
+    return dict(found) if found else {}
+
+
+def _why(domain: HostDomain) -> str:
+    """Why a pull ended early, as far as libvirt knows."""
+    errors = domain.call("ask for disk errors", lambda handle: handle.diskErrors() or {})
+    if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors.values():
+        return "the host has no room left, make some"
+    return "the export, or the host's file system, does not do what it should"
+
+
+def _pull_offline(shell: HostShell, record: InstantVm) -> None:
+    """As a pull, for a VM that is off. QEMU's lock keeps it from starting on the disk meanwhile."""
+    for disk in record.disks:
+        if _info(shell, disk).backing is not None:
+            argv = ["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", "", "--", disk.overlay]
+            shell.run(argv, deadline_s=MOVE_DEADLINE_S, name=f"move of disk {disk.target}")
+
+
+def _info(shell: HostShell, disk: InstantDisk) -> qemu_img.ImageInfo:
+    return qemu_img.info(shell, disk.overlay, "qcow2", shared=True)
+
+
+def _require_independent(shell: HostShell, domain: HostDomain, record: InstantVm) -> None:
+    """Neither libvirt's definitions nor the disks' own headers name anything but the disks."""
+    for text in (domain.xml(), domain.inactive_xml() or ""):
+        if text and (left := still_on_the_store(text, record)):
+            raise HypervisorError(record.vm, "the move to its host", f"disk {left[0]} is still read from the store")
+    for disk in record.disks:
+        qemu_img.require_complete(_info(shell, disk))
+
+
+def remove(host: Host, shell: HostShell, record: InstantVm) -> None:
+    """Destroy and undefine the VM and remove its overlays; LeftBehind when the VM has other disks by now."""
+    domain = _ours(host, record)
+    if domain is not None:
+        if domain.call("look", lambda handle: bool(handle.isActive())):
+            domain.call("stop", lambda handle: handle.destroy())
+        domain.call("undefine", lambda handle: handle.undefineFlags(_GONE))
+    for disk in record.disks:
+        if domain is None and not _is_ours_alone(shell, record, disk):
+            why = "no VM has it, and it is not an overlay on the store"
+            raise LeftBehind(f"{disk.overlay} on {host.name}", why, f"rm {shlex.quote(disk.overlay)}")
+        shell.run(["rm", "-f", "--", disk.overlay], deadline_s=QUICK_S)
+
+
+def _is_ours_alone(shell: HostShell, record: InstantVm, disk: InstantDisk) -> bool:
+    """Whether a file that no VM names can only be what we made there: it is an overlay on our export, or not there."""
+    if shell.run(["test", "-e", disk.overlay], deadline_s=QUICK_S, check=False).status != 0:
+        return True
+    try:
+        return _info(shell, disk).backing == _backing(record, disk)
+    except (CommandFailed, IntegrityError):
+        return False
+
+
+def _backing(record: InstantVm, disk: InstantDisk) -> str:
+    return f"nbd+unix:///?socket={record.socket(disk.target)}"
+
+
+def forget_sockets(shell: HostShell, record: InstantVm) -> None:
+    """Remove the folder of the exports' sockets; they have ended."""
+    shell.run(["rm", "-rf", "--one-file-system", "--", record.folder], deadline_s=QUICK_S)
+
+
+def _ours(host: Host, record: InstantVm) -> HostDomain | None:
+    """The record's VM, proven to be on the record's overlays; None when there is none."""
+    domain = host.find_uuid(record.uuid)
+    if domain is None:
+        return None
+    found = {disk.target: disk.source for disk in parse_domain(domain.xml()).disks}
+    if any(found.get(disk.target) != disk.overlay for disk in record.disks):
+        undo = f"look at virsh domblklist {record.uuid} on {host.name}; if it is another VM, remove GBS's record of it"
+        raise LeftBehind(f"VM {record.vm} on {host.name}", "its disks are not those that it was started with", undo)
+    return domain

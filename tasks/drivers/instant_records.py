@@ -1,0 +1,62 @@
+"""The records of VMs that run from the store: `instant/<uuid>.json`, and beside each the lock of its exports."""
+
+from pathlib import Path
+
+from tasks.drivers import instant_export
+from tasks.drivers.store import Store, listed_model, sync_folder, write_model
+from tasks.model.instant import InstantRow, InstantState, InstantVm
+from tasks.model.names import slug
+
+
+def folder_of(store: Store) -> Path:
+    """Where the records are."""
+    return store.root / "instant"
+
+
+def exports_lock(store: Store, record: InstantVm) -> Path:
+    """The lock that the record's exports hold."""
+    return folder_of(store) / f"{slug(record.uuid)}.exports"
+
+
+def all_of(store: Store) -> list[InstantVm]:
+    """The VMs that run from the store, oldest first."""
+    found = [listed_model(path, InstantVm) for path in folder_of(store).glob("[!.]*.json")]
+    return sorted((record for record in found if record is not None), key=lambda record: record.started)
+
+
+def find(store: Store, vm: str) -> InstantVm | None:
+    """The record of the VM with that name or UUID, or None."""
+    return next((record for record in all_of(store) if vm in (record.vm, record.uuid)), None)
+
+
+def write(store: Store, record: InstantVm, state: InstantState) -> InstantVm:
+    """Note how far a VM has come; the record as it is now."""
+    record = record.model_copy(update={"state": state})
+    write_model(_path(store, record), record)
+    return record
+
+
+def forget(store: Store, record: InstantVm) -> None:
+    """The VM does not run from the store any more, and its exports have ended."""
+    _path(store, record).unlink(missing_ok=True)
+    sync_folder(folder_of(store))
+
+
+def rows(store: Store) -> list[InstantRow]:
+    """The VMs that run from the store, for listings."""
+    return [
+        InstantRow(
+            vm=record.vm,
+            kvm_host=record.kvm_host,
+            state=record.state,
+            image=record.image,
+            night=record.night,
+            since=record.started,
+            served=instant_export.runs(exports_lock(store, record)),
+        )
+        for record in all_of(store)
+    ]
+
+
+def _path(store: Store, record: InstantVm) -> Path:
+    return folder_of(store) / f"{slug(record.uuid)}.json"

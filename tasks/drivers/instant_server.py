@@ -1,0 +1,138 @@
+"""The program that exports a VM's disks from the store to its KVM host: `python -m tasks.drivers.instant_server`.
+
+A qemu-nbd(8) per disk, read-only, on a socket here that only we can open; ssh carries each to a socket on the KVM host
+that only QEMU's user can open. No port is opened anywhere. What ends is started again: a qemu-nbd, and the ssh
+connection for as long as the KVM host is away.
+
+It outlives whoever started it: a VM that runs from the store must not stop because a flow was killed. It holds a lock
+meanwhile, by which it is found, and ends with SIGTERM.
+"""
+
+import logging
+import secrets
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+from types import FrameType
+from typing import NoReturn
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.drivers import lock, process, qemu_img
+from tasks.drivers.disk_server import CONNECTIONS
+from tasks.errors import Locked
+from tasks.model.ssh_target import SshTarget, ssh_argv
+from tasks.model.window import Layer
+
+LOOK_EVERY_S = 0.2
+AGAIN_AFTER_S = 2.0
+LOCK_WAIT_S = 3
+SSH = "ssh"
+log = logging.getLogger(__name__)
+_TAKE = """
+umask 077
+trap 'exit 0' HUP INT TERM
+owner=$1
+shift
+while [ $# -gt 0 ]; do
+    chown -- "$owner" "$1" && chmod 600 "$1" && mv -fT -- "$1" "$2" || exit 1
+    shift 2
+done
+cat >/dev/null
+"""
+"""Words: QEMU's uid:gid, then for each export the socket as ssh made it and the name that QEMU knows.
+
+A new socket takes the name in one step: sshd itself would not bind to a name that a broken connection left behind.
+"""
+
+
+class Exports(BaseModel):
+    """What is exported, and where to; the server reads it from its standard input."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: str
+    lock: Path
+    target: SshTarget
+    owner: str
+    sockets: dict[str, Layer]
+    """By the sockets' paths on the KVM host, in a folder that is there."""
+
+
+class _Server:
+    def __init__(self, exports: Exports, folder: Path) -> None:
+        self.exports = exports
+        self.local = {remote: folder / str(number) for number, remote in enumerate(exports.sockets)}
+        self.children: dict[str, Popen[bytes]] = {}
+        self.began: dict[str, float] = {}
+        self._host = exports.target.name
+
+    def look(self) -> None:
+        """Start what does not run."""
+        for remote, layer in self.exports.sockets.items():
+            if self._is_due(remote, f"qemu-nbd of {layer.path}"):
+                self.children[remote] = self._serve(remote, layer)
+        if all(socket.exists() for socket in self.local.values()) and self._is_due(SSH, f"ssh to {self._host}"):
+            self.children[SSH] = self._forward()
+
+    def _is_due(self, name: str, called: str) -> bool:
+        """Whether a child is to be started: it never was, or it ended, and was not started just before."""
+        child = self.children.get(name)
+        if child is not None and (child.poll() is None or time.monotonic() < self.began[name] + AGAIN_AFTER_S):
+            return False
+        if child is not None:
+            log.warning("%s ended with status %d, it is started again", called, child.poll())
+        self.began[name] = time.monotonic()
+        return True
+
+    def _serve(self, remote: str, layer: Layer) -> Popen[bytes]:
+        argv = ["qemu-nbd", "--read-only", "--persistent", f"--shared={CONNECTIONS}"]
+        argv += [f"--socket={self.local[remote]}", qemu_img.graph([layer])]
+        return process.spawn(argv, stdin=DEVNULL)
+
+    def _forward(self) -> Popen[bytes]:
+        target, token = self.exports.target, secrets.token_hex(4)
+        options = ["-o", "ExitOnForwardFailure=yes", "-o", "Compression=no"]
+        words = [self.exports.owner]
+        for remote, local in self.local.items():
+            options += ["-R", f"{remote}.{token}:{local}"]
+            words += [f"{remote}.{token}", remote]
+        command = shlex.join(["sh", "-c", _TAKE, "gbs-instant", *words])
+        # Its standard input ends with us, and with that the command over there.
+        return process.spawn([*ssh_argv(target), *options, "--", target.address, command], stdin=PIPE)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+def main() -> int:
+    """Export until SIGTERM; status 11 when another one does already."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    signal.signal(signal.SIGTERM, _end)
+    exports = Exports.model_validate_json(sys.stdin.buffer.read())
+    try:
+        # Who asks whether we run has the lock for a moment.
+        turn = lock.one_of([exports.lock], exports.what, wait_s=LOCK_WAIT_S)
+        with turn, tempfile.TemporaryDirectory(prefix="gbs-instant-") as folder:
+            server = _Server(exports, Path(folder))
+            log.info("%s begins", exports.what)
+            try:
+                while True:
+                    server.look()
+                    time.sleep(LOOK_EVERY_S)
+            finally:
+                for child in server.children.values():
+                    process.kill_session(child)
+                log.info("%s ends", exports.what)
+    except Locked as exc:
+        log.info("%s", exc)
+        return exc.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Instant recovery as a flow and as commands: records, what a cut-off run leaves, what the operator is told."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.drivers import instant, instant_export, instant_records
+from tasks.drivers.store import Store
+from tasks.errors import HypervisorError, RecoveryRefused
+from tasks.model.instant import InstantState, InstantVm
+from tests.flows.fake_site import UUID, FakeSite
+from tests.flows.test_commands import run  # noqa: F401 - a fixture
+
+
+class FakeKvmHost:
+    """The VM on its host and its exports: which are there, and what was done to them."""
+
+    def __init__(self) -> None:
+        self.active, self.served, self.moved = False, False, False
+        self.did: list[str] = []
+        self.fails: dict[str, Exception] = {}
+
+    def do(self, verb: str, **changes: bool) -> None:
+        self.did.append(verb)
+        if verb in self.fails:
+            raise self.fails.pop(verb)
+        for name, value in changes.items():
+            setattr(self, name, value)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(instant, "require_free", lambda *_: self.do("require free"))
+        patch.setattr(instant, "start", lambda *_: self.do("start", active=True))
+        patch.setattr(instant, "is_active", lambda *_: self.active)
+        patch.setattr(instant, "resume", lambda *_: False)
+        patch.setattr(instant, "move", lambda *_: self.do("move", moved=True))
+        patch.setattr(instant, "remove", lambda *_: self.do("remove", active=False))
+        patch.setattr(instant, "forget_sockets", lambda *_: self.do("forget sockets"))
+        patch.setattr(instant_export, "begin", lambda *_: self.do("export", served=True))
+        patch.setattr(instant_export, "end", lambda *_: self.do("end export", served=False))
+        patch.setattr(instant_export, "runs", lambda *_: self.served)
+
+
+@pytest.fixture
+def kvm(site: FakeSite, run: Any, monkeypatch: pytest.MonkeyPatch) -> FakeKvmHost:  # noqa: F811
+    """A site with an image of web1, whose host has lost it."""
+    assert run("run", "prepare", "--client", "kvm1").code == 0
+    assert run("run", "overnight", "--client", "kvm1").code == 0
+    from flows.cli.kvm import kvmimg_get_command
+
+    assert run("web1", script=kvmimg_get_command).code == 0
+    host = FakeKvmHost()
+    host.install(monkeypatch)
+    return host
+
+
+def record_of(site: FakeSite) -> InstantVm | None:
+    return instant_records.find(Store(site.store), UUID)
+
+
+def image_of(site: FakeSite) -> Path:
+    (image,) = site.store.glob("images/kvm1/web1/*/vda.raw")
+    return image
+
+
+def test_vm_is_started_held_shown_and_kept(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
+    started = json.loads(run("instant", "start", "web1", "--hold", "--json").out)
+    assert (started["done"], started["ended"], started["night"]) == ("started", False, None)
+    assert any("of no later night" in note for note in started["notes"])
+    assert kvm.did == ["require free", "require free", "export", "start"]
+    record = record_of(site)
+    assert record is not None
+    assert record.state is InstantState.RUNNING
+    assert [(disk.served.path, disk.served.format) for disk in record.disks] == [(str(image_of(site)), "raw")]
+    assert record.disks[0].overlay == "/var/lib/libvirt/images/web1.raw.qcow2"
+    kvm.served = False
+    assert "web1 on kvm1 still runs from image" in run("status").err
+    (row,) = json.loads(run("list", "instant", "--json").out)
+    assert (row["vm"], row["state"], row["exported"]) == ("web1", "running", False)
+    kept = json.loads(run("instant", "start", "web1", "--json").out)  # again, without --hold: it goes on
+    assert (kept["done"], kept["ended"]) == ("kept", True)
+    assert kvm.did[4:] == ["export", "move", "end export", "forget sockets"]
+    assert record_of(site) is None
+    ended = run("instant", "keep", "web1")
+    assert (ended.code, len(ended.errors)) == (2, 1)
+    assert "no VM that runs from the store named 'web1'" in ended.errors[0]
+
+
+def test_start_that_is_refused_changes_nothing_and_one_that_fails_is_undone(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+) -> None:
+    kvm.fails["require free"] = RecoveryRefused("VM web1", "kvm1 has a VM of that name", "rename it")
+    assert run("instant", "start", "web1").code == 1
+    assert (kvm.did, record_of(site)) == (["require free"], None)
+    kvm.fails["start"] = HypervisorError("web1", "start", "no")
+    ended = run("instant", "start", "web1")
+    assert "start failed: no" in ended.errors[0]
+    assert kvm.did[-3:] == ["remove", "end export", "forget sockets"]
+    assert record_of(site) is None
+
+
+def test_runs_that_were_killed_are_reconciled(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
+    assert run("instant", "start", "web1", "--hold").code == 0
+    record = record_of(site)
+    assert record is not None
+    kvm.did.clear()
+    instant_records.write(Store(site.store), record, InstantState.RUNNING)
+    assert run("reconcile").code == 0
+    assert kvm.did == ["export"]
+    kvm.fails["move"] = HypervisorError("web1", "the move of disk vda", "the host has no room left, make some")
+    ended = run("instant", "keep", "web1")
+    assert (ended.code, record_of(site) is not None) == (1, True)
+    assert "no room left" in ended.errors[0]
+    assert run("reconcile").code == 0
+    assert (kvm.moved, record_of(site)) == (True, None)
+    instant_records.write(Store(site.store), record, InstantState.STARTING)
+    kvm.active = False
+    assert run("reconcile").code == 0
+    assert kvm.did[-3:] == ["remove", "end export", "forget sockets"]
+    assert record_of(site) is None
+
+
+def test_abandon_asks_and_removes(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert run("instant", "start", "web1", "--hold").code == 0
+    assert run("instant", "abandon", "web1").code == 130  # nobody answers
+    assert record_of(site) is not None
+    assert run("instant", "abandon", "web1", "--yes").code == 0
+    assert (kvm.active, kvm.served, record_of(site)) == (False, False, None)
+
+
+def test_image_that_proves_damaged_after_the_move_is_told(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
+    assert run("instant", "start", "web1", "--hold").code == 0
+    image = image_of(site)
+    with image.open("r+b") as file:
+        file.write(b"x")
+    ended = run("instant", "keep", "web1")
+    assert ended.code == 3
+    assert "is in doubt" in ended.errors[0]
+    assert kvm.moved

@@ -1,0 +1,201 @@
+"""Instant recovery on real guests: they run from the store, move to their host, and the image is never written.
+
+Judged by virsh, qemu-img, sha256sum and the numbered log that the guest keeps writing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tasks import instant as steps
+from tasks import places
+from tasks.drivers import instant, instant_export, instant_records
+from tasks.drivers.libvirt_host import Host
+from tasks.drivers.ssh import Shell
+from tasks.drivers.store import Store
+from tasks.errors import HypervisorError, LeftBehind, RecoveryRefused
+from tasks.model.instant import InstantState
+from tasks.model.ssh_target import SshTarget
+from tests.lab.instant_guest import FOLDER, Instantly, image_manifest, make_image
+from tests.lab.kvm_host import KvmHost
+from tests.lab.tiny_guest import last_record
+
+
+@pytest.fixture
+def instantly(
+    host: Host, shell: Shell, kvm_target: SshTarget, kvm_host: KvmHost, lab_folder: Path
+) -> Iterator[Callable[..., Instantly]]:
+    made: list[Instantly] = []
+
+    def make(**options) -> Instantly:
+        made.append(make_image(host, shell, kvm_target, kvm_host, lab_folder, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.tear_down()
+
+
+def test_vm_runs_from_the_store_and_moves_to_its_host_while_it_writes(instantly: Callable[..., Instantly]) -> None:
+    vm = instantly()
+    vm.start()
+    vm.wait_for(lambda: vm.record_now() > 50)
+    chain = vm.kvm.run(["qemu-img", "info", "-U", "-f", "qcow2", vm.record.disks[0].overlay]).stdout
+    assert f"backing file: nbd+unix:///?socket={vm.record.socket('vda')}" in chain
+    before = vm.record_now()
+    vm.keep()
+    assert vm.state() == "running (booted)"
+    vm.assert_no_export()
+    vm.wait_for(lambda: last_record(vm.overlay(), "qcow2") > before + 200)
+    for flags in ([], ["--inactive"]):
+        text = vm.kvm.virsh("dumpxml", vm.name, *flags)
+        assert "nbd" not in text
+    assert "error_policy" not in text, "the policies are those of its own definition again"
+    vm.kvm.virsh("destroy", vm.name)
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(vm.overlay())], check=True)
+    vm.kvm.virsh("start", vm.name)
+    vm.assert_image_untouched()
+
+
+def test_idle_vm_that_was_moved_has_the_disk_of_the_image_and_is_as_thin(instantly: Callable[..., Instantly]) -> None:
+    vm = instantly(writes=False, size_bytes=512 << 20)
+    vm.start()
+    vm.keep()
+    vm.kvm.virsh("destroy", vm.name)
+    argv = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(vm.image), str(vm.overlay())]
+    assert "identical" in subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert vm.overlay().stat().st_blocks * 512 < vm.image.stat().st_blocks * 512 + (1 << 20)
+    vm.assert_image_untouched()
+
+
+def test_exports_that_are_killed_pause_the_vm_and_it_goes_on_when_they_are_back(
+    instantly: Callable[..., Instantly],
+) -> None:
+    vm = instantly()
+    vm.start()
+    vm.wait_for(lambda: vm.record_now() > 20)
+    vm.kill_exports()
+    vm.wait_for(lambda: vm.state() == "paused (I/O error)")
+    with pytest.raises(HypervisorError, match="gbs instant keep"):
+        instant.move(vm.host, vm.shell, vm.record)
+    vm.serve()
+    assert instant.resume(vm.host, vm.record)
+    before = vm.record_now()
+    vm.wait_for(lambda: vm.record_now() > before + 300)
+    vm.keep()
+    vm.kvm.virsh("destroy", vm.name)
+    assert last_record(vm.overlay(), "qcow2") > before + 300
+    vm.assert_image_untouched()
+
+
+def test_qemu_nbd_and_ssh_that_end_are_started_again(instantly: Callable[..., Instantly]) -> None:
+    vm = instantly()
+    vm.start()
+    argv = ["ps", "-o", "pid=,comm=", "--ppid", str(instant_export.pid_of(vm.held))]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    children = {line.split()[1]: int(line.split()[0]) for line in said.splitlines()}
+    assert set(children) == {"qemu-nbd", "ssh"}
+    for pid in children.values():
+        os.kill(pid, signal.SIGKILL)
+    vm.serve()
+    instant.resume(vm.host, vm.record)  # where it read meanwhile
+    before = vm.record_now()
+    vm.wait_for(lambda: vm.record_now() > before + 300)
+
+
+def test_move_that_another_run_began_is_adopted(instantly: Callable[..., Instantly]) -> None:
+    vm = instantly()
+    vm.start()
+    vm.kvm.virsh("blockpull", vm.name, "vda", "--bandwidth", "4")  # as a run that was killed left it
+    assert "Bandwidth limit" in vm.kvm.virsh("blockjob", vm.name, "vda")
+    vm.keep()
+    vm.assert_no_export()
+    assert vm.state() == "running (booted)"
+
+
+def test_vm_that_was_shut_off_is_moved_too_and_not_started(instantly: Callable[..., Instantly]) -> None:
+    vm = instantly()
+    vm.start()
+    vm.wait_for(lambda: vm.record_now() > 20)
+    vm.kvm.virsh("destroy", vm.name)
+    before = vm.record_now()
+    vm.keep()
+    assert vm.state().startswith("shut off")
+    assert last_record(vm.overlay(), "qcow2") == before
+    vm.assert_no_export()
+
+
+def test_vm_that_is_abandoned_leaves_nothing(instantly: Callable[..., Instantly]) -> None:
+    vm = instantly()
+    vm.start()
+    vm.tear_down()
+    vm.assert_nothing_left()
+    vm.assert_image_untouched()
+
+
+def test_host_without_room_refuses_and_one_that_fills_up_pauses_the_vm_until_there_is_some(
+    instantly: Callable[..., Instantly], kvm_host: KvmHost
+) -> None:
+    small = f"{FOLDER}/small"
+    kvm_host.run(["mkdir", "-p", small])
+    kvm_host.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=711", "small", small])
+    try:
+        vm = instantly(below=small)
+        vm.start()
+        kvm_host.run(["dd", "if=/dev/zero", f"of={small}/other", "bs=1M", "count=20", "status=none"])
+        with pytest.raises(RecoveryRefused, match="make room"):
+            instant.move(vm.host, vm.shell, vm.record)
+        in_doubt = vm.record.model_copy(
+            update={"disks": (vm.record.disks[0].model_copy(update={"moved_bytes_at_most": 0}),)}
+        )
+        with pytest.raises(HypervisorError, match="gbs instant keep"):
+            instant.move(vm.host, vm.shell, in_doubt)
+        kvm_host.run(["rm", f"{small}/other"])
+        instant.resume(vm.host, vm.record)
+        vm.keep()
+        assert vm.state().startswith("running")
+        instant.remove(vm.host, vm.shell, vm.record)
+    finally:
+        kvm_host.run(["umount", "-l", small], check=False)
+
+
+def test_tasks_plan_start_and_move_an_image_and_undo_a_start_that_was_killed(
+    instantly: Callable[..., Instantly], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    vm = instantly()
+    monkeypatch.setattr(places, "store", lambda: Store(tmp_path))
+    monkeypatch.setattr(places, "kvm_host", lambda _: (vm.target, SimpleNamespace(image_folder=FOLDER)))
+    monkeypatch.setattr(places, "hypervisor", lambda _: nullcontext((vm.host, vm.shell)))
+    image = image_manifest(vm, f"{FOLDER}/{vm.name}-vda.qcow2")
+    planned = steps.plan.fn(vm.record.xml, "kvm1", vm.image.parent, image, None)
+    assert planned.disks == vm.record.disks
+    steps.assess.fn(planned)
+    instant_records.write(Store(tmp_path), planned, InstantState.STARTING)  # and there the run was killed:
+    instant_export.begin(vm.host, vm.shell, vm.target, planned, instant_records.exports_lock(Store(tmp_path), planned))
+    vm.kvm.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", vm.backing, vm.path, "64M"])
+    assert not steps.ever_ran.fn(planned)
+    steps.abandon.fn(planned)
+    vm.assert_nothing_left()
+    vm.kvm.run(["qemu-img", "create", "-q", "-f", "qcow2", vm.path, "64M"])
+    with pytest.raises(LeftBehind, match="not an overlay on the store"):
+        instant.remove(vm.host, vm.shell, planned)
+    with pytest.raises(RecoveryRefused, match="is not overwritten"):
+        steps.assess.fn(planned)
+    vm.overlay().unlink()
+    started = steps.start.fn(planned)
+    assert steps.find(vm.name) == started
+    with pytest.raises(RecoveryRefused, match="has a VM of that name"):
+        steps.assess.fn(planned)
+    steps.move.fn(steps.serve.fn(started))
+    assert vm.state().startswith("running")
+    assert steps.records() == []
+    assert not list(tmp_path.glob("instant/*"))
+    vm.assert_no_export()

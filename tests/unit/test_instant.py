@@ -1,0 +1,102 @@
+"""A VM that runs from the store: its definition, its disks' new names, and the lock by which its exports are found."""
+
+import os
+import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tasks.drivers import instant_export, lock
+from tasks.model.instant import InstantDisk, InstantState, InstantVm, overlay_of
+from tasks.model.instant_xml import baselabel, off_the_store, on_the_store, still_on_the_store
+from tasks.model.manifest import DiskRecord
+from tasks.model.window import Layer
+
+UUID = "6d0fa9b4-6d5c-4f0e-9d59-0c5d7ad2c001"
+XML = """<domain type="kvm">
+  <name>web1</name>
+  <devices>
+    <disk type="file" device="disk">
+      <driver name="qemu" type="qcow2" discard="unmap" />
+      <source file="/images/web1.qcow2" />
+      <target dev="vda" bus="virtio" />
+    </disk>
+  </devices>
+</domain>
+"""
+
+
+def record() -> InstantVm:
+    layer = Layer(path="/srv/gbs/images/kvm1/web1/1/vda.raw", format="raw")
+    disk = InstantDisk(
+        target="vda", served=layer, overlay="/images/web1.qcow2", size_bytes=1 << 30, moved_bytes_at_most=1 << 20
+    )
+    return InstantVm(
+        vm="web1",
+        uuid=UUID,
+        kvm_host="kvm1",
+        image="1",
+        image_folder=Path("/srv/gbs/images/kvm1/web1/1"),
+        night=None,
+        state=InstantState.STARTING,
+        started=datetime(2026, 11, 26, tzinfo=UTC),
+        disks=(disk,),
+        xml=XML,
+    )
+
+
+def test_definition_on_the_store_states_the_whole_chain_and_pauses_on_errors() -> None:
+    text = on_the_store(record())
+    disk = ET.fromstring(text).find("devices/disk")
+    assert disk is not None
+    assert [child.tag for child in disk] == ["driver", "source", "backingStore", "target"]
+    driver, backing = disk.find("driver"), disk.find("backingStore")
+    assert driver is not None
+    assert backing is not None
+    assert (driver.get("error_policy"), driver.get("rerror_policy")) == ("stop", "stop")
+    assert ET.tostring(backing, encoding="unicode").split("\n")[0].strip() == (
+        '<backingStore type="network"><format type="raw" /><source protocol="nbd">'
+        f'<host transport="unix" socket="/run/gbs-instant-{UUID}/vda" /></source><backingStore /></backingStore>'
+    )
+    assert still_on_the_store(text, record()) == ("vda",)
+    assert still_on_the_store(XML, record()) == ()
+    assert record().xml == XML
+    changed = text.replace("<name>web1</name>", "<name>web1</name><memory>7</memory>")
+    back = off_the_store(changed, record())
+    assert "<memory>7</memory>" in back, "what an operator changed meanwhile stays"
+    assert still_on_the_store(back, record()) == ()
+    assert "policy" not in back
+
+
+@pytest.mark.parametrize(
+    ("source_format", "place", "overlay"),
+    [
+        ("qcow2", "/images/web1.qcow2", "/images/web1.qcow2"),
+        ("raw", "/images/web1.raw", "/images/web1.raw.qcow2"),
+        ("raw", "/images/web1.qcow2", "/images/web1.qcow2.qcow2"),
+        (None, "/images/web1-vda.img", "/images/web1-vda.img.qcow2"),
+    ],
+)
+def test_overlay_is_named_as_what_it_is(source_format: str | None, place: str, overlay: str) -> None:
+    common = {"target": "vda", "file": "vda.raw", "format": "raw", "source": place, "virtual_size_bytes": 1}
+    assert overlay_of(DiskRecord.model_validate({**common, "source_format": source_format}), place) == overlay
+
+
+def test_owner_of_the_sockets_is_whom_qemu_runs_as() -> None:
+    models = "<secmodel><model>apparmor</model></secmodel><secmodel><model>dac</model>"
+    labelled = f"{models}<baselabel type='kvm'>+64055:+109</baselabel></secmodel>"
+    assert baselabel(f"<capabilities><host>{labelled}</host></capabilities>") == "64055:109"
+    assert baselabel("<capabilities><host/></capabilities>") == "0:0"
+
+
+def test_exports_are_found_by_their_lock_and_only_our_server_is_ever_ended(tmp_path: Path) -> None:
+    held = tmp_path / "exports"
+    assert not instant_export.runs(held)
+    with lock.hold(held, "export of web1"):
+        assert instant_export.runs(held)
+        assert str(os.getpid()) in held.read_text()
+        assert instant_export.pid_of(held) is None, "that is this test"
+    assert not instant_export.runs(held)
+    instant_export.end(held)
+    assert not held.exists()
