@@ -13,7 +13,7 @@ BELONGS_TO_DISK = ("/boot/grub/i386-pc/", "/boot/grub2/i386-pc/")
 _FAT = frozenset({"vfat", "msdos", "exfat"})
 """File systems without owners, modes and links, and with times of two seconds."""
 _TREE = "-aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1 --from0 --filter='. /tmp/rules'"
-_FAT_TREE = "-rt --whole-file --delete-before --modify-window=2 --exclude=/lost+found"
+_FAT_TREE = "-rtO --whole-file --delete-before --modify-window=2 --exclude=/lost+found"
 _MOUNT = r"""
 mount_at() { # UUID TYPE OPTIONS PLACE: a file system of the disks, by its UUID, where the VM has it
     local device
@@ -131,19 +131,18 @@ def _options(row: FileSystem) -> str:
 
 
 def _rules(runbook: Runbook, systems: list[FileSystem], fat: list[str]) -> Iterator[str]:
-    places = [row.mountpoint.rstrip("/") for row in systems]
+    places = [row.mountpoint.rstrip("/") for row in systems if row.mountpoint not in fat]
     yield from (f"P {_literal(place)}" for place in places if place)
     yield from (f"- {_literal(place)}/lost+found" for place in places)
-    yield from (f"- {_escaped(place)}/*" for place in fat)
+    # Not even the folder's own time, which FAT does not keep; what is in it is brought apart.
+    yield from (f"- {_literal(place)}" for place in fat)
     yield from (f"- {pattern}" for pattern in (*runbook.night.excluded, *BELONGS_TO_DISK) if pattern.startswith("/"))
 
 
 def _literal(path: str) -> str:
     """The pattern that matches this path only: a backslash escapes in a pattern with wildcards, and only there."""
-    return _escaped(path) if any(char in path for char in "[*?") else path
-
-
-def _escaped(path: str) -> str:
+    if not any(char in path for char in "[*?"):
+        return path
     return "".join(f"\\{char}" if char in "[*?\\" else char for char in path)
 
 

@@ -249,10 +249,8 @@ network=user,id=night,restrict=on,net=169.254.0.0/16
 network+=",guestfwd=tcp:169.254.2.100:873-cmd:rsync --daemon --config=$CHANNEL/rsyncd.conf"
 # rsync's rules: what is neither deleted (P) nor touched at all (-).
 printf '%s\0' \
-    'P /boot/efi' \
     '- /lost+found' \
-    '- /boot/efi/lost+found' \
-    '- /boot/efi/*' \
+    '- /boot/efi' \
     '- /boot/grub/i386-pc/' \
     '- /boot/grub2/i386-pc/' \
     >"$WORK/rules"
@@ -273,7 +271,7 @@ again() { # PREFIX OPTION... : bring one tree, then ask whether anything still d
     head -n 5 log
 }
 again '' -aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1 --from0 --filter='. /tmp/rules'
-again /boot/efi -rt --whole-file --delete-before --modify-window=2 --exclude=/lost+found
+again /boot/efi -rtO --whole-file --delete-before --modify-window=2 --exclude=/lost+found
 UPDATE
 eval "$(guestfish --listen --rw --format=qcow2 -a "$WORK/disk-1.qcow2" --format=raw -a "$WORK/disk-2.raw")"
 appliance config -netdev "$network"
