@@ -10,10 +10,17 @@ LONGEST_FIRST = (
     "test_engine_contract.py",
     "test_snaplive_crash.py",
     "test_backup_api.py",
+    "test_rebuild.py",
+    "test_uefi_guest.py",
+    "test_image_update.py",
+    "test_adoption.py",
+    "test_recovery_put.py",
     "test_appliance.py",
     "test_methods.py",
     "test_snaplive.py",
     "test_snaplive_faults.py",
+    "test_engine_s3.py",
+    "test_instant.py",
 )
 
 

@@ -28,6 +28,8 @@ from tests.lab.instant_guest import FOLDER, Instantly, image_manifest, make_imag
 from tests.lab.kvm_host import KvmHost
 from tests.lab.tiny_guest import last_record
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture
 def instantly(

@@ -35,6 +35,8 @@ from tests.lab.tiny_guest import TinyGuest, make_disk
 from tests.lab.window_child import _processes, host_pid, reach
 from tests.unit.records import ZEROS, image_manifest, night_manifest
 
+pytestmark = pytest.mark.timeout(900)
+
 CLONE_NEWNET = 0x40000000
 CARDS = """<interface type='network'><source network='lan'/><mac address='52:54:00:00:00:01'/></interface>
 <interface type='bridge'><source bridge='br0'/><mac address='52:54:00:00:00:02'/></interface>"""

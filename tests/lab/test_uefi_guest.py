@@ -35,6 +35,8 @@ from tests.lab.published import manifest_of
 from tests.lab.uefi_guest import UefiGuest
 from tests.unit.records import NIGHT, facts, file_system, night_manifest
 
+pytestmark = pytest.mark.timeout(900)
+
 WISHES = Wishes(min_free_bytes=1 << 20, shutdown_deadline_s=240)
 SUMS = "cd / && sha256sum root/words srv/words srv/random"
 ROOT_OFFSET = (2048 + 64 * 2048) * 512
