@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tasks.drivers import qemu_img
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.instant_server import Exports
 from tasks.drivers.libvirt_host import Host
@@ -37,7 +38,7 @@ def begin(host: Host, shell: HostShell, target: SshTarget, record: InstantVm, he
         lock=held,
         target=target,
         owner=baselabel(host.call("ask for capabilities", "", lambda: str(host.connection.getCapabilities()))),
-        sockets={record.socket(disk.target): disk.served for disk in record.disks},
+        sockets={record.socket(disk.target): qemu_img.graph([disk.served]) for disk in record.disks},
     )
     log = log_of(held)
     if not runs(held):
@@ -78,7 +79,7 @@ def _prove(shell: HostShell, record: InstantVm, log: Path) -> None:
             if time.monotonic() > ends_at:
                 reason = f"disk {disk.target} from the store cannot be read: {done.stderr.strip()[-300:]}; see {log}"
                 raise Unreachable(record.kvm_host, reason)
-            time.sleep(0.2)
+            time.sleep(0.1)
         if (size_bytes := json.loads(done.stdout)["virtual-size"]) != disk.size_bytes:
             raise CommandFailed(f"export of {record.vm} {disk.target}", 0, f"it has {size_bytes} bytes; see {log}")
 

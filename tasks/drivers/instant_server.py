@@ -22,13 +22,12 @@ from typing import NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.drivers import lock, process, qemu_img
-from tasks.drivers.disk_server import CONNECTIONS
+from tasks.drivers import lock, process  # nothing that takes a second to import: a VM waits for us
 from tasks.errors import Locked
 from tasks.model.ssh_target import SshTarget, ssh_argv
-from tasks.model.window import Layer
 
-LOOK_EVERY_S = 0.2
+CONNECTIONS = 8
+LOOK_EVERY_S = 0.1
 AGAIN_AFTER_S = 2.0
 LOCK_WAIT_S = 3
 SSH = "ssh"
@@ -59,8 +58,8 @@ class Exports(BaseModel):
     lock: Path
     target: SshTarget
     owner: str
-    sockets: dict[str, Layer]
-    """By the sockets' paths on the KVM host, in a folder that is there."""
+    sockets: dict[str, str]
+    """Names for qemu-nbd that state a file's format, by the sockets' paths on the KVM host, whose folder is there."""
 
 
 class _Server:
@@ -73,9 +72,9 @@ class _Server:
 
     def look(self) -> None:
         """Start what does not run."""
-        for remote, layer in self.exports.sockets.items():
-            if self._is_due(remote, f"qemu-nbd of {layer.path}"):
-                self.children[remote] = self._serve(remote, layer)
+        for remote, disk in self.exports.sockets.items():
+            if self._is_due(remote, f"qemu-nbd of {disk}"):
+                self.children[remote] = self._serve(remote, disk)
         if all(socket.exists() for socket in self.local.values()) and self._is_due(SSH, f"ssh to {self._host}"):
             self.children[SSH] = self._forward()
 
@@ -89,9 +88,9 @@ class _Server:
         self.began[name] = time.monotonic()
         return True
 
-    def _serve(self, remote: str, layer: Layer) -> Popen[bytes]:
+    def _serve(self, remote: str, disk: str) -> Popen[bytes]:
         argv = ["qemu-nbd", "--read-only", "--persistent", f"--shared={CONNECTIONS}"]
-        argv += [f"--socket={self.local[remote]}", qemu_img.graph([layer])]
+        argv += [f"--socket={self.local[remote]}", disk]
         return process.spawn(argv, stdin=DEVNULL)
 
     def _forward(self) -> Popen[bytes]:
