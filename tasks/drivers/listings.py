@@ -4,6 +4,7 @@ A listing holds the regular files of a night, in the order of its tree. What is 
 where the night lies in a folder. What touches the permanent store is called by `tasks.drivers.permanent`.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,15 +31,14 @@ class ListedNight:
 def search(nights: Sequence[ListedNight], pattern: NamePattern) -> dict[str, dict[str, Found]]:
     """What the pattern means in each night: its id → path from `/` → file.
 
-    The listings are taken at their word: to hash them would take ten times as long (docs/performance.md). What recovers
-    a file compares them with their manifests. IntegrityError for a line that is none.
+    IntegrityError when a listing is not the one of its manifest.
     """
     by_listing: dict[str, list[tuple[str, bytes]]] = {}
     found = {}
     for night in nights:
         sums = night.manifest.listing_sha256
         if sums not in by_listing:
-            by_listing[sums] = list(_matching(night.folder / LISTING, pattern))
+            by_listing[sums] = list(_matching(_content(night), pattern))
         with _data(night) as data:
             found[night.manifest.id] = {
                 shown(path): Found(sha256, _size(data, path)) for sha256, path in by_listing[sums]
@@ -70,7 +70,7 @@ def lines_of(listing: Path, paths: Sequence[str]) -> dict[bytes, str]:
     found = {}
     with listing.open("rb") as lines:
         for line in lines:
-            sha256, path = _parsed(listing, line)
+            sha256, path = parse_listing_line(line)
             if any(is_below(path, folder) for folder in folders):
                 found[path] = sha256
     return found
@@ -86,24 +86,21 @@ def shown(path: bytes) -> str:
     return "/" + os.fsdecode(path)
 
 
-def _matching(listing: Path, pattern: NamePattern) -> Iterator[tuple[str, bytes]]:
+def _content(night: ListedNight) -> bytes:
+    listing, expected = night.folder / LISTING, night.manifest.listing_sha256
+    content = listing.read_bytes() if listing.is_file() else b""
+    if (found := hashlib.sha256(content).hexdigest()) != expected:
+        raise IntegrityError(str(listing), expected, found)
+    return content
+
+
+def _matching(content: bytes, pattern: NamePattern) -> Iterator[tuple[str, bytes]]:
     first, *others = [_as_listed(literal) for literal in pattern.literals] or [b""]
-    try:
-        content = listing.read_bytes()
-    except FileNotFoundError as exc:
-        raise IntegrityError(str(listing), "the listing of a night", "nothing") from exc
     for line in _candidates(content, first):
         if all(literal in line for literal in others):
-            sha256, path = _parsed(listing, line)
+            sha256, path = parse_listing_line(line)
             if pattern.matches(path):
                 yield sha256, path
-
-
-def _parsed(listing: Path, line: bytes) -> tuple[str, bytes]:
-    try:
-        return parse_listing_line(line)
-    except ValueError as exc:
-        raise IntegrityError(str(listing), "lines of sha256sum", repr(line[:80])) from exc
 
 
 def _candidates(content: bytes, literal: bytes) -> Iterator[bytes]:
