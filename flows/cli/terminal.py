@@ -104,6 +104,10 @@ def _server_unreachable(error: Exception) -> Unreachable | None:
     return Unreachable(f"the Prefect server {where}", f"{error}; start it with: prefect server start")
 
 
+WRAPPED = ("reason", "why", "which", "gap", "fields", "paths", "databases", "template has", "client has")
+"""Columns whose text may break: names and ids of the others are copied from the table."""
+
+
 def rows(title: str, columns: Sequence[str], body: Sequence[Sequence[Any]], as_json: bool, empty: str = "none") -> None:
     """Print rows as a table, or as a JSON list of objects keyed by the columns."""
     if as_json:
@@ -114,8 +118,7 @@ def rows(title: str, columns: Sequence[str], body: Sequence[Sequence[Any]], as_j
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
-        # Only the words of reasons may break: names and ids are copied from here.
-        wraps = column in ("reason", "why", "gap", "fields", "paths", "databases", "template has", "client has")
+        wraps = column in WRAPPED
         width = 20 if wraps else max(len(str(row[place] or "")) for row in (*body, columns))
         table.add_column(column.upper(), overflow="fold", no_wrap=not wraps, min_width=width, header_style="dim")
     for row in body:
