@@ -113,7 +113,7 @@ def _drill(drilled: _Drill, night: str) -> None:
 
 def _prove(drilled: _Drill, run: RecoveryRun) -> None:
     """The guest answers, its databases load, its probes hold; its console is looked at, above all when they do not."""
-    _, client = places.client_of_vm(run.sources.vm)
+    client = places.client(run.sources.client)
     try:
         with run.steps.step(BOOT):
             recovery.wait_for_agent(run.plan, True, client.boot_deadline_s)

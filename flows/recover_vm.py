@@ -17,7 +17,7 @@ from tasks.model.assessment import BOOT, DEFINE, Assessment
 from tasks.model.assessment_words import markdown
 from tasks.model.domain_xml import parse_domain
 from tasks.model.names import human_age
-from tasks.model.recovery import Recovered
+from tasks.model.recovery import Recovered, Sources
 from tasks.model.recovery_plan import Order, parse_networks
 
 
@@ -50,6 +50,11 @@ def recover_vm(
     order = Order(
         kvm_host=to or sources.kvm_host, as_name=as_name, networks=parse_networks(networks), isolated=isolated
     )
+    return bring_back(sources, order, dry_run=dry_run, approval=approval)
+
+
+def bring_back(sources: Sources, order: Order, *, dry_run: bool, approval: bool) -> Recovered | Assessment:
+    """Assess the recovery, have it approved if that is asked for, and do it."""
     run = planned(sources, order)
     if dry_run or approval:
         assessment, _ = recovery_assessment.assess(sources, order, run.plan)
@@ -85,7 +90,7 @@ def _recover(run: RecoveryRun) -> Recovered:
 
 
 def _wait(run: RecoveryRun) -> None:
-    _, client = places.client_of_vm(run.sources.vm)
+    client = places.client(run.sources.client)
     with run.steps.step(BOOT):
         if run.order.apart:
             has_channel = parse_domain(run.sources.xml).guest_agent
@@ -122,7 +127,7 @@ def _finish(run: RecoveryRun) -> Recovered:
 
 def _serve(run: RecoveryRun) -> None:
     """Databases and probes; not of a VM that is not reached by its client's address, where the first one may answer."""
-    _, client = places.client_of_vm(run.sources.vm)
+    client = places.client(run.sources.client)
     if run.order.apart:
         return
     with places.connections_kept():

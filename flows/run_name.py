@@ -29,6 +29,14 @@ def of_recovery() -> str:
     return f"{what} {given['vm']} as of {given.get('night', 'latest')}{where}{second}{apart}"
 
 
+def of_physical() -> str:
+    """The name of a physical client's recovery."""
+    given = flow_run.parameters
+    what = "assess recovery of" if given.get("dry_run") else "recover"
+    apart = ", isolated" if given.get("isolated") else ""
+    return f"{what} {given['client']} as a VM of {given['to']}, as of {given.get('night', 'latest')}{apart}"
+
+
 def of_files() -> str:
     """A file recovery's name: the first paths say which."""
     given = flow_run.parameters

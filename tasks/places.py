@@ -50,6 +50,14 @@ def client_of_vm(vm: str) -> tuple[str, Client]:
     return declared.vms[vm], declared.clients[declared.vms[vm]]
 
 
+def client(name: str) -> Client:
+    """A client of the inventory; UnknownName when it is none."""
+    declared = inventory()
+    if name not in declared.clients:
+        raise UnknownName("client", name, list(declared.clients))
+    return declared.clients[name]
+
+
 def store() -> Store:
     """The store that its block names."""
     return Store(_load(StoreBlock, StoreBlock.DOCUMENT).path)

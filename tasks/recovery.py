@@ -14,7 +14,7 @@ from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_put import Ledger
 from tasks.drivers.store import write_model
-from tasks.errors import HypervisorError, RecoveryRefused, Unreachable
+from tasks.errors import AccessDenied, HypervisorError, RecoveryRefused, Unreachable
 from tasks.model.domain_recovery import Rewritten
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory_systems import Probe
@@ -144,6 +144,20 @@ def start(sources: Sources, plan: Plan, rewritten: Rewritten) -> None:
         recovery_put.define_and_start(host, kept, rewritten.xml, pools, autostart=autostart)
     for lost in rewritten.dropped:
         log.warning("%s: dropped from its definition: %s", plan.identity.name, lost)
+
+
+@retryable("see that it is silent", "see that {client} does not answer", retries=0)
+def require_silent(client: str) -> None:
+    """RecoveryRefused while the client that would be brought back answers by ssh, whoever it lets in."""
+    try:
+        with ssh.connect(places.target_of(client)):
+            pass
+    except Unreachable:
+        return
+    except AccessDenied as exc:
+        log.info("%s", exc)
+    fix = "switch it off, or bring it back beside it: --isolated"
+    raise RecoveryRefused(f"client {client}", "it still answers at its address", fix)
 
 
 @retryable("wait for VM", "wait until {client} answers", retries=0)

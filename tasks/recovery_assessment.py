@@ -137,7 +137,7 @@ def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding
     if order.apart:
         reason = f"its host name, addresses, ssh host keys and machine-id stay those of {sources.vm}"
         yield Finding(verdict="note", subject="guest", reason=reason)
-    if order.apart and (sources.night.dumps or places.client_of_vm(sources.vm)[1].probes):
+    if order.apart and (sources.night.dumps or places.client(sources.client).probes):
         reason = (
             "not restored and not probed: the guest is not reached by its client's address; its dumps are in its files"
         )
@@ -176,7 +176,7 @@ def work_of(sources: Sources, order: Order) -> Work:
         read_bytes=allocated + sources.night.size_bytes,
         send_bytes=allocated,
         databases=bool(sources.night.dumps) and not order.apart,
-        probes=bool(places.client_of_vm(sources.vm)[1].probes) and not order.apart,
+        probes=bool(places.client(sources.client).probes) and not order.apart,
         copied_bytes_s=image.bytes_moved / image.copy_s if image.bytes_moved and image.copy_s > 1 else None,
     )
 

@@ -1,6 +1,8 @@
 """`gbs recover`: bring back what was lost."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -51,7 +53,35 @@ def vm(
 
     recover_vm: Any = module.recover_vm
     wanted = {"night": night, "to": host, "as_name": as_name, "networks": list(networks), "isolated": isolated}
-    assessment = recover_vm(name, **wanted, dry_run=True)
+    _ask_and_do(name, partial(recover_vm, name, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+@recover_command.command()
+@click.argument("client")
+@click.option("--to", "host", required=True, help="The KVM host.")
+@click.option("--network", required=True, help="bridge:NAME or network:NAME of that host, for all its cards.")
+@click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
+@click.option("--template", help="A flavour, or the image that a template was made of (VM/ID); else one that serves.")
+@click.option("--memory", "memory_mib", type=click.IntRange(64), help="In MiB; else what the client had.")
+@click.option("--processors", type=click.IntRange(1), help="Else as many as the client had.")
+@click.option("--emulated", is_flag=True, help="For a host without KVM.")
+@click.option("--isolated", is_flag=True, help="Connect all its cards to a network that leads nowhere.")
+@click.option("--dry-run", is_flag=True, help="Only assess; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask: assess, and go on if nothing refuses it.")
+@terminal.json_option
+def physical(client: str, host: str, dry_run: bool, yes: bool, as_json: bool, **wanted: Any) -> None:
+    """Bring a physical CLIENT back as a VM: a template of its flavour, its disks' ids, the files of a night, databases.
+
+    Refused while the client itself still answers, unless --isolated. Else as `gbs recover vm`.
+    """
+    from flows.recover_physical import recover_physical
+
+    run: Any = recover_physical
+    _ask_and_do(client, partial(run, client, host, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def _ask_and_do(name: str, recover: Callable[..., Any], *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    assessment = recover(dry_run=True)
     acts = not dry_run and (yes or (sys.stdin.isatty() and not as_json))
     if as_json and not acts:
         print(assessment.model_dump_json(indent=1))
@@ -61,7 +91,7 @@ def vm(
     if not acts or not (yes or click.confirm(f"Bring back {name} so?", err=True)):
         terminal.err.print("assessed only: nothing was changed" + ("" if dry_run else "; --yes goes on"))
         return
-    _show(recover_vm(name, **wanted), as_json)
+    _show(recover(), as_json)
 
 
 def _show(recovered: Any, as_json: bool) -> None:

@@ -21,6 +21,7 @@ NAMES = {
     *("nightly", "prepare", "overnight", "permanent", "kvmimg-get", "kvmimg-update", "kvmsnap-create"),
     *("kvmsnap-purge", "recover-vm", "instant-vm", "reconcile", "verify-images", "verify-points", "devices"),
     *("replicate", "verify-replicas", "image-fetch", "recover-files", "recover-database", "drill"),
+    "recover-physical",
 }
 SAMPLE = {"older_than_days": 0, "at_most": None, "percent": 1}
 """What the second schedule of verify-images asks for."""

@@ -1,6 +1,8 @@
 """A VM without an image, and a physical client, are rebuilt from a template; what runs in the appliance is faked."""
 
+import contextlib
 import shutil
+import types
 from typing import Any
 
 import pytest
@@ -8,12 +10,13 @@ import pytest
 from flows.kvmimg_update import choose_physical
 from flows.kvmimg_update import kvmimg_update as kvmimg_update_flow
 from flows.nightly import nightly as nightly_flow
+from flows.recover_physical import recover_physical as recover_physical_flow
 from flows.template_add import template_add as template_add_flow
-from tasks.drivers import adoption, appliance
+from tasks.drivers import adoption, appliance, libvirt_host, recovery_put
 from tasks.drivers.adoption import Bootable
 from tasks.drivers.appliance import DiskFile, UpdateResult
 from tasks.drivers.store import Store, read_model, verify_image
-from tasks.errors import NothingToRecover, RecoveryRefused, UnknownName
+from tasks.errors import NothingToRecover, RecoveredPartly, RecoveryRefused, UnknownName
 from tasks.model.domain_xml import parse_domain
 from tasks.model.facts import Facts
 from tasks.model.manifest import MANIFEST, ImageManifest
@@ -22,9 +25,11 @@ from tasks.model.physical_definition import Machine
 from tasks.model.recovery import place_of
 from tasks.model.shape import shape_of_facts
 from tests.flows.fake_site import FakeSite
+from tests.flows.test_recovery import Target, target  # noqa: F401 - a fixture
 
 nightly: Any = nightly_flow
 kvmimg_update: Any = kvmimg_update_flow
+recover_physical: Any = recover_physical_flow
 template_add: Any = template_add_flow
 
 
@@ -104,3 +109,31 @@ def test_a_physical_client_gets_a_definition_and_a_place(site: FakeSite, in_appl
     assert Store(site.store).night_of("db1") is not None
     with pytest.raises(RecoveryRefused, match="--memory"):
         choose_physical("db1", "latest", "kvm1", Machine("bridge:br0"))
+
+
+def test_a_physical_client_comes_back_as_a_vm_and_not_while_it_answers(
+    site: FakeSite,
+    in_appliance: list[str],
+    target: Target,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nightly(["db1"])
+    template_add("web1")
+    running = types.SimpleNamespace(call=lambda *_, **__: True)
+    host = types.SimpleNamespace(name="kvm1", domain=lambda _: running)
+    monkeypatch.setattr(libvirt_host, "connect", lambda *_: contextlib.nullcontext(host))
+    monkeypatch.setattr(recovery_put, "isolate", lambda *_: target.done.append("isolate"))
+    asked = {"to": "kvm1", "network": "bridge:br0", "memory_mib": 1024, "processors": 2}
+    with pytest.raises(RecoveryRefused, match="client db1 refused: it still answers at its address: switch it off"):
+        recover_physical("db1", **asked)
+    with pytest.raises(RecoveryRefused, match="gbs recover vm web1"):
+        recover_physical("web1", **asked)
+    assert recover_physical("db1", **asked, isolated=True, dry_run=True).plan.identity.name == "db1"
+    assert target.done == []
+    in_appliance.clear()
+    with pytest.raises(RecoveredPartly, match="VM db1 runs on kvm1, but: rebuilt from template web1/"):
+        recover_physical("db1", **asked, isolated=True)
+    assert in_appliance == ["adopt", "update", "make bootable"]
+    assert target.done == ["place vda", "isolate", "start"]
+    assert "<name>db1</name>" in target.xml
+    assert 'network="gbs-isolated"' in target.xml
