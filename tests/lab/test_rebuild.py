@@ -41,7 +41,8 @@ _DRIVER = "ena"
 
 def _facts(handle: Any) -> Facts:
     said = json.loads(handle.debug("sh", [FACTS["block_devices"].command[2]]))
-    text = json.dumps({"blockdevices": [row for row in said["blockdevices"] if row["name"] == "sda"]})
+    # The appliance's own disk, which may be any of them, has no partitions.
+    text = json.dumps({"blockdevices": [row for row in said["blockdevices"] if row.get("children")]})
     systems = [
         FileSystem(
             mountpoint=place,
