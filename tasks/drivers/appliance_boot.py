@@ -28,9 +28,12 @@ def make_bootable(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]
         appliance_mounts.mount(handle, request["image"], found)
         if repair.boot_mode == "uefi":
             _removable_loader(handle, repair, done, warnings)
-        elif reason := _why_install(handle, known_names(devices)):
+        elif (reason := _why_install(handle, known_names(devices))) and repair.table_id:
             _in_client(handle, boot_repair.install_script(repair.table_id), "grub-install")
             done.append(f"GRUB was written to the first disk: {reason}")
+        elif reason:
+            # Facts of an old lsblk: which of the appliance's disks is the first cannot be told.
+            warnings.append(f"GRUB has to be written by hand (grub-install), or the VM does not boot: {reason}")
         if repair.drivers:
             reporter.now("looking into each initramfs")
             _initramfs(handle, repair, done, warnings)
