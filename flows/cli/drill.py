@@ -9,7 +9,7 @@ from flows.cli.run import run_flow
 
 
 @click.command("drill")
-@click.argument("vms", metavar="VM", nargs=-1)
+@click.argument("vms", metavar="[VM]...", nargs=-1)
 @click.option("--all", "everyone", is_flag=True, help="All VMs of the inventory.")
 @click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
 @click.option("--to", "host", help="The KVM host to drill on; by default the one that each VM is on.")

@@ -11,7 +11,7 @@ COMMANDS = {
     "check": ("flows.cli.check", "Try every connection, tool, mount and free space; one line per finding."),
     "run": ("flows.cli.run", "Run a stage, or the whole night, now."),
     "status": ("flows.cli.show", "What is protected, how well, and since when."),
-    "list": ("flows.cli.show", "Images and restore points."),
+    "list": ("flows.cli.show", "Images, restore points, held nights, drills, VMs that run from the store."),
     "space": ("flows.cli.space", "How full the stores are, until when, what saves room, what each client costs."),
     "store": (
         "flows.cli.store",

@@ -21,7 +21,7 @@ recover_command.add_command(recover_files.files)
 recover_command.add_command(recover_database.database)
 
 
-@recover_command.command()
+@recover_command.command(short_help="A VM: image, a night's files, databases, probes.")
 @click.argument("name", metavar="VM")
 @click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
 @click.option("--to", "host", help="Another KVM host than the one that had it.")
@@ -56,7 +56,7 @@ def vm(
     _ask_and_do(name, partial(recover_vm, name, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
 
 
-@recover_command.command()
+@recover_command.command(short_help="A physical client, as a VM.")
 @click.argument("client")
 @click.option("--to", "host", required=True, help="The KVM host.")
 @click.option("--network", required=True, help="bridge:NAME or network:NAME of that host, for all its cards.")

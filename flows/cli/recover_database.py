@@ -6,7 +6,7 @@ from flows.cli import terminal
 from tasks.model.names import human_bytes
 
 
-@click.command("database")
+@click.command("database", short_help="A database from a night's dump.")
 @click.argument("client")
 @click.argument("name", metavar="DB")
 @click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")

@@ -11,7 +11,7 @@ from tasks.model.names import human_bytes, one_line
 SHOWN = 20
 
 
-@click.command("files")
+@click.command("files", short_help="Files as of a night, to a folder or a client.")
 @click.argument("client")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
