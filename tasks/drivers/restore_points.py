@@ -141,8 +141,7 @@ def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int, syn
     time: nothing would rotate until then.
     """
     now = datetime.now(UTC)
-    doubt = at(place, store_clock.doubt, place.path, now)
-    return at(place, _rotate, root, rules, now, trash_days, sync, doubt)
+    return at(place, _rotate, root, rules, now, trash_days, sync, place.path)
 
 
 def tidy(place: PermanentPlace, root: Path) -> int:
@@ -162,11 +161,14 @@ def stamp_of(sync: Path) -> NightManifest:
 
 
 def _rotate(
-    root: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC, doubt: str | None = None
+    root: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC, store: Path | None = None
 ) -> list[Move]:
+    """As `rotate`; the clock of `store` is asked when something moves, since to ask is to write there."""
     mend(root)
     stamp = stamp_of(root / sync)
-    moves = plan(retained(root), rules, stamp.ended, now, sync, doubt)
+    moves = plan(retained(root), rules, stamp.ended, now, sync)
+    if moves and store is not None and (doubt := store_clock.doubt(store, now)) is not None:
+        moves = plan(retained(root), rules, stamp.ended, now, sync, doubt)
     _make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
     return moves
 
