@@ -35,7 +35,7 @@ from tests.unit.records import night_manifest
 pytestmark = pytest.mark.timeout(3600)
 _PLACES = {"/": "/dev/vg0/root", "/boot": "/dev/sda2", "/var": "/dev/vg0/var"}
 _STRANGE = "11111111-2222-3333-4444-555555555555"
-_DRIVER = "ena"
+_DRIVER = "nvmet"
 """A module of the guest's kernel that its initramfs does not have."""
 
 

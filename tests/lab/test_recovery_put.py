@@ -408,6 +408,8 @@ def _isolated(folder: Path) -> None:
 
 
 def test_isolated_vm_is_on_a_network_that_leads_nowhere_and_goes_with_it(lab_folder: Path) -> None:
-    code = f"from pathlib import Path; from {__name__} import _isolated; _isolated(Path({str(lab_folder / 'apart')!r}))"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    code = "import sys, pathlib, tests.lab.test_recovery_put as own; own._isolated(pathlib.Path(sys.argv[1]))"
+    argv = [sys.executable, "-c", code, str(lab_folder / "apart")]
+    root = Path(__file__).parents[2]
+    child = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     assert child.returncode == 0, child.stderr[-3000:]
