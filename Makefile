@@ -54,7 +54,7 @@ test: system lint ## everything, as CI runs it
 	exit $$tested
 
 unit: venv ## only the quick floor: no server, no VM
-	$(BIN)/pytest -q -n 2 tests/unit
+	$(BIN)/pytest -q -n 3 tests/unit
 
 demo: system venv ## a lab with a real VM, two nights, a disaster, a recovery
 	$(BIN)/python -m tests.lab.demo
