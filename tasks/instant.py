@@ -11,6 +11,7 @@ from tasks.drivers.store import read_model, verify_image
 from tasks.errors import IntegrityError, LeftBehind, NothingToRecover, UnknownName
 from tasks.model.definition import Definition
 from tasks.model.domain_recovery import rewrite_for_recovery
+from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import parse_domain
 from tasks.model.instant import InstantDisk, InstantState, InstantVm, overlay_of
 from tasks.model.manifest import MANIFEST, ImageManifest
@@ -72,11 +73,13 @@ def plan(xml: str, origin: str, folder: Path, image: ImageManifest, to: str | No
         )
     rewritten = rewrite_for_recovery(
         xml,
-        {disk.target: disk.overlay for disk in disks},
-        name=domain.name,
-        uuid=domain.uuid,
-        domain_type=domain.type,
-        formats={disk.target: "qcow2" for disk in disks},
+        Wishes(
+            {disk.target: disk.overlay for disk in disks},
+            name=domain.name,
+            uuid=domain.uuid,
+            domain_type=domain.type,
+            formats={disk.target: "qcow2" for disk in disks},
+        ),
     )
     return InstantVm(
         vm=domain.name,

@@ -12,6 +12,7 @@ from tasks.errors import GbsError
 from tasks.model.assessment import Assessment, Finding, Work, expect
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
+from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.facts import Facts
 from tasks.model.recovery import Recovered, Sources
@@ -75,20 +76,22 @@ def _rewrite(sources: Sources, plan: Plan, domain: Domain, fit: Fit, run: str) -
     parts = {place.role: place.path for place in plan.parts}
     return rewrite_for_recovery(
         sources.xml,
-        {disk.role: disk.path for disk in plan.disks},
-        name=plan.identity.name,
-        uuid=plan.identity.uuid,
-        domain_type=domain.type,
-        formats={disk.role: disk.format for disk in plan.disks},
-        volumes={disk.role: disk.volume for disk in plan.disks if disk.volume},
-        macs=plan.identity.macs,
-        networks=plan.networks,
-        nvram=parts.get("nvram"),
-        boot_files={role: path for role, path in parts.items() if role in ("kernel", "initrd", "dtb")},
-        tpm="tpm" in parts,
-        machine=fit.machine,
-        cpu_mode=fit.cpu_mode,
-        run=run or None,
+        Wishes(
+            {disk.role: disk.path for disk in plan.disks},
+            name=plan.identity.name,
+            uuid=plan.identity.uuid,
+            domain_type=domain.type,
+            formats={disk.role: disk.format for disk in plan.disks},
+            volumes={disk.role: disk.volume for disk in plan.disks if disk.volume},
+            macs=plan.identity.macs,
+            networks=plan.networks,
+            nvram=parts.get("nvram"),
+            boot_files={role: path for role, path in parts.items() if role in ("kernel", "initrd", "dtb")},
+            tpm="tpm" in parts,
+            machine=fit.machine,
+            cpu_mode=fit.cpu_mode,
+            run=run or None,
+        ),
     )
 
 

@@ -133,7 +133,7 @@ def whole_elsewhere(folders: Iterable[tuple[str, Path, NightManifest]], damage: 
             with opened(folder / "data") as data:
                 whole = _sha256(data, damage.path) == expected
         except (OSError, IntegrityError):
-            continue
+            continue  # a night that cannot be read is no good copy either
         if whole and expected == damage.expected:
             return night, True
         if whole:

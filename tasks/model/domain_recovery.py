@@ -5,7 +5,6 @@ a program, reach a device or join a network that the operator did not map.
 """
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.errors import ConfigError
@@ -28,67 +27,26 @@ class Rewritten:
     dropped: tuple[str, ...]
 
 
-def rewrite_for_recovery(
-    text: str,
-    disks: Mapping[str, str],
-    *,
-    name: str,
-    uuid: str | None = None,
-    keep_macs: bool = True,
-    networks: Mapping[str, str] | None = None,
-    emulator: str | None = None,
-    domain_type: str = "kvm",
-    formats: Mapping[str, str] | None = None,
-    volumes: Mapping[str, str] | None = None,
-    macs: Mapping[str, str] | None = None,
-    nvram: str | None = None,
-    boot_files: Mapping[str, str] | None = None,
-    tpm: bool = False,
-    machine: str | None = None,
-    cpu_mode: str | None = None,
-    run: str | None = None,
-) -> Rewritten:
-    """A definition named `name` whose disks are the files of `disks` (target → path on the new host), and no others.
-
-    `formats` says qcow2 or raw per target where it is no longer what the old definition says, `volumes` which disks are
-    `POOL/VOLUME` there. `networks` maps old networks and bridges (and `user`) to `network:NAME`, `bridge:NAME` or
-    `user`; an interface that is not mapped keeps its place with its link down. Without `networks` all stay as they
-    were. `macs` maps old addresses to new ones. Without `uuid` libvirt makes a new one. `nvram`, `boot_files` (role →
-    path) and `tpm` say what came back besides the disks. `machine` and `cpu_mode` stand for what the host does not
-    have. `run` marks the VM as what that recovery made. ConfigError when the definition cannot be read, or lacks one
-    of the targets.
-    """
+def rewrite_for_recovery(text: str, wishes: Wishes) -> Rewritten:
+    """The definition as it is wished for; ConfigError when it cannot be read, or lacks one of the wished disks."""
     old = read_tree(text)
-    wishes = Wishes(
-        disks,
-        formats or {},
-        volumes or {},
-        keep_macs,
-        macs or {},
-        networks,
-        domain_type,
-        boot_files or {},
-        tpm,
-        machine,
-        cpu_mode,
-    )
-    new = ET.Element("domain", {"type": domain_type})
-    ET.SubElement(new, "name").text = name
-    if uuid is not None:
-        ET.SubElement(new, "uuid").text = uuid
+    new = ET.Element("domain", {"type": wishes.domain_type})
+    ET.SubElement(new, "name").text = wishes.name
+    if wishes.uuid is not None:
+        ET.SubElement(new, "uuid").text = wishes.uuid
     for child in old:
         if child.tag in ("name", "uuid", "devices"):
             continue
         kept = keep(child, SYSTEM.get(child.tag), wishes, child.tag)
         if kept is not None:
             new.append(kept)
-    if run is not None:
-        ET.SubElement(ET.SubElement(new, "metadata"), f"{{{RECOVERY}}}recovery", {"run": run})
+    if wishes.run is not None:
+        ET.SubElement(ET.SubElement(new, "metadata"), f"{{{RECOVERY}}}recovery", {"run": wishes.run})
     _boot_files(old, new, wishes)
-    _firmware(old, new, wishes, nvram)
+    _firmware(old, new, wishes)
     _machine(new, wishes)
     _cpu(new, wishes)
-    new.append(_devices(old, wishes, emulator))
+    new.append(_devices(old, wishes))
     ET.indent(new, "  ")
     return Rewritten(write_tree(new), tuple(dict.fromkeys(wishes.dropped)))
 
@@ -112,8 +70,8 @@ def _boot_files(old: ET.Element, new: ET.Element, wishes: Wishes) -> None:
             wishes.dropped.remove(f"os/{role}")
 
 
-def _firmware(old: ET.Element, new: ET.Element, wishes: Wishes, nvram: str | None) -> None:
-    """UEFI is asked for by name, so that libvirt finds the new host's own loader; its variables come with `nvram`."""
+def _firmware(old: ET.Element, new: ET.Element, wishes: Wishes) -> None:
+    """UEFI is asked for by name, so that libvirt finds the new host's own loader; `nvram` is where its variables are."""
     system, kept = old.find("os"), new.find("os")
     if system is None or kept is None:
         raise ConfigError("domain XML is incomplete", "<os> is missing", "take it again from libvirt")
@@ -123,8 +81,8 @@ def _firmware(old: ET.Element, new: ET.Element, wishes: Wishes, nvram: str | Non
     loader = system.find("loader")
     if loader is not None and loader.get("secure") == "yes":
         ET.SubElement(kept, "loader", {"secure": "yes"})
-    if nvram is not None:
-        ET.SubElement(kept, "nvram").text = nvram
+    if wishes.nvram is not None:
+        ET.SubElement(kept, "nvram").text = wishes.nvram
     else:
         wishes.dropped.append("os/nvram (UEFI variables: boot entries and keys)")
 
@@ -159,10 +117,10 @@ def _cpu(new: ET.Element, wishes: Wishes) -> None:
             wishes.dropped.append(f"features/{tag} (not possible without KVM)")
 
 
-def _devices(old: ET.Element, wishes: Wishes, emulator: str | None) -> ET.Element:
+def _devices(old: ET.Element, wishes: Wishes) -> ET.Element:
     devices = ET.Element("devices")
-    if emulator is not None:
-        ET.SubElement(devices, "emulator").text = emulator
+    if wishes.emulator is not None:
+        ET.SubElement(devices, "emulator").text = wishes.emulator
     found = set()
     for device in old.findall("devices/*"):
         rewrite = _REWRITES.get(device.tag, _plain)

@@ -12,24 +12,37 @@ QUIET = frozenset({"alias", "emulator", "resource", "backingStore", "metadata", 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the new definition is to be; paths, volumes, machine and CPU are the new host's."""
+    """What one new definition is to be; paths, volumes, machine and CPU are the new host's."""
 
     disks: Mapping[str, str]
+    """Their paths by target: the VM has these and no others."""
+    name: str
+    uuid: str | None = None
+    """None lets libvirt make a new one."""
     formats: Mapping[str, str] = field(default_factory=dict)
+    """qcow2 or raw, by target, where it is no longer what the old definition says."""
     volumes: Mapping[str, str] = field(default_factory=dict)
     """`POOL/VOLUME` of the disks that are volumes of a pool there."""
     keep_macs: bool = True
     macs: Mapping[str, str] = field(default_factory=dict)
     """New MAC addresses by the old ones."""
     networks: Mapping[str, str] | None = None
+    """`network:NAME`, `bridge:NAME` or `user` by old network or bridge (and `user`). A card that is not mapped keeps
+    its place with its link down; None leaves all as they were."""
     domain_type: str = "kvm"
+    emulator: str | None = None
+    nvram: str | None = None
+    """The path of the UEFI variables that came back."""
     boot_files: Mapping[str, str] = field(default_factory=dict)
     """Paths of the kernel, initrd and dtb that came back with the image."""
     tpm: bool = False
     """Whether the state of its emulated TPM came back."""
     machine: str | None = None
     cpu_mode: str | None = None
-    dropped: list[str] = field(default_factory=list)
+    run: str | None = None
+    """Marks the VM as what that recovery made."""
+    dropped: list[str] = field(default_factory=list, init=False)
+    """What of the old definition is not in the new one, noted on the way."""
 
 
 def keep(element: ET.Element, spec: Spec | None, wishes: Wishes, where: str) -> ET.Element | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tasks.errors import RecoveryRefused
 from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
+from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import parse_domain, read_tree
 from tasks.model.runbook import Runbook
 from tasks.model.shell_text import document, word
@@ -43,13 +44,15 @@ def rewritten(runbook: Runbook) -> Rewritten:
     cards = {name: f"{kind}:@NETWORK_{number}@" for number, (kind, name) in enumerate(networks(runbook), 1)}
     return rewrite_for_recovery(
         runbook.xml,
-        {disk.target: f"@DISK_{number}@" for number, (disk, _) in enumerate(runbook.disks, 1)},
-        name=domain.name,
-        uuid=domain.uuid,
-        networks={**cards, "user": "user"},
-        domain_type=domain.type,
-        formats={disk.target: disk.format for disk, _ in runbook.disks},
-        nvram="@NVRAM@" if nvram(runbook) else None,
+        Wishes(
+            {disk.target: f"@DISK_{number}@" for number, (disk, _) in enumerate(runbook.disks, 1)},
+            name=domain.name,
+            uuid=domain.uuid,
+            networks={**cards, "user": "user"},
+            domain_type=domain.type,
+            formats={disk.target: disk.format for disk, _ in runbook.disks},
+            nvram="@NVRAM@" if nvram(runbook) else None,
+        ),
     )
 
 

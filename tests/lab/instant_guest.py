@@ -17,6 +17,7 @@ from tasks.drivers import instant, instant_export
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
 from tasks.model.domain_recovery import rewrite_for_recovery
+from tasks.model.domain_whitelist import Wishes
 from tasks.model.instant import InstantDisk, InstantState, InstantVm
 from tasks.model.manifest import FileRecord, ImageManifest
 from tasks.model.ssh_target import SshTarget
@@ -143,11 +144,13 @@ def make_image(
     ident, overlay = str(uuid.uuid4()), f"{below}/{name}-vda.qcow2"
     xml = rewrite_for_recovery(
         guest.domain_xml(),
-        {"vda": overlay},
-        name=name,
-        uuid=ident,
-        domain_type="qemu" if "type='qemu'" in guest.domain_xml() else "kvm",
-        formats={"vda": "qcow2"},
+        Wishes(
+            {"vda": overlay},
+            name=name,
+            uuid=ident,
+            domain_type="qemu" if "type='qemu'" in guest.domain_xml() else "kvm",
+            formats={"vda": "qcow2"},
+        ),
     ).xml
     disk = InstantDisk(
         target="vda",

@@ -21,6 +21,7 @@ from tasks.drivers.recovery_target import Target
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import rewrite_for_recovery, run_of
+from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import parse_domain
 from tasks.model.manifest import DiskRecord, FileRecord, VmParts
 from tasks.model.recovery import Sources
@@ -129,15 +130,17 @@ class Lost:
     def recovery(self, plan: Plan, run: str = "run-1", **options: Any) -> Recovery:
         rewritten = rewrite_for_recovery(
             self.xml,
-            {disk.role: disk.path for disk in plan.disks},
-            name=plan.identity.name,
-            uuid=plan.identity.uuid,
-            domain_type=parse_domain(self.xml).type,
-            formats={disk.role: disk.format for disk in plan.disks},
-            volumes={disk.role: disk.volume for disk in plan.disks if disk.volume},
-            macs=plan.identity.macs,
-            networks=plan.networks,
-            run=run,
+            Wishes(
+                {disk.role: disk.path for disk in plan.disks},
+                name=plan.identity.name,
+                uuid=plan.identity.uuid,
+                domain_type=parse_domain(self.xml).type,
+                formats={disk.role: disk.format for disk in plan.disks},
+                volumes={disk.role: disk.volume for disk in plan.disks if disk.volume},
+                macs=plan.identity.macs,
+                networks=plan.networks,
+                run=run,
+            ),
         )
         store = self.folder / "store"
         return Recovery(host_pid(self.host), store, plan, rewritten.xml, run, self.files, self.own, **options)
@@ -285,9 +288,9 @@ def test_what_the_host_lacks_is_replaced_or_refuses(lost: Lost) -> None:
     assert fit(rhel) == (Fit("pc", "host-model"), ["note machine type", "note CPU model"])
     assert fit(edited(machine="s390-ccw", arch="s390x"))[1] == ["refused emulator"]
     rewritten = rewrite_for_recovery(
-        rhel, {"vda": "/a", "vdb": "/b", "vdc": "/c"}, name="fits", domain_type="qemu", machine="pc",
+        rhel, Wishes({"vda": "/a", "vdb": "/b", "vdc": "/c"}, name="fits", domain_type="qemu", machine="pc",
         cpu_mode="host-model", networks={}
-    )  # fmt: skip
+    ))  # fmt: skip
     lost.host.virsh("define", "/dev/stdin", input_text=rewritten.xml)
     lost.host.virsh("undefine", "fits")
 

@@ -23,6 +23,7 @@ from tasks.drivers.space_watch import SpaceWatch
 from tasks.drivers.ssh import Shell
 from tasks.errors import GbsError, HypervisorError, LeftBehind, Unreachable
 from tasks.model.domain_recovery import rewrite_for_recovery
+from tasks.model.domain_whitelist import Wishes
 from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Phase, Step
 from tasks.model.window_decision import Action
@@ -212,16 +213,19 @@ def test_definition_rewritten_for_recovery_is_accepted_by_libvirt(kvm_host: KvmH
     text = (GOLDEN / f"{case}.in.xml").read_text()
     name = f"recovered-{case}"
     rewritten = rewrite_for_recovery(
-        text, {"vda": "/var/lib/libvirt/images/x.qcow2"}, name=name, networks={}, keep_macs=False, domain_type="qemu"
+        text,
+        Wishes({"vda": "/var/lib/libvirt/images/x.qcow2"}, name=name, networks={}, keep_macs=False, domain_type="qemu"),
     )
     if case == "hostile":  # UEFI firmware is not installed on every machine
         rewritten = rewrite_for_recovery(
             text.replace(" firmware='efi'", "").replace("pflash", "rom").split("<loader")[0]
             + text.split("</nvram>")[1],
-            {"vda": "/var/lib/libvirt/images/x.qcow2"},
-            name=name,
-            networks={},
-            domain_type="qemu",
+            Wishes(
+                {"vda": "/var/lib/libvirt/images/x.qcow2"},
+                name=name,
+                networks={},
+                domain_type="qemu",
+            ),
         )
     kvm_host.virsh("define", "/dev/stdin", input_text=rewritten.xml)
     kvm_host.virsh("undefine", name)

@@ -9,6 +9,7 @@ import pytest
 
 from tasks.errors import ConfigError
 from tasks.model.domain_recovery import rewrite_for_recovery, run_of
+from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import MAX_BYTES, Mirror, SourceKind, names_path, parse_domain, set_disk_source
 
 GOLDEN = Path(__file__).parent / "golden" / "domain"
@@ -164,7 +165,7 @@ def test_names_path_finds_a_path_in_any_role() -> None:
 
 def test_recovery_of_a_plain_vm() -> None:
     rewritten = rewrite_for_recovery(
-        read("plain"), {"vda": "/new/web1.qcow2"}, name="web1", uuid="90a82260-1496-49c7-872c-574b9ce0acc3"
+        read("plain"), Wishes({"vda": "/new/web1.qcow2"}, name="web1", uuid="90a82260-1496-49c7-872c-574b9ce0acc3")
     )
     same_as_golden(GOLDEN / "plain.out.xml", rewritten.xml)
     assert rewritten.dropped == (
@@ -181,12 +182,14 @@ def test_recovery_of_a_plain_vm() -> None:
 def test_recovery_in_a_drill_has_new_identity_and_no_foreign_network() -> None:
     rewritten = rewrite_for_recovery(
         read("plain"),
-        {"vda": "/d"},
-        name="drill-1",
-        keep_macs=False,
-        networks={},
-        domain_type="qemu",
-        emulator="/usr/bin/q",
+        Wishes(
+            {"vda": "/d"},
+            name="drill-1",
+            keep_macs=False,
+            networks={},
+            domain_type="qemu",
+            emulator="/usr/bin/q",
+        ),
     )
     same_as_golden(GOLDEN / "plain.drill.out.xml", rewritten.xml)
     assert "52:54:00" not in rewritten.xml
@@ -196,14 +199,14 @@ def test_recovery_in_a_drill_has_new_identity_and_no_foreign_network() -> None:
 
 
 def test_recovery_keeps_user_networking_with_passt() -> None:
-    rewritten = rewrite_for_recovery(read("lab"), {"vda": "/d"}, name="web1", domain_type="qemu")
+    rewritten = rewrite_for_recovery(read("lab"), Wishes({"vda": "/d"}, name="web1", domain_type="qemu"))
     same_as_golden(GOLDEN / "lab.out.xml", rewritten.xml)
     assert rewritten.dropped == ()
 
 
 def test_recovery_of_a_hostile_definition_keeps_nothing_that_hurts() -> None:
     rewritten = rewrite_for_recovery(
-        read("hostile"), {"vda": "/new/a.raw"}, name="-rf; $(id) <x> \"'", networks={"br0": "network:drill"}
+        read("hostile"), Wishes({"vda": "/new/a.raw"}, name="-rf; $(id) <x> \"'", networks={"br0": "network:drill"})
     )
     same_as_golden(GOLDEN / "hostile.out.xml", rewritten.xml)
     text = rewritten.xml
@@ -226,7 +229,7 @@ def test_recovery_of_a_hostile_definition_keeps_nothing_that_hurts() -> None:
 
 
 def test_recovery_takes_captured_uefi_variables() -> None:
-    rewritten = rewrite_for_recovery(read("hostile"), {"vda": "/a"}, name="x", nvram="/new/x_VARS.fd")
+    rewritten = rewrite_for_recovery(read("hostile"), Wishes({"vda": "/a"}, name="x", nvram="/new/x_VARS.fd"))
     assert parse_domain(rewritten.xml.replace("</name>", "</name><uuid>u</uuid>")).nvram == "/new/x_VARS.fd"
     assert not any("UEFI" in dropped for dropped in rewritten.dropped)
 
@@ -236,10 +239,12 @@ def test_recovery_takes_what_came_back_with_the_image_and_never_what_the_definit
         read("hostile").replace(
             "<backend type='passthrough'>", f"<backend type='emulator'><encryption secret='{UUID}'/>"
         ),
-        {"vda": "/a"},
-        name="x",
-        boot_files={"kernel": "/images/x-kernel", "initrd": "/images/x-initrd"},
-        tpm=True,
+        Wishes(
+            {"vda": "/a"},
+            name="x",
+            boot_files={"kernel": "/images/x-kernel", "initrd": "/images/x-initrd"},
+            tpm=True,
+        ),
     )
     for kept in ("<kernel>/images/x-kernel</kernel>", "<initrd>/images/x-initrd</initrd>", "<cmdline>x</cmdline>"):
         assert kept in rewritten.xml
@@ -253,13 +258,15 @@ def test_recovery_takes_what_came_back_with_the_image_and_never_what_the_definit
 def test_recovery_as_a_second_vm_on_a_host_that_lacks_its_machine() -> None:
     rewritten = rewrite_for_recovery(
         read("plain"),
-        {"vda": "/pool/web2.qcow2"},
-        name="web2",
-        volumes={"vda": "fast/web2.qcow2"},
-        macs={"52:54:00:65:9a:7f": "02:00:00:00:00:01"},
-        machine="q35",
-        cpu_mode="host-model",
-        run="run-1",
+        Wishes(
+            {"vda": "/pool/web2.qcow2"},
+            name="web2",
+            volumes={"vda": "fast/web2.qcow2"},
+            macs={"52:54:00:65:9a:7f": "02:00:00:00:00:01"},
+            machine="q35",
+            cpu_mode="host-model",
+            run="run-1",
+        ),
     )
     same_as_golden(GOLDEN / "plain.second.out.xml", rewritten.xml)
     assert run_of(rewritten.xml) == "run-1"
@@ -271,7 +278,7 @@ def test_recovery_as_a_second_vm_on_a_host_that_lacks_its_machine() -> None:
 def test_recovery_isolated_connects_every_card_to_that_network() -> None:
     networks = {"default": "network:gbs-isolated", "user": "network:gbs-isolated"}
     for name in ("plain", "lab"):
-        text = rewrite_for_recovery(read(name), {"vda": "/d"}, name="x", networks=networks).xml
+        text = rewrite_for_recovery(read(name), Wishes({"vda": "/d"}, name="x", networks=networks)).xml
         assert '<source network="gbs-isolated" />' in text
         assert 'type="user"' not in text
         assert 'type="passt"' not in text
@@ -279,7 +286,7 @@ def test_recovery_isolated_connects_every_card_to_that_network() -> None:
 
 def test_recovery_maps_networks_and_bridges() -> None:
     def source(mapped: str) -> str:
-        return rewrite_for_recovery(read("plain"), {"vda": "/d"}, name="x", networks={"default": mapped}).xml
+        return rewrite_for_recovery(read("plain"), Wishes({"vda": "/d"}, name="x", networks={"default": mapped})).xml
 
     assert '<interface type="bridge">\n      <source bridge="br7" />' in source("bridge:br7")
     assert '<interface type="network">\n      <source network="n" />' in source("network:n")
@@ -290,12 +297,12 @@ def test_recovery_maps_networks_and_bridges() -> None:
 
 def test_recovery_of_an_image_with_a_disk_that_the_definition_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match="vdx"):
-        rewrite_for_recovery(read("plain"), {"vda": "/a", "vdx": "/b"}, name="x")
+        rewrite_for_recovery(read("plain"), Wishes({"vda": "/a", "vdx": "/b"}, name="x"))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_recovery_keeps_hostile_names_as_data(name: str) -> None:
-    rewritten = rewrite_for_recovery(read("plain"), {"vda": f"/images/{name}"}, name=name, uuid="u")
+    rewritten = rewrite_for_recovery(read("plain"), Wishes({"vda": f"/images/{name}"}, name=name, uuid="u"))
     domain = parse_domain(rewritten.xml)
     assert domain.name == name
     disk = domain.disk("vda")
