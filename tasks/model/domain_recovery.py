@@ -71,7 +71,7 @@ def _boot_files(old: ET.Element, new: ET.Element, wishes: Wishes) -> None:
 
 
 def _firmware(old: ET.Element, new: ET.Element, wishes: Wishes) -> None:
-    """UEFI is asked for by name, so that libvirt finds the new host's own loader; `nvram` is where its variables are."""
+    """UEFI is asked for by name, so that libvirt finds the new host's own loader; `nvram` has its variables."""
     system, kept = old.find("os"), new.find("os")
     if system is None or kept is None:
         raise ConfigError("domain XML is incomplete", "<os> is missing", "take it again from libvirt")
