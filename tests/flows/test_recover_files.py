@@ -141,6 +141,32 @@ def test_what_cannot_be_is_refused(nights: FakeSite, paths: list[str], to: str |
         recover_files("db1", paths, to=to)
 
 
+def test_files_inside_an_image_are_found_and_compared_with_a_night(nights: FakeSite, tmp_path: Path) -> None:
+    """A real image in libguestfs's real appliance."""
+    tree, folder = tmp_path / "tree", nights.store / "images/kvm1/db1/20261124T000000Z"
+    for name, text in {"etc/hosts": "new\n", "srv/deep/b": "changed", "only/here": "x"}.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    folder.mkdir(parents=True)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(folder / "vda.raw"), "16M"], check=True)
+    write_model(folder / "manifest.json", pulled_image(vm="db1"))
+
+    def gbs_says(*words: str) -> Any:
+        done = CliRunner().invoke(gbs, [*words, "--json"], catch_exceptions=False, standalone_mode=False)
+        return json.loads(done.stdout)
+
+    (hosts,) = gbs_says("find", "db1", "hosts", "--images")
+    sums = hashlib.sha256(b"new\n").hexdigest()
+    version = {"sha256": sums, "size_bytes": 4, "nights": ["20261124T000000Z"]}
+    assert hosts == {"path": "/etc/hosts", "versions": [version], "deleted": None}
+    found = gbs_says("diff", "db1", "image:latest", "latest", "/srv")
+    assert [(row["change"], row["path"]) for row in found] == [("added", "/srv/a"), ("changed", "/srv/deep/b")]
+    with pytest.raises(NothingToRecover, match="20261124T000000Z"):
+        gbs_says("find", "db1", "hosts", "--image", "20200101T000000Z")
+    with pytest.raises(ConfigError, match="--content compares nights"):
+        gbs_says("diff", "db1", "image:latest", "latest", "/etc/hosts", "--content")
+
+
 def test_image_serves_where_there_are_no_files(site: FakeSite, tmp_path: Path, monkeypatch: Any) -> None:
     folder = site.store / "images/kvm1/web1/20261124T000000Z"
     folder.mkdir(parents=True)
