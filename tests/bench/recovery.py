@@ -1,8 +1,8 @@
 """`make bench`: a lost VM from "go" to "probed", by GBS and by virtnbdrestore, in turn.
 
 Both bring back the lab's Debian guest, whose disk and definition are gone. The peer's backup was taken by virtnbdbackup
-on the host just before the guest was lost; restored, defined, started, and asked until ssh and both databases answer, it
-has its files of that moment. Ours has those of last night: "go" is the operator's command, and its time holds the
+on the host just before the guest was lost; restored, defined, started, and asked until ssh and both databases answer,
+it has its files of that moment. Ours has those of last night: "go" is the operator's command, and its time holds the
 start of Prefect's flow run, the proof of the image and of the night, the update, and the load of the databases' dumps.
 """
 
@@ -38,8 +38,8 @@ class Bench:
         self.demo.set_up()
         self.demo.nights()
         shutil.rmtree(self.outside(_FOLDER), ignore_errors=True)
-        argv = ["virtnbdbackup", "-d", "web1", "-l", "full", "-o", f"{_FOLDER}/backup", "-n", "--scratchdir", "/var/tmp"]
-        self.host.run(argv, timeout_s=900)
+        argv = ["virtnbdbackup", "-d", "web1", "-l", "full", "-o", f"{_FOLDER}/backup", "-n"]
+        self.host.run([*argv, "--scratchdir", "/var/tmp"], timeout_s=900)
         self.host.virsh("checkpoint-delete", "web1", "virtnbdbackup.0", "--metadata")
 
     def outside(self, path: str) -> Path:
