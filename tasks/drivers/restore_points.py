@@ -16,7 +16,7 @@ from tasks.drivers.store import read_model, remove, sync_folder, write_model
 from tasks.errors import IntegrityError
 from tasks.model.anomaly import HeldNight
 from tasks.model.manifest import MANIFEST, NightManifest
-from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Rules, plan
+from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Rules, night_of, plan
 
 PINS, READINGS = ".pins.json", ".readings.json"
 HELD, RECORD = ".held-", "held.json"
@@ -83,15 +83,20 @@ def pinned(root: Path) -> dict[str, Pin]:
     }
 
 
-def retained(root: Path, found: Mapping[str, NightManifest | None] | None = None) -> list[Point]:
-    """The restore points as retention looks at them: those below the root, or those that another engine has `found`."""
-    kept, read = pinned(root), readings(root).nights
-    return [
-        Point(name, night.id, night.ended, kept.get(night.id), night.id in read and bool(read[night.id].damaged))
-        if night
-        else Point(name)
-        for name, night in (points(root) if found is None else found).items()
-    ]
+def retained(root: Path, found: Mapping[str, tuple[str, NightManifest | None]] | None = None) -> list[Point]:
+    """The restore points as retention looks at them: those below the root, or those that another engine has `found`.
+
+    It says their nights also of those whose manifests cannot be read, as the names of `kept.` ones do.
+    """
+    there = {name: (night_of(name), manifest) for name, manifest in points(root).items()} if found is None else found
+    pins_by_night, read = pinned(root), readings(root).nights
+    retained = list[Point]()
+    for name, (told, manifest) in there.items():
+        night, content = (manifest.id, manifest.ended) if manifest else (told, None)
+        unreadable = manifest is None and (found is not None or (root / name / MANIFEST).exists())
+        damaged = manifest is None or (night in read and bool(read[manifest.id].damaged))
+        retained.append(Point(name, night, content, pins_by_night.get(night or ""), damaged, unreadable))
+    return retained
 
 
 def readings(root: Path) -> Readings:

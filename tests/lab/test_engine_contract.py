@@ -532,6 +532,27 @@ class TestOthers:
         assert PASSWORD not in caplog.text
         assert KEY not in caplog.text
 
+    def test_point_whose_manifest_cannot_be_read_is_not_given_up(self, kind: str, tmp_path: Path) -> None:
+        """The pin of its night was lost with the manifest, and it went."""
+        bench = Bench(kind, tmp_path, Policy(daily=2, weekly=0, monthly=0, least=1, trash_days=0))
+        bench.kept(1)
+        pin = Pin(night=id_of(1), until=datetime.now(UTC).date() + timedelta(days=30), reason="audit")
+        restore_points.pin(bench.root, pin, id_of(1))
+        bench.kept(2)
+        bench.kept(3)
+        (spoilt,) = (
+            [bench.root / ".nights" / f"{id_of(1)}.json"]
+            if kind == "command"
+            else [path for path in bench.store.root.glob("restic/web1/*.json") if id_of(1) in path.read_text()]
+        )
+        spoilt.write_text("{")
+        for number in (4, 5):
+            bench.kept(number)
+            (kept,) = [point for point in bench.engine().retained() if point.name == f"kept.{id_of(1)}"]
+            assert (kept.night, kept.pin, kept.sound) == (id_of(1), pin, False)
+        assert bench.days() == {"daily.0": 5, "daily.1": 4}
+        assert copies(bench) == 3
+
     def test_point_is_opened_where_there_is_room(self, kind: str, tmp_path: Path) -> None:
         bench = Bench(kind, tmp_path)
         bench.kept(1)
