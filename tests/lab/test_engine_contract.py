@@ -59,6 +59,13 @@ OTHERS = ("restic", "command")
 WORDS = ("hold", "accept", "reject", "tidy")
 KILLED = [(kind, word) for kind in KINDS for word in WORDS if (kind, word) != ("restic", "reject")]
 """A rejection does the same whatever the engine, and each look at a repository takes restic a second."""
+SPOILT = [
+    ("command", "key.json", "{"),
+    ("restic", "key.json", "{"),
+    ("restic", "key.json", None),
+    ("restic", "manifest.json", "{"),
+]
+"""What is damaged or gone of the folder of a held night."""
 MIB = 1 << 20
 
 
@@ -398,6 +405,51 @@ class TestHeld:
         past = read_model(bench.root / held_nights.PAST, Past)
         assert past is None or not any(night.accepted for night in past.nights)
 
+    @pytest.mark.parametrize(("stock", "name", "content"), SPOILT, indirect=["stock"])
+    def test_damaged_folder_of_a_held_night_is_said_and_stops_nothing(
+        self, bench: Bench, name: str, content: str | None
+    ) -> None:
+        """All of the client's stage 2 stopped; or, where the file was gone, the held night was forgotten."""
+        stage2(bench, 4, encrypted(plain_tree()))
+        bench.reject(id_of(4))
+        tomorrow(bench)
+        spoilt = bench.root / f".held-{id_of(3)}" / name
+        spoilt.unlink() if content is None else spoilt.write_text(content)
+        bench.content(5, plain_tree() | {"log": b"night 5"})
+        assert not bench.judged().held
+        assert bench.engine().rotate()
+        for _ in range(2):
+            with pytest.raises(IntegrityError, match=rf"\.held-{id_of(3)}"):
+                bench.engine().tidy()
+            assert not list(bench.root.glob(".trash-*-held-*")), "what is due besides is removed"
+            assert copies(bench) == 4, "three points and the held night"
+            assert bench.waiting() == [3]
+        assert bench.nights() == {"daily.0": 5, "daily.1": 2, "weekly.0": 1}
+
+    @pytest.mark.parametrize("stock", OTHERS, indirect=True)
+    def test_damaged_folder_in_the_trash_is_said_and_left_alone(self, bench: Bench) -> None:
+        """What the engine calls its night cannot be told, and is not guessed."""
+        bench.reject(id_of(3))
+        tomorrow(bench)
+        (trash,) = bench.root.glob(".trash-*-held-*")
+        (trash / "key.json").write_text("{")
+        assert stage_2_says(bench, 4)
+        assert trash.exists()
+        assert copies(bench) == 4
+        assert bench.nights() == {"daily.0": 4, "daily.1": 2, "weekly.0": 1}
+
+    @pytest.mark.parametrize("stock", OTHERS, indirect=True)
+    def test_night_that_is_held_again_stays_when_its_first_folder_is_due(self, bench: Bench) -> None:
+        """Both folders name the same night of the engine, and one of them cannot be read."""
+        bench.reject(id_of(3))
+        (trash,) = bench.root.glob(".trash-*-held-*")
+        subprocess.run(["cp", "-a", str(trash), str(bench.root / f".held-{id_of(3)}")], check=True)
+        (bench.root / f".held-{id_of(3)}" / "key.json").write_text("{")
+        tomorrow(bench)
+        with pytest.raises(IntegrityError, match=rf"\.held-{id_of(3)}"):
+            bench.engine().tidy()
+        assert copies(bench) == 3
+
     @pytest.mark.parametrize(("stock", "word"), KILLED, indirect=["stock"])
     def test_killed_between_any_two_steps_nothing_is_lost(self, stock: Bench, tmp_path: Path, word: str) -> None:
         prepared = copy_of(stock, tmp_path / "prepared")
@@ -443,6 +495,16 @@ def stage2(bench: Bench, number: int, tree: Tree) -> tuple[str, ...]:
         bench.engine().rotate()
     bench.engine().tidy()
     return found.reasons
+
+
+def stage_2_says(bench: Bench, number: int) -> str:
+    """What hinders the end of a night that is like the good ones, and not its point."""
+    bench.content(number, plain_tree() | {"log": f"night {number}".encode()})
+    assert not bench.judged().held
+    assert bench.engine().rotate()
+    with pytest.raises(IntegrityError) as caught:
+        bench.engine().tidy()
+    return str(caught.value)
 
 
 def copy_of(bench: Bench, folder: Path) -> Bench:
