@@ -132,21 +132,46 @@ def _order(name: str) -> tuple[int, int | str]:
     return (_INTERVALS.index(interval), int(number)) if interval in _INTERVALS else (len(_INTERVALS), number)
 
 
-def planned(root: Path, rules: Rules, now: datetime, sync: str) -> list[Move]:
-    """The moves that `rotate` would make."""
-    return plan(retained(root), rules, stamp_of(root / sync).ended, now, sync)
+def planned(root: Path, store: Path, rules: Rules, now: datetime, sync: str) -> list[Move]:
+    """The moves that `rotate` would make, and the errors that it would raise before."""
+    stamp, newest = stamp_of(root / sync), root / f"{rules.retain[0].interval}.0"
+    return moves(store, retained(root), (str(newest), _manifest_of(newest)), stamp, rules, now, sync)
+
+
+def moves(
+    store: Path,
+    there: Sequence[Point],
+    newest: tuple[str, NightManifest | None],
+    stamp: NightManifest,
+    rules: Rules,
+    now: datetime,
+    sync: str,
+) -> list[Move]:
+    """What taking a stamped sync in does to the points of any engine; [] when it is the newest one already.
+
+    `newest` is what that is called, and its manifest. The clock of the permanent store, whose root is `store`, is asked
+    when something moves, since to ask is to write there. IntegrityError when the newest point is of a later time:
+    nothing would rotate until then.
+    """
+    found = plan(there, rules, stamp.ended, now, sync)
+    if found:
+        doubt = store_clock.doubt(store, now)
+        return found if doubt is None else plan(there, rules, stamp.ended, now, sync, doubt)
+    where, manifest = newest
+    if manifest is not None and manifest != stamp:
+        expected = f"the stamp of night {stamp.id}"
+        raise IntegrityError(where, expected, f"that of {manifest.id}: was a clock wrong?")
+    return []
 
 
 def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int, sync: str = SYNC) -> list[Move]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
     What is given up is out of sight, and removed by `tidy` once `trash_days` have passed; while the clock is in doubt
-    nothing is. Raises IntegrityError when
-    there is no stamped sync, when its stamp did not arrive in the newest point, or when the newest point is of a later
-    time: nothing would rotate until then.
+    nothing is. Raises IntegrityError when there is no stamped sync, or when the newest point is of a later time:
+    nothing would rotate until then.
     """
-    now = datetime.now(UTC)
-    return at(place, _rotate, root, rules, now, trash_days, sync, place.path)
+    return at(place, _rotate, root, place.path, rules, datetime.now(UTC), trash_days, sync)
 
 
 def tidy(place: PermanentPlace, root: Path) -> int:
@@ -165,33 +190,20 @@ def stamp_of(sync: Path) -> NightManifest:
     return stamp
 
 
-def _rotate(
-    root: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC, store: Path | None = None
-) -> list[Move]:
-    """As `rotate`; the clock of `store` is asked when something moves, since to ask is to write there."""
+def _rotate(root: Path, store: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC) -> list[Move]:
+    """As `rotate`."""
     mend(root)
-    stamp = stamp_of(root / sync)
-    moves = plan(retained(root), rules, stamp.ended, now, sync)
-    if moves and store is not None and (doubt := store_clock.doubt(store, now)) is not None:
-        moves = plan(retained(root), rules, stamp.ended, now, sync, doubt)
-    _make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
-    return moves
+    made = planned(root, store, rules, now, sync)
+    _make(root, made, root / f"{rules.retain[0].interval}.0", now.date() + timedelta(days=trash_days))
+    return made
 
 
-def _make(root: Path, moves: Sequence[Move], rules: Rules, stamp: NightManifest, due: date) -> None:
-    """Make planned moves; what is given up may be removed from the day `due`.
-
-    IntegrityError when the newest point then has another stamp.
-    """
+def _make(root: Path, moves: Sequence[Move], newest: Path, due: date) -> None:
+    """Make planned moves; what is given up may be removed from the day `due`."""
     leaving = [_aside(root / move.point) for move in moves if move.to is None]
     for move in moves:
         if move.to is not None:
             (root / move.point).rename(root / move.to)
-    newest = root / f"{rules.retain[0].interval}.0"
-    found = read_model(newest / MANIFEST, NightManifest)
-    if found != stamp:
-        expected = f"the stamp of night {stamp.id}"
-        raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
     (newest / RECORD).unlink(missing_ok=True)  # of a night that was held
     for folder in leaving:
         give_up(folder, due)

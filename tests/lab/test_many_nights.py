@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from tasks.drivers import restore_points
+from tasks.drivers import restore_points, store_clock
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.restore_points import mend, retained
 from tasks.drivers.store import read_model
@@ -65,7 +65,7 @@ class Years:
         return new_id(now)
 
     def rotate(self, now: datetime) -> None:
-        restore_points._rotate(self.root, self.rules, now, self.trash_days)
+        restore_points._rotate(self.root, self.root.parent, self.rules, now, self.trash_days)
 
     def tidy(self) -> None:
         for folder in restore_points._doomed(self.root, self.now.date()):
@@ -219,6 +219,7 @@ def test_200_nights_keep_what_is_promised_whatever_happens(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # no power is cut here
+    monkeypatch.setattr(store_clock, "doubt", lambda root, ours: None)
     years = Years(tmp_path / "web1", seed)
     for years.number in range(200):
         something_happens(years)

@@ -233,7 +233,7 @@ def test_rotation_killed_between_any_two_renames_costs_no_point(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
         with suppress(KeyboardInterrupt):
-            restore_points._rotate(site.root, site.rules, datetime.now(UTC), 0)
+            restore_points._rotate(site.root, site.far.path, site.rules, datetime.now(UTC), 0)
     there = {*site.days().values()}
     assert there >= ({8, 15, 16, 17, 18} if 18 in there else {1, 8, 15, 16, 17}), "one goes when the new one is there"
     site.sync()

@@ -14,7 +14,7 @@ from shutil import copyfile, disk_usage
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.drivers import restore_points, store_clock
+from tasks.drivers import restore_points
 from tasks.drivers.engines import Advance, Ground
 from tasks.drivers.night_changes import against_newest
 from tasks.drivers.permanent import at, watching
@@ -24,7 +24,7 @@ from tasks.errors import IntegrityError, NothingToRecover, StoreError
 from tasks.model.anomaly import Change
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.point_names import named
-from tasks.model.retention import SYNC, Move, Point, plan
+from tasks.model.retention import SYNC, Move, Point
 
 KEY = "key.json"
 
@@ -111,18 +111,12 @@ class PointsByAge(ABC):
         return self.moves(self.arranged(), stamped(self.ground, sync), sync)
 
     def moves(self, points: Mapping[str, Copy], stamp: Stamp, sync: str) -> list[Move]:
-        """What taking the sync in does to the points; [] when it is there already.
-
-        IntegrityError when the newest point is of a later time: nothing would rotate until then.
-        """
-        ground, rules = self.ground, self.ground.policy.rules
-        now = datetime.now(UTC)
-        doubt = at(ground.place, store_clock.doubt, ground.place.path, now)
-        moves = plan(retained(ground, points), rules, stamp.night.ended, now, sync, doubt)
-        newest = points.get(f"{rules.retain[0].interval}.0")
-        if not moves and newest is not None and newest.manifest != stamp.night:
-            expected = f"the stamp of night {stamp.night.id}"
-            raise IntegrityError(ground.client, expected, f"a point of {newest.night}: was a clock wrong?")
+        """As `restore_points.moves`; nothing is given up where the engine would not let go of it."""
+        ground, rules, now = self.ground, self.ground.policy.rules, datetime.now(UTC)
+        name = f"{rules.retain[0].interval}.0"
+        newest = (f"{name} of {ground.client}", points[name].manifest if name in points else None)
+        there, store = retained(ground, points), ground.place.path
+        moves = at(ground.place, restore_points.moves, store, there, newest, stamp.night, rules, now, sync)
         return moves if self.forgets else [move for move in moves if move.point == sync]
 
     def tidy(self) -> None:
