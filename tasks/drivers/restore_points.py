@@ -6,7 +6,7 @@ permanent store and are called by `tasks.drivers.permanent.at`; those that are g
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tasks.drivers.store import read_model, remove, sync_folder, write_model
 from tasks.errors import IntegrityError
 from tasks.model.anomaly import HeldNight
 from tasks.model.manifest import MANIFEST, NightManifest
+from tasks.model.names import one_line
 from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Rules, night_of, plan
 
 PINS, READINGS = ".pins.json", ".readings.json"
@@ -83,19 +84,35 @@ def pinned(root: Path) -> dict[str, Pin]:
     }
 
 
+def _pin_of(root: Path) -> Callable[[str | None], Pin | None]:
+    """The pin of a night; each has one while it cannot be told which do."""
+    try:
+        pins_by_night = pinned(root)
+        unclear = next((f"{HELD}{one.night}: {RECORD} cannot be read" for one in held(root) if not one.change), None)
+    except IntegrityError as exc:
+        pins_by_night, unclear = {}, one_line(str(exc))
+
+    def pin_of(night: str | None) -> Pin | None:
+        if night is None or night in pins_by_night or unclear is None:
+            return pins_by_night.get(night or "")
+        return Pin(night=night, until=date.max, reason=f"which nights are cannot be read: {unclear}")
+
+    return pin_of
+
+
 def retained(root: Path, found: Mapping[str, tuple[str, NightManifest | None]] | None = None) -> list[Point]:
     """The restore points as retention looks at them: those below the root, or those that another engine has `found`.
 
     It says their nights also of those whose manifests cannot be read, as the names of `kept.` ones do.
     """
     there = {name: (night_of(name), manifest) for name, manifest in points(root).items()} if found is None else found
-    pins_by_night, read = pinned(root), readings(root).nights
+    pin_of, read = _pin_of(root), readings(root).nights
     retained = list[Point]()
     for name, (told, manifest) in there.items():
         night, content = (manifest.id, manifest.ended) if manifest else (told, None)
         unreadable = manifest is None and (found is not None or (root / name / MANIFEST).exists())
         damaged = manifest is None or (night in read and bool(read[manifest.id].damaged))
-        retained.append(Point(name, night, content, pins_by_night.get(night or ""), damaged, unreadable))
+        retained.append(Point(name, night, content, pin_of(night), damaged, unreadable))
     return retained
 
 
@@ -175,10 +192,14 @@ def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int, syn
 
 
 def tidy(place: PermanentPlace, root: Path) -> int:
-    """Remove what was given up and is due, and what failed runs left; how many trees."""
+    """Remove what was given up and is due, and what failed runs left; how many trees.
+
+    IntegrityError in the end when it cannot be told what is pinned: nothing is given up then.
+    """
     doomed = at(place, _doomed, root, datetime.now(UTC).date())
     for folder in doomed:
         remove(folder, watching(place))
+    at(place, pins, root)
     return len(doomed)
 
 

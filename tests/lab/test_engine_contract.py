@@ -615,6 +615,18 @@ class TestOthers:
         assert bench.days() == {"daily.0": 5, "daily.1": 4}
         assert copies(bench) == 3
 
+    def test_while_pins_cannot_be_read_nights_go_on_and_none_is_given_up(self, kind: str, tmp_path: Path) -> None:
+        bench = Bench(kind, tmp_path)
+        bench.kept(1)
+        (bench.root / restore_points.PINS).write_text("{")
+        for number in range(2, 5):
+            bench.night(number)
+            bench.engine().sync(bench.manifest, nothing)
+            bench.engine().rotate()
+        with pytest.raises(IntegrityError, match=r"\.pins\.json is damaged"):
+            bench.engine().tidy()
+        assert set(bench.days().values()) == {1, 2, 3, 4}
+
     def test_point_is_opened_where_there_is_room(self, kind: str, tmp_path: Path) -> None:
         bench = Bench(kind, tmp_path)
         bench.kept(1)

@@ -59,7 +59,7 @@ def arranged(ground: Ground, copies: list[Copy]) -> dict[str, Copy]:
     """Copies by the names of their points, newest first; of a night that is there twice the last one."""
     nights = {copy.night: copy for copy in copies}
     pinned = set[str]()
-    with suppress(StoreError):  # names differ a little without pins, and that is no reason to show none
+    with suppress(StoreError, IntegrityError):  # names differ a little without pins, and that is no reason to show none
         pinned = set(at(ground.place, restore_points.pinned, ground.root))
     last = pinned | {night for night, copy in nights.items() if copy.manifest is None}
     names = named({night: copy.content for night, copy in nights.items()}, ground.policy.rules.retain, last)
@@ -122,7 +122,7 @@ class PointsByAge(ABC):
     def tidy(self) -> None:
         """The engine lets go of a night before the folder goes that says what it is called.
 
-        Folders that are damaged stay as they are; in the end the first of them is raised.
+        Folders that are damaged stay as they are; in the end the first of them is raised, or that of the pins.
         """
         doomed = at(self.ground.place, _doomed, self.ground.root, datetime.now(UTC).date())
         self.forget(doomed.keys)
@@ -130,6 +130,7 @@ class PointsByAge(ABC):
             remove(folder, watching(self.ground.place))
         for damage in doomed.damage:
             raise damage
+        at(self.ground.place, restore_points.pins, self.ground.root)
 
     def close(self, point: str) -> None:
         """As the contract says."""
