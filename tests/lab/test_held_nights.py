@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.drivers import held_nights, night_changes, permanent, restore_points
+from tasks.drivers import held_nights, night_changes, permanent, restore_points, store_clock
 from tasks.drivers.held_nights import PAST, Braked
 from tasks.drivers.restore_points import pins, points, retained
 from tasks.drivers.store import read_model, write_model
@@ -290,6 +291,22 @@ def test_killed_between_any_two_renames_the_next_run_goes_on(
     assert site.days() == kept
     assert site.stage2(5, plain_tree() | {"log": b"night 2"}).change is not None
     assert points(site.root)["daily.0"] is not None
+
+
+@pytest.mark.parametrize("days", [400, -400])
+def test_while_the_clock_is_in_doubt_no_held_night_is_given_up(site: Held, days: int) -> None:
+    """A clock that was behind put them into the trash with a day that was over once it was right."""
+    store_clock.doubt(site.far.path, datetime.now(UTC))
+    then = time.time() + days * 86400
+    os.utime(site.far.path / store_clock.SEEN, (then, then))
+    for number in range(3, 6):
+        braked = site.stage2(number, encrypted(plain_tree()))
+        assert (braked.held, braked.given_up) == (True, ())
+    assert site.waiting() == [3, 4, 5]
+    assert not list(site.root.glob(".trash-*"))
+    store_clock.confirm(site.far.path, datetime.now(UTC))
+    assert site.stage2(6, encrypted(plain_tree())).given_up == (id_of(4), id_of(5))
+    assert site.waiting() == [3, 6]
 
 
 def test_while_pins_cannot_be_read_nights_go_on_and_none_is_given_up(site: Held) -> None:
