@@ -92,7 +92,8 @@ class ResticEngine(PointsByAge):
         cascade.make_root(self.ground)
         found = self._opened()
         cascade.unstamp(self.ground)
-        waiting = [stamp for stamp in cascade.aside(self.ground) if _snapshot(found, stamp)]
+        aside = cascade.aside(self.ground)
+        waiting = [one.stamp for one in aside if one.stamp and _snapshot(found, one.stamp)]
         there = [
             *((copy.key, copy.manifest) for copy in self._copies(found)),
             *((one.key, one.night) for one in waiting),
@@ -108,7 +109,8 @@ class ResticEngine(PointsByAge):
             restic.forget(self._repository, [made.id])
             raise
         held = [_snapshot(found, stamp) for stamp in waiting]
-        left = [snapshot.id for snapshot in found if SYNC in snapshot.tags and snapshot not in held]
+        unclear = {f"{NIGHT}{one.night}" for one in aside if not one.stamp}  # a damaged folder tells no more
+        left = [one.id for one in found if SYNC in one.tags and one not in held and not unclear & {*one.tags}]
         restic.forget(self._repository, left)
         cascade.stamp(self.ground, made.id, night)
         return self._too_long(folder)
