@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.drivers import process
 from tasks.drivers.process import Watch
 from tasks.drivers.restic_repository import QUICK_S, Repository, run, time_of
 from tasks.errors import CommandFailed, CommandTimedOut, IntegrityError, StoreNotMounted, is_transient
@@ -253,7 +252,7 @@ def check(repository: Repository, percent: float, deadline_s: float) -> Found:
     if finished.status == 0:
         return Found(read, frozenset(), "")
     packs, said = parse_damage(f"{finished.text}\n{finished.stderr}")
-    return Found(read, frozenset(packs if len(finished.stderr) < process.TAIL_BYTES else ()), said)
+    return Found(read, frozenset(() if finished.cut else packs), said)
 
 
 def stored_bytes(repository: Repository, deadline_s: float) -> int:

@@ -631,6 +631,21 @@ class TestRestic:
         assert all(row.damaged and row.healed == row.damaged for row in bench.engine().verify(100))
         assert "no errors were found" in bench.restic("check", "--read-data", "--no-cache")
 
+    def test_so_much_damage_that_not_all_of_it_is_told_names_no_pack_and_blames_every_point(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RESTIC_PACK_SIZE", "4")
+        bench.kept(1)
+        noise(bench, 2, 128)
+        bench.sync_and_rotate()
+        packs = [path for path in (bench.repository / "data").rglob("*") if path.is_file()]
+        large = [path for path in packs if path.stat().st_size > MIB]
+        for path in large:
+            flip(path, 1000)
+        said = subprocess.run(bench.argv("check", "--read-data"), check=False, capture_output=True).stderr
+        assert len(large) > said[-process.TAIL_BYTES :].count(b"want "), "the end of it has not all of them"
+        assert [row.damaged[0].partition(":")[0] for row in bench.engine().verify(100)] == ["the repository"] * 2
+
     def test_night_that_cannot_be_read_whole_is_no_snapshot(self, bench: Bench) -> None:
         bench.kept(1)
         bench.night(2)
