@@ -29,12 +29,12 @@ from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
 from tasks.drivers.runbooks import Stores
-from tasks.drivers.store import read_model, write_model
+from tasks.drivers.store import listed_model, write_model
 from tasks.errors import ClockDoubted, IntegrityError, NothingToRecover, UnknownName
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import time_of_id
 from tasks.model.replica import Kind, Original
-from tasks.model.verify_choice import Turn, Verified, choose_turns
+from tasks.model.verify_choice import Turn, Verified, choose_turns, noted
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -208,9 +208,9 @@ def choose(older_than_days: int, at_most: int | None) -> list[Replica]:
     by_place = {original.place: original for original in known}
     found = permanent.at(place, replicas.published, place.path)
     made = {path: _made(path) for path in found}
-    records = {path: read_model(kept_replicas.record_of(store, path), Verified) for path in found}
-    read = {path: record.at for path, record in records.items() if record is not None}
-    turns = choose_turns(made, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
+    records = {path: listed_model(kept_replicas.record_of(store, path), Verified) for path in found}
+    known_of = {path: record for path, record in records.items() if record is not None}
+    turns = choose_turns(made, known_of, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
     return [_replica(turn, found[turn.name], by_place.get(turn.name)) for turn in turns]
 
 
@@ -225,30 +225,22 @@ def verify(replica: Replica, percent: float) -> Checked:
 
     It is noted what it found.
     """
-    place = places.permanent()
+    store, place = places.store(), places.permanent()
     permanent.prove(place)
-    folder = place.path / replica.place
+    folder, record = place.path / replica.place, kept_replicas.record_of(store, replica.place)
+    before = listed_model(record, Verified) or Verified(image=replica.place, at=_made(replica.place))
+    if whole := percent >= replica_check.WHOLE:
+        # First, so that one whose reading ends with this process takes no others' turn.
+        before = before.model_copy(update={"tried": datetime.now(UTC)})
+        write_model(record, before)
     with reporting(log, f"verify replica {replica.place}") as progress:
         found = replica_check.check(place, replica.kind, folder, replica.original, percent, progress.update)
-    _note(replica.place, found, percent)
+    write_model(record, noted(before, found.what, found.left, datetime.now(UTC), whole=whole))
     for path in found.healed:
         log.warning("%s/%s was damaged and is healed by its original", replica.place, path)
     if found.left:
         raise IntegrityError(str(folder / found.left[0]), "what its manifest says", "another")
     return found
-
-
-def _note(replica: str, found: Checked, percent: float) -> None:
-    """Note a reading; a sample does not make a replica whole again."""
-    path, now = kept_replicas.record_of(places.store(), replica), datetime.now(UTC)
-    before = read_model(path, Verified) or Verified(image=replica, at=_made(replica))
-    if not found.damaged and percent < replica_check.WHOLE:
-        return
-    if found.damaged:
-        before = before.model_copy(update={"hurt": now, "damaged": found.left or before.damaged})
-    if percent >= replica_check.WHOLE and not found.left:
-        before = before.model_copy(update={"at": now, "damaged": ()})
-    write_model(path, before)
 
 
 def _made(place: str) -> datetime:

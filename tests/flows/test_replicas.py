@@ -200,6 +200,46 @@ def test_damage_that_nobody_healed_keeps_an_older_replica(site: FakeSite) -> Non
     assert replicas_of(site) == [second.name]
 
 
+def damage(folder: Path) -> None:
+    with (folder / "vda.raw").open("r+b") as disk:
+        disk.write(b"damage")
+
+
+def test_known_damage_puts_the_others_in_doubt_but_once(site: FakeSite) -> None:
+    site.policies = {"default": {"image_replicas": 1}}
+    site.create()
+    nightly(["kvm1", "web1"])
+    folder = site.permanent / "_images/kvm1/web1"
+    _, second, third = take(site, 2)
+    for image in (second, third):
+        shutil.copytree(site.store / "images/kvm1/web1" / image, folder / image)
+    damage(folder / third)
+    shutil.rmtree(site.store / "images/kvm1/web1" / third)
+    for _ in range(2):  # the others, which are read before it, are read since in the second turn
+        with pytest.raises(ClientsFailed, match=r"vda\.raw is damaged"):
+            verify_replicas()
+    replicate()
+    assert replicas_of(site) == [second, third]
+
+
+@pytest.mark.parametrize("verify", [verify_replicas, verify_images])
+def test_one_that_stays_damaged_takes_no_others_turn(site: FakeSite, verify: Any) -> None:
+    nightly(["kvm1", "web1"])
+    take(site)
+    replicate()
+    shutil.rmtree(site.permanent / "_server")
+    here, there = site.permanent / "_images/kvm1/web1", site.store / "images/kvm1/web1"
+    bad, good = (here, there) if verify is verify_replicas else (there, here)
+    (first, second) = replicas_of(site)
+    damage(bad / first)
+    shutil.rmtree(good / first)
+    for _ in range(2):
+        with pytest.raises(ClientsFailed, match=rf"{first}/vda\.raw.* is damaged"):
+            verify(at_most=1)
+        (row,) = verify(at_most=1)
+        assert row.produced.endswith(second)
+
+
 def test_an_image_of_the_disk_layout_of_an_old_night_stays(site: FakeSite) -> None:
     site.policies = {"default": {"image_replicas": 1}}
     site.create()
