@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ from tasks.drivers import (
     replica_check,
     replicas,
     runbooks,
-    store_clock,
 )
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
 from tasks.drivers.runbooks import Stores
 from tasks.drivers.store import listed_model, write_model
-from tasks.errors import ClockDoubted, IntegrityError, NothingToRecover, UnknownName
+from tasks.errors import IntegrityError, NothingToRecover, UnknownName
+from tasks.model.inventory import Policy
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import time_of_id
 from tasks.model.replica import Kind, Original
@@ -75,6 +74,14 @@ def vms() -> list[str]:
     return originals.vms(places.store())
 
 
+@retryable("list replicas", retries=0)
+def vms_gone() -> list[str]:
+    """The VMs of whose images the permanent store has something, and the store nothing any more."""
+    place = places.permanent()
+    permanent.prove(place)
+    return sorted(permanent.at(place, originals.vms_kept, place.path) - {*vms()})
+
+
 @retryable("replicate images", "replicate images of {vm}")
 def replicate_images(vm: str) -> Made:
     """The VM's templates, and those of its images that are kept there, which the permanent store does not have yet."""
@@ -97,17 +104,11 @@ def retain_images(vm: str) -> list[str]:
     permanent.prove(place)
     judged = kept_replicas.verdicts(places.inventory(), store, place, vm, now)
     doomed = [one for one in judged if not one.stays]
-    try:
-        store_clock.require(place)
-    except ClockDoubted:
-        if doomed:
-            raise
-        return []
     due = now.date() + timedelta(days=places.policy_of_vm(vm).trash_days)
-    kept_replicas.give_up(place, doomed, due)
+    paths = [place.path / one.replica.place for one in doomed]
+    kept_replicas.give_up(place, paths, kept_replicas.folders_of(place, vm), due)
     for one in doomed:
-        log.info("%s: image %s goes to the trash until %s: %s", vm, one.replica.id, due, one.reason)
-    kept_replicas.tidy(place, vm)
+        log.info("%s: image %s went to the trash until %s: %s", vm, one.replica.id, due, one.reason)
     return [one.replica.id for one in doomed]
 
 
@@ -147,14 +148,23 @@ def gather() -> ServerManifest:
 
 @retryable("replicate recovery sets")
 def replicate_recovery_sets() -> Made:
-    """The recovery sets that the permanent store does not have yet; of all, the newest are kept."""
-    place, declared = places.permanent(), places.inventory()
-    wanted = originals.recovery_sets(places.store())
-    made = _replicate("replicate recovery sets", wanted)
-    if wanted:
-        folder = Path(wanted[-1].place).parent.as_posix()
-        replicas.give_up(place, folder, partial(recovery_set.beyond, count=declared.server.keep))
-    return made
+    """The recovery sets that the permanent store does not have yet."""
+    return _replicate("replicate recovery sets", originals.recovery_sets(places.store()))
+
+
+@retryable("retain recovery sets", retries=0)
+def retain_recovery_sets() -> list[str]:
+    """Give up the recovery sets beyond the wanted number, remove what is due; the ids of those that went.
+
+    Raises ClockDoubted when something should go and nothing may.
+    """
+    place, declared, today = places.permanent(), places.inventory(), datetime.now(UTC).date()
+    permanent.prove(place)
+    folder = place.path / originals.place_of_sets(declared.site)
+    doomed = permanent.at(place, recovery_set.beyond, folder, declared.server.keep)
+    due = today + timedelta(days=declared.policies.get("default", Policy()).trash_days)
+    kept_replicas.give_up(place, doomed, [folder], due)
+    return [path.name for path in doomed]
 
 
 def _replicate(called: str, wanted: Sequence[Original], bytes_per_s: int | None = None) -> Made:
