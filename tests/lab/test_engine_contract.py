@@ -578,6 +578,23 @@ class TestRestic:
         assert not bench.locks
         assert bench.days() == {"daily.0": 2, "daily.1": 1}
 
+    def test_lock_of_another_host_is_never_taken_for_dead_as_its_clock_may_be_wrong(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.kept(1)
+        monkeypatch.setattr(restic_repository, "DEAD_AFTER", timedelta(0))  # as if its clock were far behind
+        bench.night(2)
+        with bench.other_restic("elsewhere"):
+            bench.engine().sync(bench.manifest, nothing)
+            with pytest.raises(Locked, match=r"root on elsewhere, .*if none works there any more: restic unlock"):
+                bench.engine().rotate()
+            (lock,) = bench.locks
+        with pytest.raises(Locked, match="root on elsewhere"):
+            bench.engine().rotate()
+        assert bench.locks == {lock}, "nor when it is dead, which nobody can tell here"
+        bench.restic("unlock", "--remove-all")
+        assert bench.sync_and_rotate() == ["daily"]
+
     def test_lock_that_comes_while_dead_ones_are_removed_stays(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
