@@ -38,6 +38,7 @@ from tasks.errors import (
 )
 from tasks.model.anomaly import Decision, Past
 from tasks.model.inventory import Policy
+from tasks.model.manifest import NightManifest
 from tasks.model.retention import Pin, Reading
 from tests.lab.engine_bench import (
     CODES,
@@ -672,6 +673,23 @@ class TestRestic:
         assert not bench.locks
         assert bench.days() == {"daily.0": 2, "daily.1": 1}
 
+    def test_lock_of_another_host_is_never_taken_for_dead_as_its_clock_may_be_wrong(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.kept(1)
+        monkeypatch.setattr(restic_repository, "DEAD_AFTER", timedelta(0))  # as if its clock were far behind
+        bench.night(2)
+        with bench.other_restic("elsewhere"):
+            bench.engine().sync(bench.manifest, nothing)
+            with pytest.raises(Locked, match=r"root on elsewhere, .*if none works there any more: restic unlock"):
+                bench.engine().rotate()
+            (lock,) = bench.locks
+        with pytest.raises(Locked, match="root on elsewhere"):
+            bench.engine().rotate()
+        assert bench.locks == {lock}, "nor when it is dead, which nobody can tell here"
+        bench.restic("unlock", "--remove-all")
+        assert bench.sync_and_rotate() == ["daily"]
+
     def test_lock_that_comes_while_dead_ones_are_removed_stays(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -725,6 +743,21 @@ class TestRestic:
         assert all(row.damaged and row.healed == row.damaged for row in bench.engine().verify(100))
         assert "no errors were found" in bench.restic("check", "--read-data", "--no-cache")
 
+    def test_so_much_damage_that_not_all_of_it_is_told_names_no_pack_and_blames_every_point(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RESTIC_PACK_SIZE", "4")
+        bench.kept(1)
+        noise(bench, 2, 128)
+        bench.sync_and_rotate()
+        packs = [path for path in (bench.repository / "data").rglob("*") if path.is_file()]
+        large = [path for path in packs if path.stat().st_size > MIB]
+        for path in large:
+            flip(path, 1000)
+        said = subprocess.run(bench.argv("check", "--read-data"), check=False, capture_output=True).stderr
+        assert len(large) > said[-process.TAIL_BYTES :].count(b"want "), "the end of it has not all of them"
+        assert [row.damaged[0].partition(":")[0] for row in bench.engine().verify(100)] == ["the repository"] * 2
+
     def test_night_that_cannot_be_read_whole_is_no_snapshot(self, bench: Bench) -> None:
         bench.kept(1)
         bench.night(2)
@@ -768,14 +801,50 @@ class TestRestic:
             bench.accept()
         assert (bench.waiting(), bench.days()) == ([2], {"daily.0": 1})
 
-    def test_manifest_that_cannot_be_read_is_no_backup(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("lost", ["packs", "index", "file"])
+    def test_manifest_that_is_damaged_or_gone_is_no_backup(self, bench: Bench, lost: str) -> None:
         bench.kept(1)
         shutil.rmtree(bench.store.root / "restic")
-        packs = [path for path in (bench.repository / "data").rglob("*") if path.is_file()]
-        for path in packs:
-            path.chmod(0o600)
-            path.write_bytes(b"x" * path.stat().st_size)
+        for path in (bench.repository / "data").rglob("*") if lost == "packs" else ():
+            if path.is_file():
+                path.chmod(0o600)
+                path.write_bytes(b"x" * path.stat().st_size)
+        if lost == "index":
+            shutil.rmtree(bench.repository / "index")
+        if lost == "file":
+            tags = ("--tag", f"gbs-point,night-{id_of(1)}")
+            (snapshot,) = json.loads(bench.restic("snapshots", "--json"))
+            bench.restic("forget", snapshot["id"])
+            subprocess.run(bench.argv("backup", "--quiet", *tags, "facts.json"), cwd=bench.source, check=True)
         assert bench.engine().points() == {"daily.0": None}
+
+    def test_manifest_that_was_not_read_for_another_reason_is_none_that_is_lost(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.kept(1)
+        shutil.rmtree(bench.store.root / "restic")
+        program = bench.folder / "bin" / "restic"
+        program.parent.mkdir()
+        killed = 'case " $* " in *" dump "*) kill -9 $$ ;; esac'
+        program.write_text(f'#!/bin/sh\n{killed}\nexec {shutil.which("restic")} "$@"\n')
+        program.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+            with pytest.raises(CommandFailed, match="restic dump failed with status -9"):
+                bench.engine().points()
+        assert bench.days() == {"daily.0": 1}
+
+    def test_damaged_copy_of_a_manifest_in_the_store_is_made_anew(self, bench: Bench) -> None:
+        bench.kept(1)
+        (copy,) = (bench.store.root / "restic" / "web1").glob("*.json")
+        copy.write_text("{")
+        assert bench.days() == {"daily.0": 1}
+        assert NightManifest.model_validate_json(copy.read_text()).id == id_of(1)
+
+    def test_file_that_a_point_does_not_have_is_none(self, bench: Bench) -> None:
+        bench.kept(1)
+        assert bench.engine().read("daily.0", "data/same") == b"always"
+        assert bench.engine().read("daily.0", "data/nowhere") is None
 
 
 class TestCommand:

@@ -8,6 +8,7 @@ restic writes a snapshot after all that it refers to: what a kill leaves is none
 import logging
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -250,14 +251,15 @@ class ResticEngine(PointsByAge):
         return copies
 
     def _manifest(self, snapshot: Snapshot) -> NightManifest | None:
-        """The night's, from the repository once; None when it cannot be read there."""
+        """The night's, from the repository once; None when it is not there, or damaged."""
         cached = self._cached(snapshot.tree)
-        try:
+        with suppress(IntegrityError):  # that of the repository counts
             if (known := read_model(cached, NightManifest)) is not None:
                 return known
+        try:
             content = restic.dump(self._repository, snapshot.id, f"/{MANIFEST}")
-            manifest = NightManifest.model_validate_json(content)
-        except (CommandFailed, IntegrityError, ValidationError) as exc:
+            manifest = NightManifest.model_validate_json(content or b"")
+        except (IntegrityError, ValidationError) as exc:
             log.warning("%s: the manifest of snapshot %s cannot be read: %s", self.ground.client, snapshot.id[:8], exc)
             return None
         write_model(cached, manifest)
