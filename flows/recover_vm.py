@@ -12,13 +12,14 @@ from flows.recovery_run import RecoveryRun, begin, planned, put, serve
 from flows.run_name import of_recovery
 from flows.vm_name import KvmHostName, VmName
 from tasks import places, recovery, recovery_assessment
-from tasks.errors import RecoveredPartly
+from tasks.errors import GbsError, LeftBehind, RecoveredPartly
 from tasks.model.assessment import BOOT, DEFINE, Assessment
 from tasks.model.assessment_words import markdown
 from tasks.model.domain_xml import parse_domain
 from tasks.model.names import human_age
 from tasks.model.recovery import Recovered, Sources
 from tasks.model.recovery_plan import Order, parse_networks
+from tasks.model.recovery_record import PutRecord
 
 
 @flow(name="recover-vm", flow_run_name=of_recovery)
@@ -72,21 +73,31 @@ def bring_back(sources: Sources, order: Order, *, dry_run: bool, approval: bool)
 
 
 def _recover(run: RecoveryRun) -> Recovered:
-    """Until the VM answers a failure removes what was made; a run that was killed is gone on with, or removed too."""
+    """Until the VM answers a failure removes what this run made; what a killed one had started is never removed."""
     earlier = recovery.settle(run.sources, run.plan)
-    if earlier is None:
-        rewritten = begin(run)
+    if earlier is not None:
+        _go_on(run, earlier)
+        return _finish(run)
+    rewritten = begin(run)
     try:
-        if earlier is None:
-            put(run, rewritten)
-        else:
-            with run.steps.step(DEFINE):
-                recovery.go_on(earlier)
+        put(run, rewritten)
         _wait(run)
     except BaseException:
         recovery.undo(run.plan)
         raise
     return _finish(run)
+
+
+def _go_on(run: RecoveryRun, earlier: PutRecord) -> None:
+    """Somebody may have used the VM since an earlier run started it: LeftBehind when it does not answer now."""
+    run.image = earlier.image
+    try:
+        with run.steps.step(DEFINE):
+            recovery.go_on(earlier)
+        _wait(run)
+    except GbsError as exc:
+        undo = f"virsh destroy {earlier.name}; virsh undefine {earlier.name} --nvram --remove-all-storage"
+        raise LeftBehind(f"VM {earlier.name} on {earlier.kvm_host}, of an earlier run,", str(exc), undo) from exc
 
 
 def _wait(run: RecoveryRun) -> None:

@@ -39,26 +39,22 @@ def ledger(kvm_host: str, uuid: str) -> Ledger:
     "look for an earlier run", "look what an earlier recovery of {sources.vm} left on {plan.kvm_host}", retries=0
 )
 def settle(sources: Sources, plan: Plan) -> PutRecord | None:
-    """The earlier run of this very recovery whose VM is there, to go on with; anything else it left is taken away.
+    """The earlier run of this very recovery whose VM is there, to go on with; else what it never started is removed.
 
-    RecoveryRefused when the VM that it made runs, but as of something else than is asked for now.
+    RecoveryRefused when it started a VM, which may be in use since, as of something else than is asked for now.
     """
     kept = ledger(plan.kvm_host, plan.identity.uuid)
     record = kept.read()
     if record is None:
         return None
     with places.hypervisor(plan.kvm_host) as (host, shell):
-        domain = recovery_put.made_by(host, record)
-        wanted = (sources.image.id, sources.night.id, plan.isolated)
-        if domain is not None and (record.image, record.night, record.isolated) == wanted:
+        wanted = record_of(plan, "", sources.vm, sources.image.id, sources.night.id)
+        found = recovery_put.settlement_of(host, shell, record, wanted)
+        if found.verdict == "go on":
             log.info("an earlier run had brought VM %s to %s: going on with it", record.name, plan.kvm_host)
             return record
-        if domain is not None and domain.call("ask whether it runs", lambda handle: bool(handle.isActive())):
-            reason = (
-                f"an earlier run has it running on {plan.kvm_host} as of image {record.image}, night {record.night}"
-            )
-            fix = f"go on with that night (--from {record.night}), or stop it: virsh destroy {record.name}"
-            raise RecoveryRefused(f"VM {record.name}", reason, fix)
+        if found.verdict == "refused":
+            raise RecoveryRefused(f"VM {record.name}", found.reason, found.fix)
         for what in recovery_put.clear(host, shell, kept):
             log.info("left by an earlier run, removed: %s", what)
     return None
@@ -125,10 +121,11 @@ def _put(
 @retryable("start again", "start {record.name} on {record.kvm_host}", retries=0)
 def go_on(record: PutRecord) -> None:
     """Start what an earlier run had defined, unless it runs."""
+    kept = ledger(record.kvm_host, record.uuid)
     with places.hypervisor(record.kvm_host) as (host, _):
         if record.isolated:
-            recovery_put.isolate(host, ledger(record.kvm_host, record.uuid))
-        recovery_put.start(host.domain(record.uuid))
+            recovery_put.isolate(host, kept)
+        recovery_put.start(host, kept)
 
 
 @retryable("define and start", "start {plan.identity.name} on {plan.kvm_host}", retries=0)

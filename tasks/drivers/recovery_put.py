@@ -21,7 +21,7 @@ from tasks.errors import CommandFailed, IntegrityError, LeftBehind, RecoveryRefu
 from tasks.model.domain_recovery import run_of
 from tasks.model.names import slug
 from tasks.model.recovery_plan import ISOLATED, Place
-from tasks.model.recovery_record import PutFile, PutRecord, isolated_network
+from tasks.model.recovery_record import PutFile, PutRecord, Settlement, isolated_network, settlement
 
 log = logging.getLogger(__name__)
 COPY_DEADLINE_S = 6 * 3600
@@ -177,14 +177,16 @@ def define_and_start(host: Host, ledger: Ledger, xml: str, pools: Sequence[str],
             reason = f"a VM of its UUID has come to {record.kvm_host} meanwhile"
             raise RecoveryRefused(f"VM {record.name}", reason, "look at it: virsh list --all --uuid --name")
         host.define(xml, record.name)
-    start(host.domain(record.uuid))
+    start(host, ledger)
     if autostart:
         host.domain(record.uuid).call("set autostart", lambda handle: handle.setAutostart(1))
 
 
-def start(domain: HostDomain) -> None:
-    """Start a VM that is defined, unless it runs."""
-    domain.call("start", lambda handle: handle.isActive() or handle.create())
+def start(host: Host, ledger: Ledger) -> None:
+    """Start the recovery's VM unless it runs; that is noted before, as somebody may use it from then on."""
+    record = _required(ledger)
+    ledger.write(record.model_copy(update={"started": True}))
+    host.domain(record.uuid).call("start", lambda handle: handle.isActive() or handle.create())
 
 
 def made_by(host: Host, record: PutRecord) -> HostDomain | None:
@@ -194,9 +196,24 @@ def made_by(host: Host, record: PutRecord) -> HostDomain | None:
     return domain if domain is not None and run_of(text) == record.run else None
 
 
+def settlement_of(host: Host, shell: HostShell, earlier: PutRecord, wanted: PutRecord) -> Settlement:
+    """What becomes of an earlier run's VM and files, now that `wanted` is asked for. Nothing is changed."""
+    domain = made_by(host, earlier)
+    runs = domain is not None and domain.call("ask whether it runs", lambda handle: bool(handle.isActive()))
+    left = [file.path for file in earlier.files if _is_own(shell, file)]
+    return settlement(earlier, wanted, there=domain is not None, runs=runs, left=left)
+
+
+def _is_own(shell: HostShell, file: PutFile) -> bool:
+    """Whether what stands in the place of a file is what the recovery put there."""
+    (stat,) = stat_files(shell, [file.path])
+    return stat is not None and stat.inode == file.inode
+
+
 def clear(host: Host, shell: HostShell, ledger: Ledger) -> list[str]:
     """Take away all that the record's recovery put there; what it was. Nothing else is touched.
 
+    For the run itself that fails, for a drill, and for what was never started: see `settlement`.
     Something in a place of ours that is not ours is left and said. LeftBehind when something cannot be removed.
     """
     record = ledger.read()

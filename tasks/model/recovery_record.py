@@ -1,5 +1,9 @@
 """What a recovery puts on a KVM host, noted in the store before each step: a run that was killed is undone by it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 from tasks.model.recovery_plan import ISOLATED, Plan
@@ -31,9 +35,13 @@ class PutRecord(BaseModel):
     image: str
     night: str
     isolated: bool
+    networks: dict[str, str] | None = None
+    """As the plan has them."""
     files: tuple[PutFile, ...]
     working_copy: str | None = None
     """The folder in the store where its updated image is made."""
+    started: bool = False
+    """It is or was about to be started: from then on somebody may use the VM."""
 
     def partial(self, path: str) -> str:
         """What a file is called until it is whole."""
@@ -56,8 +64,42 @@ def record_of(plan: Plan, run: str, vm: str, image: str, night: str) -> PutRecor
         image=image,
         night=night,
         isolated=plan.isolated,
+        networks=plan.networks,
         files=tuple(PutFile(role=place.role, path=place.path) for place in plan.places),
     )
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What becomes of an earlier run's VM and files when a recovery is asked for; `reason` and `fix` of a refusal."""
+
+    verdict: Literal["go on", "clear", "refused"]
+    reason: str = ""
+    fix: str = ""
+
+
+def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool, left: Sequence[str]) -> Settlement:
+    """Go on with the very recovery that is asked for; clear what was never started; leave alone what may be in use.
+
+    `there`: its VM is defined. `left`: those of its files that are still there and its own.
+    """
+    started = f"an earlier run started it on {earlier.kvm_host} as of image {earlier.image}, night {earlier.night}"
+    if there and _asks_for(wanted) == _asks_for(earlier):
+        return Settlement("go on")
+    if there and (earlier.started or runs):
+        reason = f"{started}, other than is asked for now: it may be in use"
+        remove = f"virsh destroy {earlier.name}; virsh undefine {earlier.name} --nvram --remove-all-storage"
+        fix = f"go on with that one (--from {earlier.night}, its networks), or remove it with its disks: {remove}"
+        return Settlement("refused", reason, fix)
+    if not there and earlier.started and left:
+        reason = f"{started}; it is gone, but not its files: {', '.join(left)}"
+        fix = "see that no VM of any host uses them (it may have moved), then remove them"
+        return Settlement("refused", reason, fix)
+    return Settlement("clear")
+
+
+def _asks_for(record: PutRecord) -> tuple[str, str, bool, dict[str, str] | None]:
+    return record.image, record.night, record.isolated, record.networks
 
 
 def isolated_network(run: str) -> str:

@@ -21,7 +21,7 @@ from tasks import recovery
 from tasks.drivers import appliance, libvirt_host, recovery_put, recovery_target
 from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.recovery_target import refused
-from tasks.errors import AccessDenied, RecoveryRefused
+from tasks.errors import AccessDenied, LeftBehind, RecoveryRefused
 from tasks.model.assessment import Assessment, Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import run_of
@@ -71,7 +71,7 @@ def target(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> Target:
     monkeypatch.setattr(recovery_target, "capabilities", lambda *_, **__: (Fit(), []))
     monkeypatch.setattr(recovery_put, "place_file", found.place)
     monkeypatch.setattr(recovery_put, "define_and_start", found.start)
-    monkeypatch.setattr(recovery_put, "start", lambda _: found.done.append("start again"))
+    monkeypatch.setattr(recovery_put, "start", lambda *_: found.done.append("start again"))
     monkeypatch.setattr(recovery_put, "clear", found.clear)
     monkeypatch.setattr(recovery_put, "made_by", lambda *_: found.made)
     monkeypatch.setattr(appliance, "update_files", lambda *_, **__: UpdateResult(1, 0, 4, 1.0, 1.0))
@@ -152,7 +152,7 @@ def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSit
     assert (target.done, recovered.name) == (["start again"], "web1")
     assert recovery.ledger("kvm1", UUID).read() is None
     left(night="20200101T000000Z")
-    with pytest.raises(RecoveryRefused, match=r"an earlier run has it running on kvm1 .*, night 20200101T000000Z"):
+    with pytest.raises(RecoveryRefused, match=r"an earlier run started it on kvm1 .*, night 20200101T000000Z"):
         recover_vm("web1")
     assert target.done == ["start again"]
     target.made = None
@@ -162,6 +162,34 @@ def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSit
     target.clashes = []
     recover_vm("web1")
     assert target.done == ["start again", "clear", "place vda", "start"]
+
+
+def test_vm_that_a_killed_run_had_started_is_never_removed(site: FakeSite, target: Target) -> None:
+    def left(**changed: Any) -> None:
+        assessment = recover_vm("web1", dry_run=True)
+        record = PutRecord(
+            run="r",
+            vm="web1",
+            kvm_host="kvm1",
+            name="web1",
+            uuid=UUID,
+            isolated=False,
+            **{"files": (), "image": assessment.image, "night": assessment.night, "started": True, **changed},
+        )
+        recovery.ledger("kvm1", UUID).write(record)
+
+    target.made = types.SimpleNamespace(call=lambda *_: False)
+    for other in ({"night": "20200101T000000Z"}, {"image": "old"}, {"networks": {"lan": "user"}}):
+        left(**other)
+        with pytest.raises(RecoveryRefused, match="it may be in use: go on with that one"):
+            recover_vm("web1")
+    left()
+    site.fail("answer", "web1", AccessDenied("web1", "login failed", "authorise the key"))
+    with pytest.raises(LeftBehind, match="VM web1 on kvm1, of an earlier run, was left behind: web1 refused"):
+        recover_vm("web1")
+    assert target.done == ["start again"]
+    assert recover_vm("web1").name == "web1"
+    assert recovery.ledger("kvm1", UUID).read() is None
 
 
 @pytest.mark.parametrize("approve", [True, False])

@@ -26,7 +26,7 @@ from tasks.model.domain_xml import parse_domain
 from tasks.model.manifest import DiskRecord, FileRecord, VmParts
 from tasks.model.recovery import Sources
 from tasks.model.recovery_plan import ISOLATED, Order, Plan, plan_of
-from tasks.model.recovery_record import record_of
+from tasks.model.recovery_record import PutRecord, record_of
 from tasks.model.ssh_target import SshTarget
 from tests.lab.kvm_host import KvmHost
 from tests.lab.mixed_guest import MixedGuest
@@ -329,6 +329,34 @@ def test_what_is_not_its_own_is_left_alone(lost: Lost) -> None:
         assert lost.host.virsh("domuuid", "lost").strip() == lost.uuid
     assert foreign.read_text() == "somebody's"
     foreign.unlink()
+    assert lost.traces() == before
+
+
+def test_vm_that_was_started_is_left_alone_by_a_run_that_wants_something_else(lost: Lost) -> None:
+    """Its run is killed when it runs; an operator uses it, shuts it down, undefines it: its disks stay till the end."""
+    before, plan = lost.traces(), lost.plan(networks={"lan": "none", "br0": "none"})
+    task = lost.recovery(plan)
+    with reach(host_pid(lost.host)) as (host, shell):
+        put(task, host, shell, task.ledger)
+    other_night = record_of(plan, "", "web1", "image", "another night")
+    other_network = record_of(lost.plan(networks={"lan": "user", "br0": "none"}), "", "web1", "image", "night")
+    same = record_of(plan, "", "web1", "image", "night")
+
+    def verdicts(*wanted: PutRecord) -> list[str]:
+        record = task.ledger.read()
+        assert record is not None
+        with reach(host_pid(lost.host)) as (host, shell):
+            return [recovery_put.settlement_of(host, shell, record, each).verdict for each in wanted]
+
+    assert verdicts(same, other_night, other_network) == ["go on", "refused", "refused"]
+    lost.host.virsh("destroy", "lost")
+    assert verdicts(same, other_night, other_network) == ["go on", "refused", "refused"]
+    lost.host.virsh("undefine", "lost", "--nvram")
+    assert verdicts(same, other_night) == ["refused", "refused"], "it may run on another host, on the same disks"
+    for place in plan.places:
+        lost.host.run(["rm", "-rf", place.path])
+    assert verdicts(same, other_night) == ["clear", "clear"]
+    assert clear(lost, task) == []
     assert lost.traces() == before
 
 
