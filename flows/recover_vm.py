@@ -103,11 +103,11 @@ def _go_on(run: RecoveryRun, earlier: PutRecord) -> None:
 def _wait(run: RecoveryRun) -> None:
     client = places.client(run.sources.client)
     with run.steps.step(BOOT):
-        if run.order.apart:
+        if run.plan.reached:
+            recovery.wait_until_answers(run.sources.client, client.boot_deadline_s)
+        else:
             has_channel = parse_domain(run.sources.xml).guest_agent
             recovery.wait_for_agent(run.plan, has_channel, client.boot_deadline_s)
-        else:
-            recovery.wait_until_answers(run.sources.client, client.boot_deadline_s)
 
 
 def _finish(run: RecoveryRun) -> Recovered:
@@ -139,7 +139,7 @@ def _finish(run: RecoveryRun) -> Recovered:
 def _serve(run: RecoveryRun) -> None:
     """Databases and probes; not of a VM that is not reached by its client's address, where the first one may answer."""
     client = places.client(run.sources.client)
-    if run.order.apart:
+    if not run.plan.reached:
         return
     with places.connections_kept():
         serve(

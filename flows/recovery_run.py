@@ -57,7 +57,7 @@ class RecoveryRun:
 def planned(sources: Sources, order: Order) -> RecoveryRun:
     """A recovery of which nothing was done yet."""
     plan = recovery_assessment.plan(sources, order)
-    return RecoveryRun(sources, order, plan, recovery_assessment.work_of(sources, order))
+    return RecoveryRun(sources, order, plan, recovery_assessment.work_of(sources, plan))
 
 
 def begin(run: RecoveryRun) -> Rewritten:

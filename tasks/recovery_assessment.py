@@ -53,8 +53,9 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
     if left is not None and not run:
         findings = [_settled_first(finding) for finding in findings]
     rewritten = _rewrite(sources, plan, domain, fit, run)
-    findings += [*lacks, *_elsewhere(domain, order), *_missing(sources, order, domain)]
-    return _assessment(sources, order, plan, findings, rewritten), rewritten
+    findings += [*lacks, *_elsewhere(domain, order)]
+    findings += [*_missing(sources, order, domain), *_unreached(sources, plan, domain)]
+    return _assessment(sources, plan, findings, rewritten), rewritten
 
 
 def _settled_first(finding: Finding) -> Finding:
@@ -140,16 +141,22 @@ def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding
     if order.apart:
         reason = f"its host name, addresses, ssh host keys and machine-id stay those of {sources.vm}"
         yield Finding(verdict="note", subject="guest", reason=reason)
-    if order.apart and (sources.night.dumps or places.client(sources.client).probes):
+
+
+def _unreached(sources: Sources, plan: Plan, domain: Domain) -> Iterator[Finding]:
+    """What is not done with a VM that is not reached by its client's address."""
+    if plan.reached:
+        return
+    by = "by its guest agent" if domain.guest_agent else "no longer than that it runs: it has no guest agent's channel"
+    yield Finding(verdict="note", subject="wait", reason=f"not reached by its client's address: waited for {by}")
+    if sources.night.dumps or places.client(sources.client).probes:
         reason = (
             "not restored and not probed: the guest is not reached by its client's address; its dumps are in its files"
         )
         yield Finding(verdict="missing", subject="databases, probes", reason=reason)
 
 
-def _assessment(
-    sources: Sources, order: Order, plan: Plan, findings: list[Finding], rewritten: Rewritten
-) -> Assessment:
+def _assessment(sources: Sources, plan: Plan, findings: list[Finding], rewritten: Rewritten) -> Assessment:
     definition = places.store().night_of(sources.kvm_host)
     return Assessment(
         vm=sources.vm,
@@ -165,21 +172,21 @@ def _assessment(
         databases=tuple(f"{dump.engine} {dump.database or dump.kind}" for dump in sources.night.dumps),
         dropped=rewritten.dropped,
         findings=tuple(findings),
-        expected=expect(work_of(sources, order), _past()),
+        expected=expect(work_of(sources, plan), _past()),
     )
 
 
-def work_of(sources: Sources, order: Order) -> Work:
+def work_of(sources: Sources, plan: Plan) -> Work:
     """What the recovery has to read and send."""
     image = sources.image
     allocated = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in image.disks)
     return Work(
         vm=sources.vm,
-        kvm_host=order.kvm_host,
+        kvm_host=plan.kvm_host,
         read_bytes=allocated + sources.night.size_bytes,
         send_bytes=allocated,
-        databases=bool(sources.night.dumps) and not order.apart,
-        probes=bool(places.client(sources.client).probes) and not order.apart,
+        databases=bool(sources.night.dumps) and plan.reached,
+        probes=bool(places.client(sources.client).probes) and plan.reached,
         copied_bytes_s=image.bytes_moved / image.copy_s if image.bytes_moved and image.copy_s > 1 else None,
     )
 

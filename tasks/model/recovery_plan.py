@@ -37,7 +37,7 @@ class Order(_Frozen):
 
     @property
     def apart(self) -> bool:
-        """Whether the VM is not reached by the address of its client: that may be the first one's."""
+        """Whether the VM is another than its client: the first one may be at its address."""
         return self.isolated or self.as_name is not None
 
 
@@ -78,6 +78,8 @@ class Plan(_Frozen):
     networks: dict[str, str] | None = None
     """As `rewrite_for_recovery` takes it."""
     isolated: bool = False
+    reached: bool = True
+    """Whether the VM is the one at its client's address: not one apart, nor one without a network."""
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -145,10 +147,18 @@ def networks_of(domain: Domain, order: Order) -> dict[str, str] | None:
     return {name: to for name, to in (kept | order.networks).items() if to != LINK_DOWN}
 
 
+def _is_connected(domain: Domain, networks: Mapping[str, str] | None) -> bool:
+    """Whether any network card of the VM that is brought back has its link up, see `rewrite_interface`."""
+    if networks is not None:
+        return bool(networks)
+    known = ("network", "bridge")
+    return any(card.kind == "user" or (card.source and card.kind in known) for card in domain.interfaces)
+
+
 def plan_of(sources: Sources, order: Order, image_folder: str, pools: Mapping[str, Pool]) -> Plan:
     """Where everything of the VM goes on the KVM host that `order` names."""
     domain = parse_domain(sources.xml)
-    identity = identity_of(domain, order.as_name)
+    identity, networks = identity_of(domain, order.as_name), networks_of(domain, order)
     same_host = order.kvm_host == sources.kvm_host
     disks = tuple(
         _place(disk, identity, image_folder, pools, same_host=same_host, second=order.as_name is not None)
@@ -166,8 +176,9 @@ def plan_of(sources: Sources, order: Order, image_folder: str, pools: Mapping[st
         identity=identity,
         disks=disks,
         parts=tuple(others),
-        networks=networks_of(domain, order),
+        networks=networks,
         isolated=order.isolated,
+        reached=not order.apart and _is_connected(domain, networks),
     )
 
 

@@ -91,6 +91,7 @@ DOMAIN_XML = f"""<domain type='kvm'>
       <source file='/var/lib/libvirt/images/web1.raw'/>
       <target dev='vda' bus='virtio'/>
     </disk>
+    <interface type='network'><source network='lan'/><mac address='52:54:00:00:00:01'/></interface>
   </devices>
 </domain>
 """

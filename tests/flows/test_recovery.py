@@ -86,7 +86,7 @@ def test_recover_vm_without_a_terminal_only_assesses(site: FakeSite, target: Tar
         assert word in " ".join(ended.out.split())
     assessment = Assessment.model_validate_json(run("recover", "vm", "web1", "--json", "--as", "web2").out)
     assert assessment.plan.identity.name == "web2"
-    assert {finding.subject for finding in assessment.findings} == {"guest"}
+    assert {finding.subject for finding in assessment.findings} == {"guest", "wait"}
     target.clashes = [refused("name", "kvm1 has a VM of that name", "rename it"), refused("room", "there is none", "x")]
     for words in ((), ("--yes",)):
         ended = run("recover", "vm", "web1", *words)
@@ -134,6 +134,22 @@ def test_second_vm_is_waited_for_by_its_agent_and_never_reached_by_the_first_one
     assert recovered.uuid != UUID
     assert site.count("answer", "web1") == 0
     assert "<name>web2</name>" in target.xml
+
+
+def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = types.SimpleNamespace(call=lambda *_: True)
+    host = types.SimpleNamespace(name="kvm1", domain=lambda _: running)
+    monkeypatch.setattr(libvirt_host, "connect", lambda *_: contextlib.nullcontext(host))
+    (said,) = recover_vm("web1", networks=["lan=none"], dry_run=True).findings
+    assert said.words == (
+        "wait: not reached by its client's address: waited for no longer than that it runs: "
+        "it has no guest agent's channel"
+    )
+    assert recover_vm("web1", networks=["lan=none"]).name == "web1"
+    assert target.done == ["place vda", "start"]
+    assert site.count("answer", "web1") == 0
 
 
 def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSite, target: Target) -> None:

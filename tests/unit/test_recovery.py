@@ -148,6 +148,28 @@ def test_network_cards_go_where_the_operator_says(order: dict[str, Any], network
     assert planned(record(), **order).networks == networks
 
 
+@pytest.mark.parametrize(
+    ("order", "reached"),
+    [
+        ({}, True),
+        ({"networks": parse_networks(["br0=none"])}, True),
+        ({"networks": parse_networks(["br0=none", "default=none", "user=none"])}, False),
+        ({"isolated": True}, False),
+        ({"as_name": "web2"}, False),
+    ],
+)
+def test_vm_without_a_link_or_apart_is_not_reached_at_its_clients_address(order: dict[str, Any], reached: bool) -> None:
+    assert planned(record(), **order).reached is reached
+
+
+def test_vm_whose_only_card_has_no_counterpart_is_not_reached() -> None:
+    """A card on a device of the old host comes back with its link down."""
+    given = sources(record())
+    card = "<interface type='direct'><source dev='eth0'/><mac address='52:54:00:aa:00:01'/></interface>"
+    given = given.model_copy(update={"xml": given.xml.replace(CARDS, card)})
+    assert not plan_of(given, Order(kvm_host="kvm1"), "/images", {}).reached
+
+
 @pytest.mark.parametrize("word", ["br0", "=lan", "br0=", "br0=ethernet:x", "br0=bridge:"])
 def test_network_that_is_no_mapping_is_an_error(word: str) -> None:
     with pytest.raises(ConfigError, match="OLD=NEW"):
