@@ -91,6 +91,8 @@ def _recover(run: RecoveryRun) -> Recovered:
 def _go_on(run: RecoveryRun, earlier: PutRecord) -> None:
     """Somebody may have used the VM since an earlier run started it: LeftBehind when it does not answer now."""
     run.image = earlier.image
+    if not (run.order.apart or recovery.is_running(earlier)):
+        recovery.require_silent(run.sources.client)
     try:
         with run.steps.step(DEFINE):
             recovery.go_on(earlier)

@@ -83,6 +83,8 @@ def put(run: RecoveryRun, rewritten: Rewritten) -> None:
             run.disks += [recovery.send_disk(updated, place, run.plan) for place in run.plan.disks]
             for place in run.plan.parts:
                 recovery.send_part(run.sources, place, run.plan)
+        if not run.order.apart:
+            recovery.require_silent(run.sources.client)  # it was when this began, some hours ago
         with run.steps.step(DEFINE):
             recovery.start(run.sources, run.plan, rewritten)
     finally:

@@ -14,7 +14,7 @@ from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_put import Ledger
 from tasks.drivers.store import write_model
-from tasks.errors import AccessDenied, HypervisorError, RecoveryRefused, Unreachable
+from tasks.errors import HypervisorError, RecoveryRefused, Unreachable
 from tasks.model.domain_recovery import Rewritten
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory_systems import Probe
@@ -118,6 +118,13 @@ def _put(
         return recovery_put.place_file(shell, kept, place, folder / place.file, str(expected), send, boot_id=boot_id)
 
 
+@retryable("does it run?", "does {record.name} run on {record.kvm_host}?")
+def is_running(record: PutRecord) -> bool:
+    """Whether the VM that an earlier run had defined runs."""
+    with places.hypervisor(record.kvm_host) as (host, _):
+        return host.domain(record.uuid).call("ask whether it runs", lambda handle: bool(handle.isActive()))
+
+
 @retryable("start again", "start {record.name} on {record.kvm_host}", retries=0)
 def go_on(record: PutRecord) -> None:
     """Start what an earlier run had defined, unless it runs."""
@@ -145,16 +152,9 @@ def start(sources: Sources, plan: Plan, rewritten: Rewritten) -> None:
 
 @retryable("see that it is silent", "see that {client} does not answer", retries=0)
 def require_silent(client: str) -> None:
-    """RecoveryRefused while the client that would be brought back answers by ssh, whoever it lets in."""
-    try:
-        with ssh.connect(places.target_of(client)):
-            pass
-    except Unreachable:
-        return
-    except AccessDenied as exc:
-        log.info("%s", exc)
-    fix = "switch it off, or bring it back beside it: --isolated"
-    raise RecoveryRefused(f"client {client}", "it still answers at its address", fix)
+    """RecoveryRefused while something answers at the client's address: the dumps would be loaded into that."""
+    if ssh.answers(places.target_of(client)):
+        raise RecoveryRefused(f"client {client}", "something answers at its address", "switch it off, then again")
 
 
 @retryable("wait for VM", "wait until {client} answers", retries=0)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from tasks import places
-from tasks.drivers import recovery_put, recovery_target
+from tasks.drivers import recovery_put, recovery_target, ssh
 from tasks.drivers.recovery_target import Target, refused
 from tasks.drivers.store import listed_model, read_model
 from tasks.errors import GbsError
@@ -53,7 +53,7 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
     if left is not None and not run:
         findings = [_settled_first(finding) for finding in findings]
     rewritten = _rewrite(sources, plan, domain, fit, run)
-    findings += [*lacks, *_elsewhere(domain, order)]
+    findings += [*lacks, *_answering(sources, order), *_elsewhere(domain, order)]
     findings += [*_missing(sources, order, domain), *_unreached(sources, plan, domain)]
     return _assessment(sources, plan, findings, rewritten), rewritten
 
@@ -94,6 +94,13 @@ def _rewrite(sources: Sources, plan: Plan, domain: Domain, fit: Fit, run: str) -
             run=run or None,
         ),
     )
+
+
+def _answering(sources: Sources, order: Order) -> Iterator[Finding]:
+    """Whether the lost system is there after all: what is restored and probed by its address would be that."""
+    if not order.apart and ssh.answers(places.target_of(sources.client)):
+        fix = "switch it off, or bring it back beside it: --isolated" + (" or --as" if sources.template is None else "")
+        yield refused("client", f"{sources.client} still answers at its address", fix)
 
 
 def _elsewhere(domain: Domain, order: Order) -> Iterator[Finding]:

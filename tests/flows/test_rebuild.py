@@ -124,8 +124,10 @@ def test_a_physical_client_comes_back_as_a_vm_and_not_while_it_answers(
     monkeypatch.setattr(libvirt_host, "connect", lambda *_: contextlib.nullcontext(host))
     monkeypatch.setattr(recovery_put, "isolate", lambda *_: target.done.append("isolate"))
     asked = {"to": "kvm1", "network": "bridge:br0", "memory_mib": 1024, "processors": 2}
-    with pytest.raises(RecoveryRefused, match="client db1 refused: it still answers at its address: switch it off"):
+    site.answering = {"db1"}
+    with pytest.raises(RecoveryRefused, match=r"db1 still answers at its address: switch it off.*: --isolated$"):
         recover_physical("db1", **asked)
+    site.answering = set()
     with pytest.raises(RecoveryRefused, match="gbs recover vm web1"):
         recover_physical("web1", **asked)
     assert recover_physical("db1", **asked, isolated=True, dry_run=True).plan.identity.name == "db1"

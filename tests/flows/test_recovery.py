@@ -136,6 +136,30 @@ def test_second_vm_is_waited_for_by_its_agent_and_never_reached_by_the_first_one
     assert "<name>web2</name>" in target.xml
 
 
+def test_recovery_while_the_old_system_answers_is_refused_and_one_beside_it_is_not(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.answering = {"web1"}
+    (said,) = recover_vm("web1", dry_run=True).refusals
+    assert (said.subject, said.reason) == ("client", "web1 still answers at its address")
+    with pytest.raises(RecoveryRefused, match=r"web1 still answers at its address: switch it off, or .* or --as$"):
+        recover_vm("web1")
+    assert target.done == []
+    assert recover_vm("web1", as_name="web2", dry_run=True).refusals == ()
+    site.answering = set()
+    place = target.place
+
+    def comes_back(*given: Any, **options: Any) -> int:
+        site.answering = {"web1"}
+        return place(*given, **options)
+
+    monkeypatch.setattr(recovery_put, "place_file", comes_back)
+    with pytest.raises(RecoveryRefused, match="client web1 refused: something answers at its address"):
+        recover_vm("web1")
+    assert target.done == ["place vda", "clear"], "it was back before the VM was started"
+    assert site.count("answer", "web1") == 0
+
+
 def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(
     site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
