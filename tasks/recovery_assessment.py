@@ -92,6 +92,7 @@ def _rewrite(sources: Sources, plan: Plan, domain: Domain, fit: Fit, run: str) -
             machine=fit.machine,
             cpu_mode=fit.cpu_mode,
             run=run or None,
+            isolated=plan.isolated,
         ),
     )
 
