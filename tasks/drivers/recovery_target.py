@@ -12,9 +12,9 @@ from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.errors import HypervisorError
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Capabilities, Fit, fit, machine_family, parse_capabilities
-from tasks.model.domain_xml import Domain, names_path, parse_domain, read_tree
+from tasks.model.domain_xml import Domain, names_file, parse_domain, read_tree
 from tasks.model.names import human_bytes
-from tasks.model.recovery_plan import ISOLATED, Place, Plan, Pool
+from tasks.model.recovery_plan import ISOLATED, Plan, Pool
 
 OTHER_HOST = "choose another KVM host with --to"
 _FILE_POOLS = ("dir", "fs", "netfs")
@@ -91,15 +91,10 @@ def _identities(target: Target, plan: Plan, domain: Domain) -> list[Finding]:
             fix = "change that one's, or bring back a second VM: --as"
             found.append(refused("MAC", f"{', '.join(taken)} belongs to VM {other.name} on {where}", fix))
         for place in plan.places:
-            if other.uuid != identity.uuid and any(_names(text, place) for text in texts):
+            if other.uuid != identity.uuid and any(names_file(text, place.path, place.volume) for text in texts):
                 fix = "that VM would share it: remove it from its definition"
                 found.append(refused(f"file of {place.role}", f"VM {other.name} on {where} names {place.path}", fix))
     return found
-
-
-def _names(text: str, place: Place) -> bool:
-    disks = {disk.source for disk in parse_domain(text).disks}
-    return names_path(text, place.path) or bool(place.volume and place.volume in disks)
 
 
 def _files(target: Target, plan: Plan) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,14 +11,35 @@ from tasks.model.recovery_plan import ISOLATED, Plan
 PARTIAL = ".gbs-partial"
 
 
+class FileId(NamedTuple):
+    """Which file it is, whatever it is called: an inode is given to another file as soon as the first is gone."""
+
+    device: int
+    inode: int
+    born: str
+    """When it was made, to the nanosecond; empty where the file system does not know."""
+
+
 class PutFile(BaseModel):
-    """A file or folder on the host; it is ours there when it is the inode that was noted before it got its name."""
+    """A file or folder on the host; it is ours there when it is the one that was noted before it got its name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: str
     path: str
+    volume: str = ""
+    """POOL/VOLUME of a pool there."""
     inode: int | None = None
+    device: int | None = None
+    born: str = ""
+
+    def is_it(self, found: FileId | None) -> bool:
+        """Whether what was found in its place is what was noted; not when that cannot be told."""
+        if found is None or found.inode != self.inode:
+            return False
+        if self.born and found.born:
+            return found.born == self.born  # enough with the inode; a device may have another number after a boot
+        return found.device == self.device
 
 
 class PutRecord(BaseModel):
@@ -47,9 +68,10 @@ class PutRecord(BaseModel):
         """What a file is called until it is whole."""
         return f"{path}{PARTIAL}-{self.run}"
 
-    def noting(self, role: str, inode: int) -> "PutRecord":
-        """The record with the inode of one of its files."""
-        files = tuple(file.model_copy(update={"inode": inode}) if file.role == role else file for file in self.files)
+    def noting(self, role: str, found: FileId) -> "PutRecord":
+        """The record with which file one of its files is."""
+        noted = found._asdict()
+        files = tuple(file.model_copy(update=noted) if file.role == role else file for file in self.files)
         return self.model_copy(update={"files": files})
 
 
@@ -65,7 +87,7 @@ def record_of(plan: Plan, run: str, vm: str, image: str, night: str) -> PutRecor
         night=night,
         isolated=plan.isolated,
         networks=plan.networks,
-        files=tuple(PutFile(role=place.role, path=place.path) for place in plan.places),
+        files=tuple(PutFile(role=place.role, path=place.path, volume=place.volume) for place in plan.places),
     )
 
 

@@ -360,6 +360,31 @@ def test_vm_that_was_started_is_left_alone_by_a_run_that_wants_something_else(lo
     assert lost.traces() == before
 
 
+def test_files_that_another_vm_has_by_now_stay(lost: Lost) -> None:
+    """A run is killed before it defines its VM; somebody makes one with the disks that are there."""
+    before, plan = lost.traces(), lost.plan(networks={"lan": "none", "br0": "none"})
+    task = lost.recovery(plan)
+    with reach(host_pid(lost.host)) as (host, shell):
+        put(task, host, shell, task.ledger)
+    lost.host.virsh("destroy", "lost")
+    lost.host.virsh("undefine", "lost", "--nvram")
+    by_path, volume = plan.disks[0].path, plan.disks[2].volume
+    assert volume == "lost-pool/lost-vdc.qcow2"
+    disks = (
+        f"<disk type='file'><source file='{by_path}'/><target dev='vda'/></disk>"
+        "<disk type='volume'><source pool='lost-pool' volume='lost-vdc.qcow2'/><target dev='vdb'/></disk>"
+    )
+    with other(lost, "made by hand", lost.uuid, disks):
+        removed = clear(lost, task)
+        kept = {place.path for place in plan.places} - set(removed)
+        tpm = next(place.path for place in plan.parts if place.role == "tpm")
+        assert {by_path, plan.disks[2].path, tpm} <= kept
+        assert plan.disks[1].path in removed
+    for path in kept:
+        lost.host.run(["rm", "-rf", path])
+    assert lost.traces() == before
+
+
 def test_uefi_guest_with_a_tpm_starts_from_its_image_with_both_and_so_does_a_second_one(
     kvm_host: KvmHost, kvm_target: SshTarget, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.drivers import recovery_put
+from tasks.drivers import recovery_files, recovery_put
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.host_files import boot_id
 from tasks.drivers.host_shell import LocalShell
@@ -21,7 +21,7 @@ from tasks.model.domain_xml import parse_domain
 from tasks.model.manifest import DiskRecord, FileRecord, VmParts
 from tasks.model.recovery import Recovered, Sources, Step, place_of, working_disks
 from tasks.model.recovery_plan import ISOLATED, Order, Place, Plan, Pool, identity_of, parse_networks, plan_of
-from tasks.model.recovery_record import record_of
+from tasks.model.recovery_record import PutFile, record_of
 from tests.unit.records import NIGHT, ZEROS, image_manifest, night_manifest, pulled_image
 
 UUID = "90a82260-1496-49c7-872c-574b9ce0acc3"
@@ -290,7 +290,7 @@ def test_disk_that_the_host_sees_is_linked_and_any_other_is_sent_and_proven(ledg
 
 
 def test_clear_takes_what_was_under_way_and_its_own_and_nothing_else(ledger: Ledger, tmp_path: Path) -> None:
-    host: Any = types.SimpleNamespace(find_uuid=lambda _: None)
+    host: Any = types.SimpleNamespace(find_uuid=lambda _: None, domains=list)
     source, there = tmp_path / "source", tmp_path / "there"
     source.write_bytes(b"disk")
     kept = [tmp_path / name for name in (".there.gbs-partial-run-2.Ab12Cd", "there.gbs-partial-run-2", "source")]
@@ -300,8 +300,31 @@ def test_clear_takes_what_was_under_way_and_its_own_and_nothing_else(ledger: Led
         (tmp_path / name).touch()
     record = ledger.read()
     assert record is not None
-    ledger.write(record.noting("vda", there.stat().st_ino))
+    (found,) = recovery_files.identify(LocalShell(), [str(there)])
+    assert found is not None
+    ledger.write(record.noting("vda", found))
     assert recovery_put.clear(host, LocalShell(), ledger) == [str(there)]
     assert {path for path in tmp_path.iterdir() if path.is_file()} == set(kept)
     assert ledger.read() is None
     assert recovery_put.clear(host, LocalShell(), ledger) == []
+
+
+def test_file_that_got_the_inode_of_ours_is_not_ours(tmp_path: Path) -> None:
+    """A file system gives an inode again: told by when the file was made, else by its device."""
+    path = tmp_path / "there"
+    path.touch()
+    (found,) = recovery_files.identify(LocalShell(), [str(path)])
+    assert found is not None
+    stat = path.stat()
+    assert (found.device, found.inode) == (stat.st_dev, stat.st_ino)
+    ours = PutFile(role="vda", path=str(path), **found._asdict())
+    assert recovery_files.own(LocalShell(), [ours]) == [ours]
+    assert found.born, "this file system knows when a file was made"
+    assert not ours.is_it(found._replace(born="1700000000.000000001"))
+    assert ours.is_it(found._replace(device=7)), "another number after a boot"
+    unborn = found._replace(born="")
+    assert ours.is_it(unborn)
+    assert not ours.is_it(unborn._replace(device=7))
+    assert not PutFile(role="vda", path=str(path), inode=found.inode).is_it(unborn), "it cannot be told"
+    assert not PutFile(role="vda", path=str(path)).is_it(found)
+    assert recovery_files.identify(LocalShell(), [str(tmp_path / "no"), str(path / "no")]) == [None, None]
