@@ -67,6 +67,8 @@ class UpdatedImage(_Frozen):
     bytes_sent: int
     warnings: tuple[str, ...] = ()
     """Images that were of no use for it, and what it lacks and boots without."""
+    passing: bool = False
+    """It is one run's own and goes with that; else it stays for whoever wants the same."""
 
     @property
     def outcome(self) -> Outcome:
@@ -106,5 +108,7 @@ class Recovered(_Frozen):
     """What the definition lost on its way through the whitelist."""
     steps: tuple[Step, ...]
     bytes_moved: int
+    warnings: tuple[str, ...] = ()
+    """What is to be known of it, all the same: an older image, what was repaired so that it boots."""
     problems: tuple[str, ...] = ()
     """What did not come back, or does not answer."""
