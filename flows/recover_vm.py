@@ -129,6 +129,7 @@ def _finish(run: RecoveryRun) -> Recovered:
         dropped=run.dropped,
         steps=tuple(run.steps.taken),
         bytes_moved=run.bytes_moved,
+        warnings=tuple(run.warnings),
         problems=tuple(run.problems),
     )
     recovery.report(recovered)
@@ -154,5 +155,6 @@ def _serve(run: RecoveryRun) -> None:
 
 def _publish(recovered: Recovered) -> None:
     rows = [{"step": step.name, "took": human_age(step.seconds)} for step in recovered.steps]
-    lines = [f"**{recovered.name}** runs on {recovered.kvm_host} as of night {recovered.night}", *recovered.problems]
+    lines = [f"**{recovered.name}** runs on {recovered.kvm_host} as of night {recovered.night}"]
+    lines += [*recovered.problems, *(f"warning: {warning}" for warning in recovered.warnings)]
     create_table_artifact(table=rows, key="recover-vm-report", description="\n\n".join(lines))

@@ -66,9 +66,10 @@ def new_run() -> str:
 
 
 @retryable("begin recovery", "note the recovery of {sources.vm} to {plan.kvm_host}", retries=0)
-def begin(sources: Sources, plan: Plan, run: str) -> None:
-    """Note what will be put where, before anything is."""
+def begin(sources: Sources, plan: Plan, run: str, instead_of: str | None = None) -> None:
+    """Note what will be put where, before anything is; `instead_of`: the image that was chosen first."""
     record = record_of(plan, run, sources.vm, sources.image.id, sources.night.id)
+    record = record.model_copy(update={"instead_of": instead_of})
     ledger(plan.kvm_host, plan.identity.uuid).write(record)
 
 

@@ -54,6 +54,8 @@ class PutRecord(BaseModel):
     name: str
     uuid: str
     image: str
+    instead_of: str | None = None
+    """The image that was chosen first, and was of no use."""
     night: str
     isolated: bool
     networks: dict[str, str] | None = None
@@ -106,7 +108,8 @@ def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool
     `there`: its VM is defined. `left`: those of its files that are still there and its own.
     """
     started = f"an earlier run started it on {earlier.kvm_host} as of image {earlier.image}, night {earlier.night}"
-    if there and _asks_for(wanted) == _asks_for(earlier):
+    same_image = wanted.image in (earlier.image, earlier.instead_of)
+    if there and same_image and _asks_for(wanted) == _asks_for(earlier):
         return Settlement("go on")
     if there and (earlier.started or runs):
         reason = f"{started}, other than is asked for now: it may be in use"
@@ -120,8 +123,8 @@ def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool
     return Settlement("clear")
 
 
-def _asks_for(record: PutRecord) -> tuple[str, str, bool, dict[str, str] | None]:
-    return record.image, record.night, record.isolated, record.networks
+def _asks_for(record: PutRecord) -> tuple[str, bool, dict[str, str] | None]:
+    return record.night, record.isolated, record.networks
 
 
 def isolated_network(run: str) -> str:

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 import types
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,22 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, Fl
 from prefect.client.schemas.objects import StateType
 
 from flows import recovery_approval
+from flows.kvmimg_get import kvmimg_get
 from flows.nightly import nightly as nightly_flow
 from flows.recover_vm import recover_vm as recover_vm_flow
-from tasks import recovery
+from tasks import places, recovery
 from tasks.drivers import appliance, libvirt_host, recovery_put, recovery_target
 from tasks.drivers.appliance import UpdateResult
+from tasks.drivers.digest import record
 from tasks.drivers.recovery_target import refused
+from tasks.drivers.store import write_model
 from tasks.errors import AccessDenied, LeftBehind, RecoveryRefused
 from tasks.model.assessment import Assessment, Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import run_of
+from tasks.model.domain_xml import parse_domain
+from tasks.model.manifest import MANIFEST
+from tasks.model.names import new_id
 from tasks.model.recovery_record import PutRecord
 from tests.flows.fake_site import UUID, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
@@ -158,6 +165,30 @@ def test_recovery_while_the_old_system_answers_is_refused_and_one_beside_it_is_n
         recover_vm("web1")
     assert target.done == ["place vda", "clear"], "it was back before the VM was started"
     assert site.count("answer", "web1") == 0
+
+
+def test_an_older_image_that_had_to_be_taken_comes_back_with_its_own_disks_and_parts(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((folder, older),) = places.store().images_of("web1")
+    while new_id(datetime.now(UTC)) <= older.id:
+        time.sleep(0.05)
+    newer = kvmimg_get("web1", full=True)
+    (folder / "kernel").write_bytes(b"kernel")
+    disk = older.disks[0].model_copy(update={"source": "/images/older.qcow2", "source_format": "qcow2"})
+    parts = older.parts.model_copy(update={"files": {"kernel": "kernel"}})
+    changed = {"disks": (disk,), "parts": parts, "files": (*older.files, record(folder / "kernel", folder))}
+    write_model(folder / MANIFEST, older.model_copy(update=changed))
+    with (folder.parent / newer.id / newer.disks[0].file).open("r+b") as file:
+        file.write(b"damage")
+    recovered = recover_vm("web1")
+    assert (recovered.image, recovered.disks[0].path) == (older.id, "/images/older.qcow2")
+    assert target.done == ["place vda", "place kernel", "start"]
+    (got,) = parse_domain(target.xml).disks
+    assert (got.source, got.format) == ("/images/older.qcow2", "qcow2")
+    (warning,) = recovered.warnings
+    assert f"image {older.id} was taken instead" in warning
+    assert recovered.problems == ()
 
 
 def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(
