@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from tasks import places
-from tasks.drivers import recovery_put, recovery_target, ssh
-from tasks.drivers.recovery_target import Target, refused
+from tasks.drivers import recovery_files, recovery_put, recovery_target, ssh
+from tasks.drivers.recovery_target import Need, Target, refused
 from tasks.drivers.store import listed_model, read_model
 from tasks.errors import GbsError
 from tasks.model.assessment import Assessment, Finding, Work, expect
@@ -15,8 +15,9 @@ from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
 from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.facts import Facts
-from tasks.model.recovery import Recovered, Sources
+from tasks.model.recovery import Recovered, Sources, growth_bytes
 from tasks.model.recovery_plan import Order, Plan, plan_of
+from tasks.model.recovery_record import PutRecord, Settlement, record_of
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -41,36 +42,56 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
     """What is known before the recovery is done, and the definition that the VM would get."""
     domain = parse_domain(sources.xml)
     tpm = sources.image.parts.tpm_state is not None
+    earlier = None if run else recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
     with places.hypervisor(plan.kvm_host) as (host, shell):
         target = Target(host, shell)
-        there = recovery_target.pools(target, _pool_names(sources))
-        volumes = [disk.volume for disk in sources.image.disks]
-        findings = recovery_target.clashes(target, plan, domain, volumes, there)
-        if not findings or all(finding.subject != "folder" for finding in findings):
-            findings += recovery_target.room(target, plan, _needed(sources))
+        settled, findings = _settled(target, sources, plan, earlier)
         fit, lacks = recovery_target.capabilities(target, domain, tpm=tpm)
-        left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
-    if left is not None and not run:
-        findings = [_settled_first(finding) for finding in findings]
+        if settled.verdict != "go on":
+            findings += [*_in_the_way(target, sources, plan, domain, earlier), *lacks]
     rewritten = _rewrite(sources, plan, domain, fit, run)
-    findings += [*lacks, *_answering(sources, order), *_elsewhere(domain, order)]
+    if not settled.runs:
+        findings += _answering(sources, order)
+    findings += _elsewhere(domain, order)
     findings += [*_missing(sources, order, domain), *_unreached(sources, plan, domain)]
     return _assessment(sources, plan, findings, rewritten), rewritten
 
 
-def _settled_first(finding: Finding) -> Finding:
-    if finding.verdict != "refused":
-        return finding
-    reason = f"{finding.reason}; an earlier recovery did not end: what is its own goes or is gone on with first"
-    return Finding(verdict="note", subject=finding.subject, reason=reason)
+def _settled(
+    target: Target, sources: Sources, plan: Plan, earlier: PutRecord | None
+) -> tuple[Settlement, list[Finding]]:
+    """What becomes of what an earlier run left, and how that is said."""
+    if earlier is None:
+        return Settlement("clear"), []
+    wanted = record_of(plan, "", sources.vm, sources.image.id, sources.night.id)
+    settled = recovery_put.settlement_of(target.host, target.shell, earlier, wanted)
+    if settled.verdict == "refused":
+        return settled, [refused("earlier run", settled.reason, settled.fix)]
+    its = f"what it put on {plan.kvm_host} is removed first" if settled.verdict == "clear" else "it is gone on with"
+    return settled, [Finding(verdict="note", subject="earlier run", reason=f"it did not end: {its}")]
 
 
-def _needed(sources: Sources) -> Mapping[str, int]:
-    """The bytes that each file takes, as it is allocated; by role."""
-    parts = dict.fromkeys(sources.image.parts.files, ALWAYS_ROOM_BYTES)
-    return parts | {
-        disk.target: (sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks
+def _in_the_way(
+    target: Target, sources: Sources, plan: Plan, domain: Domain, earlier: PutRecord | None
+) -> list[Finding]:
+    """What clashes, and whether there is room."""
+    there = recovery_target.pools(target, _pool_names(sources))
+    volumes = [disk.volume for disk in sources.image.disks]
+    findings = recovery_target.clashes(target, plan, domain, volumes, there, earlier)
+    if all(finding.subject != "folder" for finding in findings):
+        has = recovery_files.taken_bytes(target.shell, earlier) if earlier is not None else {}
+        needed = _needed(sources, {place.role: has.get(place.path, 0) for place in plan.places})
+        findings += recovery_target.room(target, plan, needed, growth_bytes(sources.night))
+    return findings
+
+
+def _needed(sources: Sources, there_bytes: Mapping[str, int]) -> Mapping[str, Need]:
+    """The room that each file takes, by role."""
+    sizes = dict.fromkeys(sources.image.parts.files, (ALWAYS_ROOM_BYTES, ALWAYS_ROOM_BYTES)) | {
+        disk.target: ((sources.image_folder / disk.file).stat().st_blocks * 512, disk.virtual_size_bytes)
+        for disk in sources.image.disks
     }
+    return {role: Need(now, most, there_bytes.get(role, 0)) for role, (now, most) in sizes.items()}
 
 
 def _rewrite(sources: Sources, plan: Plan, domain: Domain, fit: Fit, run: str) -> Rewritten:

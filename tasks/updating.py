@@ -22,7 +22,7 @@ from tasks.model.image_update import update_plan
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import new_id
 from tasks.model.night_choice import Night
-from tasks.model.recovery import OVERLAY, Sources, UpdatedImage, working_disks
+from tasks.model.recovery import OVERLAY, Sources, UpdatedImage, growth_bytes, working_disks
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def begin(sources: Sources) -> Path:
         log.info("remove %s, which a run that ended too early left", left)
         shutil.rmtree(left)
     needed = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks)
-    require_space(store.root, needed + sources.night.size_bytes // 4, places.reserve_bytes())
+    require_space(store.root, needed + growth_bytes(sources.night), places.reserve_bytes())
     shell = LocalShell()
     bases = {disk: str(sources.image_folder / disk.file) for disk in sources.image.disks}
     for disk, base in bases.items():

@@ -14,6 +14,7 @@ from tasks.model.recovery_record import FileId, PutFile, PutRecord
 log = logging.getLogger(__name__)
 # Also the names by which rsync has a file until its end.
 _REMOVE_PARTIAL = 'rm -rf -- "$1" && exec rm -f -- "$2"/."$3".??????'
+_TAKEN = 'a=$1 b=$2 c=$3; shift 3; du -sB1 -- "$a" "$a".tar "$b"/."$c".?????? "$@" 2>/dev/null | cut -f 1'
 
 
 def identify(shell: HostShell, paths: Sequence[str]) -> list[FileId | None]:
@@ -37,6 +38,19 @@ def own(shell: HostShell, files: Iterable[PutFile]) -> list[PutFile]:
     files = list(files)
     found = identify(shell, [file.path for file in files])
     return [file for file, there in zip(files, found, strict=True) if file.is_it(there)]
+
+
+def taken_bytes(shell: HostShell, record: PutRecord) -> dict[str, int]:
+    """The room that what the recovery has put there takes, whole or not, by the path of each file."""
+    found = {}
+    whole = {file.path for file in own(shell, record.files)}
+    for file in record.files:
+        partial = record.partial(file.path)
+        folder, name = str(PurePosixPath(partial).parent), PurePosixPath(partial).name
+        argv = ["sh", "-c", _TAKEN, "sh", partial, folder, name, *([file.path] if file.path in whole else [])]
+        sizes = shell.run(argv, deadline_s=DEADLINE_S, name=f"du {partial}").stdout.split()
+        found[file.path] = sum(map(int, sizes))
+    return found
 
 
 def remove(host: Host, shell: HostShell, record: PutRecord) -> list[str]:

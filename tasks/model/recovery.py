@@ -34,6 +34,11 @@ class Sources(_Frozen):
     """Set when the image is a template: what its disks are to become must be set on the copy first."""
 
 
+def growth_bytes(night: NightManifest) -> int:
+    """What an update may add to an image, beyond which it would rather need a new image: a quarter of the night."""
+    return night.size_bytes // 4
+
+
 def working_disks(image: ImageManifest) -> tuple[DiskRecord, ...]:
     """The disks of an image as a working copy has them: in the formats that the VM had, so that thin stays thin."""
     return tuple(

@@ -100,6 +100,8 @@ class Settlement:
     verdict: Literal["go on", "clear", "refused"]
     reason: str = ""
     fix: str = ""
+    runs: bool = False
+    """Whether the earlier run's VM runs now."""
 
 
 def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool, left: Sequence[str]) -> Settlement:
@@ -110,12 +112,12 @@ def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool
     started = f"an earlier run started it on {earlier.kvm_host} as of image {earlier.image}, night {earlier.night}"
     same_image = wanted.image in (earlier.image, earlier.instead_of)
     if there and same_image and _asks_for(wanted) == _asks_for(earlier):
-        return Settlement("go on")
+        return Settlement("go on", runs=runs)
     if there and (earlier.started or runs):
         reason = f"{started}, other than is asked for now: it may be in use"
         remove = f"virsh destroy {earlier.name}; virsh undefine {earlier.name} --nvram --remove-all-storage"
         fix = f"go on with that one (--from {earlier.night}, its networks), or remove it with its disks: {remove}"
-        return Settlement("refused", reason, fix)
+        return Settlement("refused", reason, fix, runs)
     if not there and earlier.started and left:
         reason = f"{started}; it is gone, but not its files: {', '.join(left)}"
         fix = "see that no VM of any host uses them (it may have moved), then remove them"

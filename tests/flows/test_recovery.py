@@ -219,18 +219,27 @@ def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSit
 
     left()
     target.made = types.SimpleNamespace(call=lambda *_: True)
+    site.answering, target.clashes = {"web1"}, [refused("UUID", "it is there", "x")]
+    assert recover_vm("web1", dry_run=True).refusals == (), "it is the VM that answers"
+    with pytest.raises(RecoveryRefused, match="something answers at its address"):
+        recover_vm("web1")  # its libvirt is a fake that says of every VM that it does not run
+    site.answering, target.clashes = set(), []
     recovered = recover_vm("web1")
     assert (target.done, recovered.name) == (["start again"], "web1")
     assert recovery.ledger("kvm1", UUID).read() is None
     left(night="20200101T000000Z")
     with pytest.raises(RecoveryRefused, match=r"an earlier run started it on kvm1 .*, night 20200101T000000Z"):
         recover_vm("web1")
+    assert [each.subject for each in recover_vm("web1", dry_run=True).refusals] == ["earlier run"]
     assert target.done == ["start again"]
     target.made = None
     target.clashes = [refused("file of vda", "it exists", "move it")]
     assessment = recover_vm("web1", dry_run=True)
-    assert assessment.refusals == (), "it may be the earlier run's own"
+    assert [each.subject for each in assessment.refusals] == ["file of vda"], "what is not the earlier run's own"
     target.clashes = []
+    assert [each.words for each in recover_vm("web1", dry_run=True).findings] == [
+        "earlier run: it did not end: what it put on kvm1 is removed first"
+    ]
     recover_vm("web1")
     assert target.done == ["start again", "clear", "place vda", "start"]
 

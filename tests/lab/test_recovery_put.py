@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tasks.drivers import recovery_put, recovery_target, vm_parts
-from tasks.drivers.recovery_target import Target
+from tasks.drivers import recovery_files, recovery_put, recovery_target, vm_parts
+from tasks.drivers.recovery_target import Need, Target
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import rewrite_for_recovery, run_of
@@ -118,14 +118,14 @@ class Lost:
             pools = recovery_target.pools(Target(host, shell), ["lost-pool"])
         return plan_of(self.sources, order, "/var/lib/libvirt/images", pools)
 
-    def findings(self, plan: Plan, **changed: Any) -> list[Finding]:
+    def findings(self, plan: Plan, earlier: PutRecord | None = None, **changed: Any) -> list[Finding]:
         with reach(host_pid(self.host)) as (host, shell):
             host.name = "kvm1"
             target = Target(host, shell)
             volumes = [disk.volume for disk in self.sources.image.disks]
             there = recovery_target.pools(target, ["lost-pool"])
             domain = replace(parse_domain(self.xml), **changed)
-            return recovery_target.clashes(target, plan, domain, volumes, there)
+            return recovery_target.clashes(target, plan, domain, volumes, there, earlier)
 
     def recovery(self, plan: Plan, run: str = "run-1", **options: Any) -> Recovery:
         rewritten = rewrite_for_recovery(
@@ -260,8 +260,16 @@ def test_room_is_counted_as_allocated_and_for_all_files_of_a_file_system(lost: L
         host.name = "kvm1"
         target = Target(host, shell)
         free = shutil.disk_usage(lost.host.images).free
-        assert recovery_target.room(target, plan, {"vda": 1 << 20, "vdb": 1 << 20, "vdc": 1 << 20}) == []
-        (finding,) = recovery_target.room(target, plan, {"vda": free // 2, "vdb": free // 2, "vdc": 1 << 30})
+        assert recovery_target.room(target, plan, dict.fromkeys(("vda", "vdb", "vdc"), Need(1 << 20))) == []
+        halves = {"vda": Need(free // 2), "vdb": Need(free // 2), "vdc": Need(1 << 30)}
+        (finding,) = recovery_target.room(target, plan, halves)
+        there = halves | {"vda": Need(free // 2, there_bytes=2 << 30)}
+        assert recovery_target.room(target, plan, there) == [], "an earlier run's own makes room when it goes"
+        thin = {"vda": Need(1 << 20, most_bytes=2 * free)}
+        assert recovery_target.room(target, plan, thin, growth_bytes=1 << 20) == []
+        assert len(recovery_target.room(target, plan, thin, growth_bytes=2 * free)) == 1, "the night's files do not fit"
+        full = {"vda": Need(1 << 20, most_bytes=2 << 20)}
+        assert recovery_target.room(target, plan, full, growth_bytes=2 * free) == [], "no disk outgrows its size"
     assert "/var/lib/libvirt/images on kvm1 has" in finding.reason
 
 
@@ -315,6 +323,34 @@ def test_second_vm_runs_beside_the_first_with_nothing_of_its_own(lost: Lost) -> 
     assert lost.host.virsh("domstate", "lost").strip() == "running"
     assert clear(lost, tasks[0])
     assert lost.traces() == before
+
+
+def test_what_an_earlier_run_left_hides_nothing_else_that_is_in_the_way(lost: Lost) -> None:
+    before, plan = lost.traces(), lost.plan(networks={"lan": "none", "br0": "none"})
+    task = lost.recovery(plan)
+    with reach(host_pid(lost.host)) as (host, shell):
+        put(task, host, shell, task.ledger)
+        record = task.ledger.read()
+        assert record is not None
+        lost.host.virsh("destroy", "lost")
+        assert {each.subject for each in lost.findings(plan)} >= {"name", "UUID", "file of vda", "file of tpm"}
+        assert lost.findings(plan, record) == []
+        allocated = {place.path: du(lost, place.path) for place in plan.places}
+        assert recovery_files.taken_bytes(shell, record) == allocated
+        assert {each.subject for each in lost.findings(lost.plan(), record)} == {"network", "bridge"}
+        vda = plan.disks[0].path
+        lost.host.run(["sh", "-c", 'cp -- "$1" "$1.copy" && mv -- "$1.copy" "$1"', "sh", vda])
+        assert {each.subject for each in lost.findings(plan, record)} == {"file of vda"}
+        lost.host.run(["rm", vda])
+        lost.host.run(["truncate", "--size=64K", f"{record.partial(vda)}"])
+        lost.host.run(["fallocate", "--length=64K", f"{record.partial(vda)}"])
+        assert recovery_files.taken_bytes(shell, record)[vda] == 64 << 10
+    clear(lost, task)
+    assert lost.traces() == before
+
+
+def du(lost: Lost, path: str) -> int:
+    return int(lost.host.run(["du", "-sB1", path]).stdout.split()[0])
 
 
 def test_what_is_not_its_own_is_left_alone(lost: Lost) -> None:
