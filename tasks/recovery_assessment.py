@@ -52,7 +52,7 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
     rewritten = _rewrite(sources, plan, domain, fit, run)
     if not settled.runs:
         findings += _answering(sources, order)
-    findings += _elsewhere(domain, order)
+    findings += _elsewhere(domain, order, plan)
     findings += [*_missing(sources, order, domain), *_unreached(sources, plan, domain)]
     return _assessment(sources, plan, findings, rewritten), rewritten
 
@@ -125,21 +125,27 @@ def _answering(sources: Sources, order: Order) -> Iterator[Finding]:
         yield refused("client", f"{sources.client} still answers at its address", fix)
 
 
-def _elsewhere(domain: Domain, order: Order) -> Iterator[Finding]:
-    """Whether the VM still runs on a KVM host of the inventory; one that does not answer is said."""
-    if order.apart:
+def _elsewhere(domain: Domain, order: Order, plan: Plan) -> Iterator[Finding]:
+    """Whether the VM still runs on a KVM host of the inventory, or the second one is there; a silent host is said."""
+    if order.isolated:
         return
     for name in places.inventory().kvm_hosts:
         if name == order.kvm_host:
             continue  # a VM of its name or UUID there clashes, whether it runs or not
         try:
             with places.hypervisor(name) as (host, _):
-                running = recovery_target.runs(host, domain.uuid)
+                if order.as_name is None:
+                    found = recovery_target.runs(host, domain.uuid)
+                else:
+                    found = recovery_target.known(host, plan.identity)
         except GbsError as exc:
-            yield Finding(verdict="note", subject=name, reason=f"it cannot be asked whether the VM runs there: {exc}")
+            yield Finding(verdict="note", subject=name, reason=f"it cannot be asked for the VM: {exc}")
             continue
-        if running is not None:
-            fix = f"stop it (virsh shutdown {running.name}), or bring it back beside it: --isolated or --as"
+        if found is not None and order.as_name is not None:
+            reason = f"{name} has VM {found.name}: its name, UUID and MACs would be there twice"
+            yield refused("second VM", reason, "choose another name, or --isolated")
+        elif found is not None:
+            fix = f"stop it (virsh shutdown {found.name}), or bring it back beside it: --isolated or --as"
             yield refused("source VM", f"it still runs on {name}", fix)
 
 

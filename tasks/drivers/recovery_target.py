@@ -16,7 +16,7 @@ from tasks.model.domain_capabilities import Capabilities, Fit, fit, machine_fami
 from tasks.model.domain_recovery import run_of
 from tasks.model.domain_xml import Domain, names_file, parse_domain, read_tree
 from tasks.model.names import human_bytes
-from tasks.model.recovery_plan import ISOLATED, Plan, Pool
+from tasks.model.recovery_plan import ISOLATED, Identity, Plan, Pool
 from tasks.model.recovery_record import PutRecord
 
 OTHER_HOST = "choose another KVM host with --to"
@@ -262,6 +262,11 @@ def _capabilities(target: Target, domain: Domain, machine: str | None) -> Capabi
             lambda connection: str(connection.getDomainCapabilities(None, domain.arch, machine, domain.type, 0)),
         )
     )
+
+
+def known(host: Host, identity: Identity) -> HostDomain | None:
+    """The VM of that name or UUID, whether it runs or not."""
+    return host.find(identity.name) or host.find_uuid(identity.uuid)
 
 
 def runs(host: Host, uuid: str) -> HostDomain | None:

@@ -1,6 +1,7 @@
 """Where a VM that is brought back goes, and as whom: its identity, its files and its networks on the KVM host."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal
@@ -171,6 +172,8 @@ def plan_of(sources: Sources, order: Order, image_folder: str, pools: Mapping[st
               for role, file in parts.files.items()]  # fmt: skip
     if parts.tpm_state is not None:
         others.append(Place(role="tpm", file=parts.tpm_state, path=f"{TPM_FOLDER}/{identity.uuid}", format="tar"))
+    disks = _told_apart(disks, identity)
+    _require_one_place_each((*disks, *others))
     return Plan(
         kvm_host=order.kvm_host,
         identity=identity,
@@ -180,6 +183,27 @@ def plan_of(sources: Sources, order: Order, image_folder: str, pools: Mapping[st
         isolated=order.isolated,
         reached=not order.apart and _is_connected(domain, networks),
     )
+
+
+def _told_apart(disks: tuple[Place, ...], identity: Identity) -> tuple[Place, ...]:
+    """Disks from several folders or pools may have one name where they go: those get names of their own."""
+    often = Counter(disk.path for disk in disks)
+    return tuple(_with_own_name(disk, identity) if often[disk.path] > 1 else disk for disk in disks)
+
+
+def _with_own_name(place: Place, identity: Identity) -> Place:
+    name = f"{slug(identity.name)}-{place.role}.{place.format}"
+    pool = place.volume.partition("/")[0]
+    path = str(PurePosixPath(place.path).with_name(name))
+    return place.model_copy(update={"path": path, "volume": f"{pool}/{name}" if pool else ""})
+
+
+def _require_one_place_each(places: Sequence[Place]) -> None:
+    often = Counter(place.path for place in places)
+    for path in (path for path, count in often.items() if count > 1):
+        roles = " and ".join(place.role for place in places if place.path == path)
+        fix = "bring it to the host that had it, or back as a second VM with --as: its files have names of their own"
+        raise ConfigError(f"{roles} of the VM would be one file", path, fix)
 
 
 def _place(

@@ -19,7 +19,7 @@ from flows import recovery_approval
 from flows.kvmimg_get import kvmimg_get
 from flows.nightly import nightly as nightly_flow
 from flows.recover_vm import recover_vm as recover_vm_flow
-from tasks import places, recovery
+from tasks import declaration, places, recovery
 from tasks.drivers import appliance, libvirt_host, recovery_put, recovery_target
 from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.digest import record
@@ -189,6 +189,20 @@ def test_an_older_image_that_had_to_be_taken_comes_back_with_its_own_disks_and_p
     (warning,) = recovered.warnings
     assert f"image {older.id} was taken instead" in warning
     assert recovered.problems == ()
+
+
+def test_second_vm_that_another_host_has_is_refused_unless_it_is_isolated(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.declare({name: {"address": f"{name}.test", "paths": ["/etc"]} for name in ("kvm1", "kvm2")}, site.clients())
+    declaration.apply(declaration.load(site.inventory))
+    places.forget_blocks()
+    monkeypatch.setattr(
+        recovery_target, "known", lambda host, _: types.SimpleNamespace(name="web2") if host.name == "kvm2" else None
+    )
+    (said,) = recover_vm("web1", as_name="web2", dry_run=True).refusals
+    assert said.reason == "kvm2 has VM web2: its name, UUID and MACs would be there twice"
+    assert recover_vm("web1", as_name="web2", isolated=True, dry_run=True).refusals == ()
 
 
 def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(

@@ -325,6 +325,17 @@ def test_second_vm_runs_beside_the_first_with_nothing_of_its_own(lost: Lost) -> 
     assert lost.traces() == before
 
 
+def test_second_vm_is_known_by_its_name_or_its_uuid(lost: Lost) -> None:
+    identity = lost.plan(as_name="lost 2").identity
+    with reach(host_pid(lost.host)) as (host, _):
+        assert recovery_target.known(host, identity) is None
+        for name, uuid in (("lost 2", ""), ("renamed", identity.uuid)):
+            with other(lost, name, uuid):
+                found = recovery_target.known(host, identity)
+                assert found is not None
+                assert found.name == name
+
+
 def test_what_an_earlier_run_left_hides_nothing_else_that_is_in_the_way(lost: Lost) -> None:
     before, plan = lost.traces(), lost.plan(networks={"lan": "none", "br0": "none"})
     task = lost.recovery(plan)

@@ -104,6 +104,34 @@ def test_volume_goes_back_into_its_pool_and_a_second_vm_has_names_of_its_own(
     assert (place.path, place.volume) == (path, becomes)
 
 
+@pytest.mark.parametrize("kvm_host", ["kvm1", "kvm2"])
+def test_disks_of_one_name_from_several_folders_do_not_meet(kvm_host: str) -> None:
+    disks = [
+        record(target=f"vd{letter}", file=f"vd{letter}.raw", source=source, volume=volume)
+        for letter, source, volume in (
+            ("a", "/a/disk.qcow2", ""),
+            ("b", "/b/disk.qcow2", ""),
+            ("c", "/pool/disk.qcow2", ""),
+            ("d", "/pool/disk.qcow2", "fast/disk.qcow2"),
+            ("e", "/b/data.qcow2", ""),
+        )
+    ]
+    there = planned(*disks, pools=POOL, kvm_host=kvm_host).disks
+    assert len({place.path for place in there}) == 5
+    paths = {place.role: place.path for place in there}
+    folder = {"kvm1": "/pool", "kvm2": "/images"}[kvm_host]
+    assert paths["vdc"] == f"{folder}/web1-vdc.raw"
+    assert there[3].path == f"/pool/{there[3].volume.removeprefix('fast/')}"
+    assert paths["vde"].endswith("/data.qcow2"), "its own name where that is free"
+
+
+def test_two_files_for_one_place_are_refused() -> None:
+    sources = {"vda": "/a/disk.raw", "vdb": "/b/disk.raw", "vdc": "/c/web1-vda.raw"}
+    disks = [record(target=target, file=f"{target}.raw", source=path) for target, path in sources.items()]
+    with pytest.raises(ConfigError, match="vda and vdc of the VM would be one file"):
+        planned(*disks, kvm_host="kvm2")
+
+
 def test_parts_of_the_image_go_where_no_definition_says() -> None:
     parts = VmParts(files={"nvram": "nvram", "kernel": "kernel"}, sources={"nvram": "/etc/passwd"}, tpm_state="tpm.tar")
     found = {place.role: place.path for place in planned(record(), parts=parts).parts}
