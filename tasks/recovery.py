@@ -196,7 +196,7 @@ def wait_for_agent(plan: Plan, has_channel: bool, deadline_s: float) -> None:
 
 @retryable("restore databases", "restore {called} of {client}", retries=1)
 def restore_databases(client: str, called: str, dumps: Sequence[DumpRecord]) -> tuple[str, ...]:
-    """Restore the dumps of one engine or command, which came back with the files; their names. DumpFailed."""
+    """Restore the dumps of one engine or command, which came back with the files; their names. RestoreFailed."""
     system, policy = places.system_of(client)
     with ssh.connect(places.target_of(client)) as shell, reporting(log, f"restore {called} of {client}"):
         bring_back(shell, system, called, dumps, policy.dump_deadline_s)
