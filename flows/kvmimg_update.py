@@ -45,7 +45,7 @@ def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = Fals
 
     An image that is damaged, or has not what the night needs, is given up for the VM's next older one of the same
     layout, and the result's warnings say so; with `fall_back` off it is an error. `reuse`: the result may be that of
-    an earlier run, which others may use, too.
+    an earlier run, and stays for others; else it is the caller's own, who removes it.
     """
     if reuse and (made := updating.earlier(sources)):
         return made
@@ -55,7 +55,7 @@ def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = Fals
         warnings = tuple[str, ...]()
         while True:
             try:
-                return _update_one(sources, files, warnings)
+                return _update_one(sources, files, warnings, passing=not reuse)
             except IntegrityError as exc:
                 older = updating.with_older_image(sources) if fall_back else None
                 if older is None:
@@ -65,7 +65,7 @@ def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = Fals
                 sources = older
 
 
-def _update_one(sources: Sources, files: Path, warnings: tuple[str, ...]) -> UpdatedImage:
+def _update_one(sources: Sources, files: Path, warnings: tuple[str, ...], *, passing: bool) -> UpdatedImage:
     """Update this very image; on any error nothing of it is left."""
     updating.verify_sources(sources.image_folder, sources.image)
     folder = updating.begin(sources)
@@ -76,7 +76,7 @@ def _update_one(sources: Sources, files: Path, warnings: tuple[str, ...]) -> Upd
             rebuild.adopt(sources, sources.template, files, folder)
             result = updating.update(sources, files, folder)
             result = rebuild.make_bootable(sources, sources.template, files, folder, result)
-        return updating.finish(sources, folder, result, warnings)
+        return updating.finish(sources, folder, result, warnings, passing=passing)
     except BaseException:
         updating.remove(folder)
         raise

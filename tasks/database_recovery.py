@@ -10,7 +10,7 @@ from tasks.drivers.databases import recovering
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.progress import reporting
 from tasks.drivers.ssh import Shell
-from tasks.errors import ConfigError, DumpFailed, GbsError, IntegrityError, LeftBehind, RecoveryRefused
+from tasks.errors import ConfigError, GbsError, IntegrityError, LeftBehind, RecoveryRefused, RestoreFailed
 from tasks.model.databases import Server
 from tasks.model.manifest import DumpRecord
 from tasks.model.names import one_line
@@ -91,7 +91,7 @@ def send(folder: Path, dump: DumpRecord, aim: Aim) -> DumpRecord:
 def load(dump: DumpRecord, aim: Aim) -> tuple[int, str | None]:
     """How many tables came back, and where the old database of that name is now, None when there was none.
 
-    After a failure the old one is what it was: DumpFailed says what did not load, LeftBehind what could not be undone.
+    After a failure the old one is what it was: RestoreFailed says what did not load, LeftBehind what was not undone.
     """
     deadline_s = places.system_of(aim.client)[1].dump_deadline_s
     with ssh.connect(places.recovery_target_of(aim.client)) as shell, reporting(log, f"load {aim.name}"):
@@ -102,7 +102,8 @@ def load(dump: DumpRecord, aim: Aim) -> tuple[int, str | None]:
             found = recovering.tables(shell, aim.server, aim.name, deadline_s)
             if dump.tables is not None and found != dump.tables:
                 called = f"{dump.engine} database {dump.database!r}"
-                raise DumpFailed(called, f"{found} tables came back, {dump.tables} were counted in the night's proof")
+                reason = f"{found} tables came back, {dump.tables} were counted in the night's proof"
+                raise RestoreFailed(called, reason)
         except BaseException as exc:
             _take_back(shell, aim, old, deadline_s, exc)
             raise

@@ -25,10 +25,10 @@ from tasks.drivers.store import write_model
 from tasks.errors import (
     Ambiguous,
     ConfigError,
-    DumpFailed,
     IntegrityError,
     NothingToRecover,
     RecoveryRefused,
+    RestoreFailed,
 )
 from tasks.model.databases import Server
 from tasks.model.manifest import DumpRecord
@@ -291,10 +291,10 @@ def test_dump_that_does_not_come_back_whole_leaves_the_old_database(
     db1.engine(engine, "fill", name)
     before = db1.engine(engine, "read_back", name)
     dumped(nights, db1, engine, name, tables=7)
-    with pytest.raises(DumpFailed, match=r"1 tables came back, 7 were counted"):
+    with pytest.raises(RestoreFailed, match=r"1 tables came back, 7 were counted"):
         recover_database("db1", name, replace=True)
     assert db1.engine(engine, "read_back", name) == before
-    with pytest.raises(DumpFailed, match=r"1 tables came back, 7 were counted"):
+    with pytest.raises(RestoreFailed, match=r"1 tables came back, 7 were counted"):
         recover_database("db1", name, name="fresh")
     assert not recover_database("db1", name, name="fresh", dry_run=True).exists
     damaged = next((nights.store / "overnight/db1/data/var/backups/gbs" / engine).glob("kept*"))

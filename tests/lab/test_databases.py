@@ -13,7 +13,7 @@ import pytest
 from tasks.drivers import databases, process, ssh
 from tasks.drivers.databases import command, proving, recovering
 from tasks.drivers.ssh import Shell
-from tasks.errors import CommandTimedOut, DumpFailed
+from tasks.errors import CommandTimedOut, DumpFailed, RestoreFailed
 from tasks.model.databases import DumpCommand, EngineName, Server
 from tasks.model.manifest import DumpRecord
 from tests.lab.database_client import DatabaseClient
@@ -269,9 +269,9 @@ def test_command_makes_its_files_and_brings_them_back(client: Client) -> None:
     command.restore(client.shell, ORACLE, dumps, 30)
     assert client.run("tail -n 1 /srv/restored") == "1000\n"
     client.run('echo more >> "$1"', dumps[0].path)
-    with pytest.raises(DumpFailed, match="sha256 differs"):
+    with pytest.raises(RestoreFailed, match=r"^restore of .*sha256 differs"):
         command.restore(client.shell, ORACLE, dumps, 30)
-    with pytest.raises(DumpFailed, match="no restore is declared"):
+    with pytest.raises(RestoreFailed, match="no restore is declared"):
         command.restore(client.shell, dataclasses.replace(ORACLE, restore=()), dumps, 30)
 
 
@@ -350,11 +350,11 @@ def test_dump_that_does_not_load_leaves_no_database(client: Client, case: Case) 
     client.prepare(case)
     dump = client.dump(case)
     client.run('truncate -s $(($(stat -c %s "$1") / 2)) "$1"', dump.path)
-    with pytest.raises(DumpFailed, match="sha256 differs"):
+    with pytest.raises(RestoreFailed, match=r"^restore of .*sha256 differs"):
         recovering.load(client.shell, case.server, dump, "/srv/app/other", 60)
     cut = dump.model_copy(update={"sha256": content(client, dump)})
     if case.engine != "mariadb":  # half of its dump is good SQL
-        with pytest.raises(DumpFailed):
+        with pytest.raises(RestoreFailed):
             recovering.load(client.shell, case.server, cut, "/srv/app/other", 60)
     names = databases.list_databases(client.shell, case.server, [case.names[0]])
     assert "/srv/app/other" not in names

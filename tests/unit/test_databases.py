@@ -13,7 +13,7 @@ import pytest
 from tasks.drivers import databases
 from tasks.drivers.databases import script
 from tasks.drivers.ssh import Output
-from tasks.errors import CommandFailed, DumpFailed
+from tasks.errors import CommandFailed, DumpFailed, RestoreFailed
 from tasks.model.databases import EngineName, Server
 from tasks.model.manifest import DumpRecord
 
@@ -164,7 +164,7 @@ def test_dump_that_is_not_the_one_that_was_made_is_not_restored(shell: Any, tmp_
     shell.log.unlink()
     shell.log.touch()
     Path(made.path).write_text("something else")
-    with pytest.raises(DumpFailed, match="sha256 differs"):
+    with pytest.raises(RestoreFailed, match=r"^restore of .*sha256 differs"):
         databases.restore(shell, Server("postgresql"), [made], 30)
     assert shell.calls("pg_restore") == shell.calls("dropdb") == []
 

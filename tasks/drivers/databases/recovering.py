@@ -12,7 +12,7 @@ from tasks.drivers.databases import reason_of, script
 from tasks.drivers.databases.mariadb import CLIENT
 from tasks.drivers.databases.postgresql import AS
 from tasks.drivers.ssh import Shell
-from tasks.errors import CommandFailed, DumpFailed, GbsError
+from tasks.errors import CommandFailed, GbsError, RestoreFailed
 from tasks.model.databases import DumpedBy, EngineName, Server
 from tasks.model.manifest import DumpRecord
 
@@ -124,7 +124,7 @@ def load(
 
     Under its own name it is all that it was; under another one settings of the database itself are the server's. A file
     of sqlite gets owner and mode of `like`, by default of the one that was dumped. After a failure nothing of it is
-    there, if the system still answers. Raises DumpFailed.
+    there, if the system still answers. Raises RestoreFailed.
     """
     try:
         if name == dump.database and server.engine != "sqlite":
@@ -163,4 +163,4 @@ def _run(shell: Shell, server: Server, words: str, deadline_s: float, name: str,
         command = script(server, words, name, *more)
         return shell.run_to_end(command, deadline_s=deadline_s, name=f"recovery of {name}").stdout
     except CommandFailed as exc:
-        raise DumpFailed(called, f"recovery: {reason_of(exc)}") from exc
+        raise RestoreFailed(called, reason_of(exc)) from exc
