@@ -12,6 +12,12 @@ BELONGS_TO_DISK = ("/boot/grub/i386-pc/", "/boot/grub2/i386-pc/")
 """GRUB's modules fit the core image in the boot sector of the very disk, which is not a file."""
 COARSE = frozenset(("vfat", "msdos", "exfat"))
 """File systems without owners, modes, links and xattrs, whose times are of two seconds."""
+# Deletions first: the night may need the room. Nanoseconds: a file rewritten within the second of the image is found.
+TREE_OPTIONS = "-aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1"
+"""rsync's for all but the coarse file systems."""
+# What vfat cannot keep is not compared; its times are even seconds, its folders' are left alone.
+COARSE_OPTIONS = "-rtO --whole-file --delete-before --modify-window=1"
+"""rsync's for the coarse ones."""
 RELABEL = "/.autorelabel"
 """SELinux labels the whole system anew when it finds this at boot."""
 
@@ -24,6 +30,14 @@ class MountedBy:
     uuid: str
     fstype: str
     subvolume: str = ""
+
+
+def mount_options(system: MountedBy) -> str:
+    """How it is mounted for an update, for mount(8)."""
+    if system.fstype == "btrfs":
+        return f"noatime,subvol={system.subvolume or '/'}"
+    # Owners and modes that vfat cannot keep are no errors.
+    return "noatime,quiet,tz=UTC" if system.fstype == "vfat" else "noatime"
 
 
 @dataclass(frozen=True)
