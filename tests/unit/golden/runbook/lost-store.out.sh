@@ -158,17 +158,24 @@ names=$(on_virsh list --all --name)
 uuids=$(on_virsh list --all --uuid)
 [ "$(grep -cxF -e "$VM" <<<"$names")" = 0 ] || fail "the KVM host has a VM of that name: rename it (virsh domrename)"
 [ "$(grep -cxF -e "$UUID" <<<"$uuids")" = 0 ] || fail "the KVM host has a VM with the UUID $UUID: undefine that first"
+declare -A needed # bytes by mount point on the KVM host: disks that lie on one file system share its room
 room_for() { # FILE PATH: what a disk of the image takes, where it goes on the KVM host
-    local free need
+    local free where
     on_host test ! -e "$2" || fail "$2 is there already on the KVM host: move it away"
-    free=$(on_host df -B1 --output=avail -- "$(dirname -- "$2")" | tail -n 1)
-    need=$(($(stat -c %b -- "$1") * 512))
-    [ "$free" -gt "$need" ] || fail "no room for $2 on the KVM host: $free bytes are free, it needs $need"
+    read -r free where < <(on_host df -B1 --output=avail,target -- "$(dirname -- "$2")" | tail -n 1)
+    needed[$where]=$((${needed[$where]:-0} + $(stat -c %b -- "$1") * 512))
+    [ "$free" -gt "${needed[$where]}" ] ||
+        fail "no room for $2 on the KVM host: $free bytes are free on $where, its disks need ${needed[$where]}"
+}
+room_to_work() { # BYTES: for the copies; on the KVM host itself beside the disks that go there
+    local free where need=$1
+    read -r free where < <(df -B1 --output=avail,target -- "$WORK" | tail -n 1)
+    [ -n "$KVM_HOST" ] || need=$((need + ${needed[$where]:-0}))
+    [ "$free" -gt "$need" ] || fail "no room in $WORK: $free bytes are free on $where, $need are needed there"
 }
 room_for "$IMAGE"/vda.raw "$DISK_1"
 room_for "$IMAGE"/vdb.raw "$DISK_2"
-free=$(df -B1 --output=avail -- "$WORK" | tail -n 1)
-[ "$free" -gt "$((($(stat -c %b -- "$IMAGE"/vda.raw) + $(stat -c %b -- "$IMAGE"/vdb.raw)) * 512 + 1))" ] || fail "no room in $WORK: $free bytes are free"
+room_to_work $((($(stat -c %b -- "$IMAGE"/vda.raw) + $(stat -c %b -- "$IMAGE"/vdb.raw)) * 512 + 1))
 ok "all is there, and nothing is in the way"
 
 
