@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import NothingToRecover
+from tasks.errors import NothingToRecover, UnknownName
 from tasks.model import runbook_disks
 from tasks.model.image_choice import newest_fitting
 from tasks.model.inventory_systems import Probe
@@ -235,6 +235,8 @@ def test_newest_image_of_the_nights_layout_is_chosen() -> None:
         newest_fitting("web1", images[:1], night)
     with pytest.raises(NothingToRecover, match="there is no image of it"):
         newest_fitting("web1", [], night)
+    with pytest.raises(UnknownName, match="no image named 'x': known are none"):
+        newest_fitting("web1", [], night, "x")
 
 
 @pytest.mark.parametrize(
