@@ -8,7 +8,7 @@ from prefect import State, flow
 from flows.ending import completed
 from flows.vm_name import VmName
 from tasks import images, nights, places, rebuild, updating
-from tasks.errors import IntegrityError, NothingToRecover
+from tasks.errors import ConfigError, IntegrityError, NothingToRecover
 from tasks.model.night_choice import Night
 from tasks.model.physical_definition import Machine
 from tasks.model.recovery import Sources, UpdatedImage
@@ -19,8 +19,11 @@ log = logging.getLogger(__name__)
 def choose(vm: str, night: str, image: str | None = None, template: str | None = None) -> Sources:
     """What the VM would be brought back from, nothing read yet but manifests.
 
-    Without an image of its own that fits it is a template; `template` names one (a flavour or VM/ID), or is "any".
+    Without an image of its own that fits it is a template; `template` names one (a flavour or VM/ID), or is "any". An
+    image that was asked for is taken, or refused.
     """
+    if image is not None and template is not None:
+        raise ConfigError("an image and a template were asked for", f"{image}, {template}", "name one of them")
     client, _ = places.client_of_vm(vm)
     definition, chosen = images.find(vm), nights.choose_night(client, night)
     if template is not None:
@@ -28,6 +31,8 @@ def choose(vm: str, night: str, image: str | None = None, template: str | None =
     try:
         return updating.choose_sources(vm, client, definition, chosen, image)
     except NothingToRecover as no_image:
+        if image is not None:
+            raise
         try:
             return rebuild.choose_template(client, definition, chosen)
         except NothingToRecover as no_template:

@@ -15,9 +15,10 @@ from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.space import require_space
 from tasks.drivers.store import publish, read_model, verify_image, write_model
-from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused, UnknownName
+from tasks.errors import IntegrityError, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
 from tasks.model.facts import Facts
+from tasks.model.image_choice import fits, newest_fitting
 from tasks.model.image_update import update_plan
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import new_id
@@ -36,20 +37,9 @@ def choose_sources(vm: str, client: str, definition: Definition, night: Night, w
 
     NothingToRecover when none fits, UnknownName when there is no such image.
     """
+    none = f"the store has no image of it; run: gbs-kvmimg-get {vm}, or gbs image fetch {vm}"
     images = places.store().images_of(definition.domain.name)
-    if not images:
-        raise NothingToRecover(
-            f"VM {vm}", f"the store has no image of it; run: gbs-kvmimg-get {vm}, or gbs image fetch {vm}"
-        )
-    asked = [(folder, image) for folder, image in images if wanted in (None, image.id)]
-    if not asked:
-        raise UnknownName("image", wanted, [image.id for _, image in images])
-    fitting = [found for found in asked if _fits(found[1], night.manifest.flavour)]
-    if not fitting:
-        layouts = ", ".join(f"{image.id} ({image.flavour})" for _, image in asked)
-        why = f"night {night.manifest.id} has disk layout {night.manifest.flavour}, the images have others: {layouts}"
-        raise NothingToRecover(f"VM {vm}", why)
-    folder, image = fitting[0]
+    folder, image = newest_fitting(vm, images, night.manifest, wanted, none=none)
     return Sources(
         vm=definition.domain.name,
         client=client,
@@ -66,7 +56,7 @@ def choose_sources(vm: str, client: str, definition: Definition, night: Night, w
 def with_older_image(sources: Sources) -> Sources | None:
     """The same with the VM's next older image of that disk layout; None when there is none."""
     for folder, image in () if sources.template else places.store().images_of(sources.vm):
-        if image.id < sources.image.id and _fits(image, sources.night.flavour):
+        if image.id < sources.image.id and fits(image, sources.night):
             return sources.model_copy(update={"image_folder": folder, "image": image})
     return None
 
@@ -78,10 +68,6 @@ def with_image(sources: Sources, image_id: str) -> Sources:
         if image.id == image_id:
             return sources.model_copy(update={"image_folder": folder, "image": image})
     raise UnknownName("image", image_id, [image.id for _, image in images])
-
-
-def _fits(image: ImageManifest, flavour: str) -> bool:
-    return image.flavour in ("", flavour)
 
 
 @retryable("verify image", "verify image {image.id} of {image.vm}", retries=0)

@@ -15,8 +15,8 @@ from flows.template_add import template_add as template_add_flow
 from tasks.drivers import adoption, appliance, libvirt_host, recovery_put
 from tasks.drivers.adoption import Bootable
 from tasks.drivers.appliance import DiskFile, UpdateResult
-from tasks.drivers.store import Store, read_model, verify_image
-from tasks.errors import NothingToRecover, RecoveryRefused, UnknownName
+from tasks.drivers.store import Store, read_model, verify_image, write_model
+from tasks.errors import ConfigError, NothingToRecover, RecoveryRefused, UnknownName
 from tasks.model.domain_xml import parse_domain
 from tasks.model.facts import Facts
 from tasks.model.manifest import MANIFEST, ImageManifest
@@ -96,6 +96,24 @@ def test_without_image_and_template_both_are_said(site: FakeSite, in_appliance: 
     shutil.rmtree(site.store / "images")
     with pytest.raises(NothingToRecover, match=r"run: gbs-kvmimg-get web1.*; .*gbs image template add"):
         kvmimg_update("web1")
+
+
+def test_an_image_that_was_asked_for_never_becomes_a_template(site: FakeSite, in_appliance: list[str]) -> None:
+    nightly(["kvm1", "web1"])
+    template_add("web1")
+    (path,) = (site.store / "images").glob(f"*/*/*/{MANIFEST}")
+    image = read_model(path, ImageManifest)
+    assert image is not None
+    write_model(path, image.model_copy(update={"flavour": "of-other-disks"}))
+    in_appliance.clear()
+    with pytest.raises(NothingToRecover, match=f"the images have others: {image.id} .of-other-disks"):
+        kvmimg_update("web1", image=image.id)
+    with pytest.raises(ConfigError, match="an image and a template were asked for"):
+        kvmimg_update("web1", image=image.id, template="any")
+    shutil.rmtree(site.store / "images")
+    with pytest.raises(UnknownName, match=f"no image named '{image.id}': known are none"):
+        kvmimg_update("web1", image=image.id)
+    assert in_appliance == []
 
 
 def test_a_physical_client_gets_a_definition_and_a_place(site: FakeSite, in_appliance: list[str]) -> None:

@@ -17,11 +17,11 @@ from tasks.drivers.databases.postgresql import POSTGRESQL
 from tasks.drivers.databases.redis import REDIS
 from tasks.drivers.databases.sqlite import SQLITE
 from tasks.drivers.host_shell import SystemShell
-from tasks.drivers.rsync import escaped
 from tasks.errors import CommandFailed, CommandTimedOut, DumpFailed, RestoreFailed
 from tasks.model.databases import DumpedBy, EngineName, Server
 from tasks.model.manifest import DumpRecord
 from tasks.model.names import slug
+from tasks.model.rsync_pattern import literal
 
 QUERY_DEADLINE_S = 60
 DUMP_TO_SIZE = 1.1
@@ -102,7 +102,7 @@ def data_patterns(engine: DumpedBy, names: Sequence[str]) -> tuple[str, ...]:
     """rsync patterns of what a dump covers; of sqlite, what belongs to a moment that has gone."""
     if engine == "command":
         return ()
-    journals = [f"{escaped(name)}{end}" for name in names for end in ("-wal", "-shm", "-journal")]
+    journals = [literal(name, end) for name in names for end in ("-wal", "-shm", "-journal")]
     return (*ENGINES[engine].data_folders, *(journals if engine == "sqlite" else ()))
 
 
