@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import UTC, datetime
 
 from tasks import places
@@ -9,13 +11,13 @@ from tasks.drivers import recovery_put, recovery_target
 from tasks.drivers.recovery_target import Target, refused
 from tasks.drivers.store import listed_model, read_model
 from tasks.errors import GbsError
-from tasks.model.assessment import Assessment, Finding, Work, expect
+from tasks.model.assessment import Assessment, Finding, Work, expect, require_possible
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
 from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.facts import Facts
-from tasks.model.recovery import Recovered, Sources
+from tasks.model.recovery import Original, Recovered, Sources
 from tasks.model.recovery_plan import Order, Plan, plan_of
 from tasks.retryable import retryable
 
@@ -24,7 +26,7 @@ ALWAYS_ROOM_BYTES = 1 << 20
 
 
 @retryable("plan recovery", "plan recovery of {sources.vm} to {order.kvm_host}")
-def plan(sources: Sources, order: Order) -> Plan:
+def plan(sources: Original, order: Order) -> Plan:
     """Where everything of the VM would go on the KVM host; ConfigError for an order that makes no sense."""
     _, block = places.kvm_host(order.kvm_host)
     with places.hypervisor(order.kvm_host) as (host, shell):
@@ -32,7 +34,7 @@ def plan(sources: Sources, order: Order) -> Plan:
     return plan_of(sources, order, block.image_folder, pools)
 
 
-def _pool_names(sources: Sources) -> list[str]:
+def _pool_names(sources: Original) -> list[str]:
     return [disk.volume.partition("/")[0] for disk in sources.image.disks if disk.volume]
 
 
@@ -40,7 +42,30 @@ def _pool_names(sources: Sources) -> list[str]:
 def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[Assessment, Rewritten]:
     """What is known before the recovery is done, and the definition that the VM would get."""
     domain = parse_domain(sources.xml)
-    tpm = sources.image.parts.tpm_state is not None
+    findings, lacks, fit = _look(sources, plan, domain, tpm=sources.image.parts.tpm_state is not None)
+    left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
+    if left is not None and not run:
+        findings = [_settled_first(finding) for finding in findings]
+    rewritten = _rewrite(sources, plan, domain, fit, run)
+    findings += [*lacks, *_elsewhere(domain, order), *_missing(sources, order, domain)]
+    return _assessment(sources, order, plan, findings, rewritten), rewritten
+
+
+@retryable("assess", "assess instant recovery of {original.vm} on {plan.kvm_host}")
+def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
+    """The definition of a VM that is to run before its disks are there; RecoveryRefused with all that is in its way."""
+    domain = parse_domain(original.xml)
+    findings, lacks, fit = _look(original, plan, domain, tpm=False)
+    findings += [*lacks, *_elsewhere(domain, order)]
+    for finding in findings:
+        if finding.verdict != "refused":
+            log.warning("%s", finding.words)
+    require_possible(original.vm, findings)
+    return _rewrite(original, plan, domain, fit, "")
+
+
+def _look(sources: Original, plan: Plan, domain: Domain, *, tpm: bool) -> tuple[list[Finding], list[Finding], Fit]:
+    """What is in the way on the KVM host, what the host lacks, and what it has in place of that."""
     with places.hypervisor(plan.kvm_host) as (host, shell):
         target = Target(host, shell)
         there = recovery_target.pools(target, _pool_names(sources))
@@ -49,12 +74,7 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
         if not findings or all(finding.subject != "folder" for finding in findings):
             findings += recovery_target.room(target, plan, _needed(sources))
         fit, lacks = recovery_target.capabilities(target, domain, tpm=tpm)
-        left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
-    if left is not None and not run:
-        findings = [_settled_first(finding) for finding in findings]
-    rewritten = _rewrite(sources, plan, domain, fit, run)
-    findings += [*lacks, *_elsewhere(domain, order), *_missing(sources, order, domain)]
-    return _assessment(sources, order, plan, findings, rewritten), rewritten
+    return findings, lacks, fit
 
 
 def _settled_first(finding: Finding) -> Finding:
@@ -64,7 +84,7 @@ def _settled_first(finding: Finding) -> Finding:
     return Finding(verdict="note", subject=finding.subject, reason=reason)
 
 
-def _needed(sources: Sources) -> Mapping[str, int]:
+def _needed(sources: Original) -> Mapping[str, int]:
     """The bytes that each file takes, as it is allocated; by role."""
     parts = dict.fromkeys(sources.image.parts.files, ALWAYS_ROOM_BYTES)
     return parts | {
@@ -72,7 +92,7 @@ def _needed(sources: Sources) -> Mapping[str, int]:
     }
 
 
-def _rewrite(sources: Sources, plan: Plan, domain: Domain, fit: Fit, run: str) -> Rewritten:
+def _rewrite(sources: Original, plan: Plan, domain: Domain, fit: Fit, run: str) -> Rewritten:
     parts = {place.role: place.path for place in plan.parts}
     return rewrite_for_recovery(
         sources.xml,
@@ -95,22 +115,26 @@ def _rewrite(sources: Sources, plan: Plan, domain: Domain, fit: Fit, run: str) -
     )
 
 
-def _elsewhere(domain: Domain, order: Order) -> Iterator[Finding]:
+def _elsewhere(domain: Domain, order: Order) -> list[Finding]:
     """Whether the VM still runs on a KVM host of the inventory; one that does not answer is said."""
-    if order.apart:
-        return
-    for name in places.inventory().kvm_hosts:
-        if name == order.kvm_host:
-            continue  # a VM of its name or UUID there clashes, whether it runs or not
-        try:
-            with places.hypervisor(name) as (host, _):
-                running = recovery_target.runs(host, domain.uuid)
-        except GbsError as exc:
-            yield Finding(verdict="note", subject=name, reason=f"it cannot be asked whether the VM runs there: {exc}")
-            continue
-        if running is not None:
-            fix = f"stop it (virsh shutdown {running.name}), or bring it back beside it: --isolated or --as"
-            yield refused("source VM", f"it still runs on {name}", fix)
+    # On the host that it comes to a VM of its name or UUID clashes, whether it runs or not.
+    names = [] if order.apart else [name for name in places.inventory().kvm_hosts if name != order.kvm_host]
+    # Side by side: of one that is dead this is known after 15 s.
+    with ThreadPoolExecutor(len(names) or 1) as threads:
+        asked = [threads.submit(copy_context().run, _running_on, name, domain) for name in names]
+    return [finding for answer in asked if (finding := answer.result()) is not None]
+
+
+def _running_on(name: str, domain: Domain) -> Finding | None:
+    try:
+        with places.hypervisor(name) as (host, _):
+            running = recovery_target.runs(host, domain.uuid)
+    except GbsError as exc:
+        return Finding(verdict="note", subject=name, reason=f"it cannot be asked whether the VM runs there: {exc}")
+    if running is None:
+        return None
+    fix = f"stop it (virsh shutdown {running.name}), or bring it back beside it: --isolated or --as"
+    return refused("source VM", f"it still runs on {name}", fix)
 
 
 def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding]:

@@ -42,7 +42,7 @@ def status_command(as_json: bool) -> int:
     for each in from_store:
         click.echo(each.line, err=True)
     good = all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
-    good = good and all(each.served for each in from_store)
+    good = good and all(each.is_well for each in from_store)
     return 0 if good and not protections.out_of_reach else 3
 
 

@@ -12,7 +12,7 @@ from tasks.errors import ConfigError
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.manifest import DiskRecord
 from tasks.model.names import slug
-from tasks.model.recovery import Sources, place_of, working_disks
+from tasks.model.recovery import Original, place_of, working_disks
 
 ISOLATED = "gbs-isolated"
 """The libvirt network of VMs that are brought back isolated: it leads nowhere, not even to its host."""
@@ -145,7 +145,7 @@ def networks_of(domain: Domain, order: Order) -> dict[str, str] | None:
     return {name: to for name, to in (kept | order.networks).items() if to != LINK_DOWN}
 
 
-def plan_of(sources: Sources, order: Order, image_folder: str, pools: Mapping[str, Pool]) -> Plan:
+def plan_of(sources: Original, order: Order, image_folder: str, pools: Mapping[str, Pool]) -> Plan:
     """Where everything of the VM goes on the KVM host that `order` names."""
     domain = parse_domain(sources.xml)
     identity = identity_of(domain, order.as_name)
