@@ -42,30 +42,7 @@ def _pool_names(sources: Original) -> list[str]:
 def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[Assessment, Rewritten]:
     """What is known before the recovery is done, and the definition that the VM would get."""
     domain = parse_domain(sources.xml)
-    findings, lacks, fit = _look(sources, plan, domain, tpm=sources.image.parts.tpm_state is not None)
-    left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
-    if left is not None and not run:
-        findings = [_settled_first(finding) for finding in findings]
-    rewritten = _rewrite(sources, plan, domain, fit, run)
-    findings += [*lacks, *_elsewhere(domain, order), *_missing(sources, order, domain)]
-    return _assessment(sources, order, plan, findings, rewritten), rewritten
-
-
-@retryable("assess", "assess instant recovery of {original.vm} on {plan.kvm_host}")
-def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
-    """The definition of a VM that is to run before its disks are there; RecoveryRefused with all that is in its way."""
-    domain = parse_domain(original.xml)
-    findings, lacks, fit = _look(original, plan, domain, tpm=False)
-    findings += [*lacks, *_elsewhere(domain, order)]
-    for finding in findings:
-        if finding.verdict != "refused":
-            log.warning("%s", finding.words)
-    require_possible(original.vm, findings)
-    return _rewrite(original, plan, domain, fit, "")
-
-
-def _look(sources: Original, plan: Plan, domain: Domain, *, tpm: bool) -> tuple[list[Finding], list[Finding], Fit]:
-    """What is in the way on the KVM host, what the host lacks, and what it has in place of that."""
+    tpm = sources.image.parts.tpm_state is not None
     with places.hypervisor(plan.kvm_host) as (host, shell):
         target = Target(host, shell)
         there = recovery_target.pools(target, _pool_names(sources))
@@ -74,7 +51,12 @@ def _look(sources: Original, plan: Plan, domain: Domain, *, tpm: bool) -> tuple[
         if not findings or all(finding.subject != "folder" for finding in findings):
             findings += recovery_target.room(target, plan, _needed(sources))
         fit, lacks = recovery_target.capabilities(target, domain, tpm=tpm)
-    return findings, lacks, fit
+        left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
+    if left is not None and not run:
+        findings = [_settled_first(finding) for finding in findings]
+    rewritten = _rewrite(sources, plan, domain, fit, run)
+    findings += [*lacks, *_elsewhere(domain, order), *_missing(sources, order, domain)]
+    return _assessment(sources, order, plan, findings, rewritten), rewritten
 
 
 def _settled_first(finding: Finding) -> Finding:
@@ -212,3 +194,22 @@ def _past() -> list[Recovered]:
     """The recoveries that were measured, newest last."""
     paths = sorted((places.store().reports / "recoveries").glob("*.json"))
     return [found for path in paths[-200:] if (found := listed_model(path, Recovered)) is not None]
+
+
+@retryable("assess", "assess instant recovery of {original.vm} on {plan.kvm_host}")
+def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
+    """The definition of a VM that is to run before its disks are there; RecoveryRefused with all that is in its way."""
+    domain, volumes = parse_domain(original.xml), [disk.volume for disk in original.image.disks]
+    with places.hypervisor(plan.kvm_host) as (host, shell):
+        target = Target(host, shell)
+        there = recovery_target.pools(target, _pool_names(original))
+        findings = recovery_target.clashes(target, plan, domain, volumes, there)
+        if all(finding.subject != "folder" for finding in findings):
+            findings += recovery_target.room(target, plan, _needed(original))
+        fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
+    findings += [*lacks, *_elsewhere(domain, order)]
+    for finding in findings:
+        if finding.verdict != "refused":
+            log.warning("%s", finding.words)
+    require_possible(original.vm, findings)
+    return _rewrite(original, plan, domain, fit, "")
