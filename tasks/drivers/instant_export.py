@@ -1,6 +1,5 @@
 """The exports of a VM that runs from the store: begun, proven, ended."""
 
-import fcntl
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tasks.drivers import qemu_img
+from tasks.drivers import lock, qemu_img
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.instant_server import Exports
 from tasks.drivers.libvirt_host import Host
@@ -103,18 +102,7 @@ def prove(shell: HostShell, record: InstantVm, held: Path) -> None:
 
 def runs(held: Path) -> bool:
     """Whether the exports behind this lock run."""
-    try:
-        handle = os.open(held, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        # Shared, and nothing is written: askers do not see one another, and the file names only servers.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    return lock.is_held(held)
 
 
 def end(held: Path) -> None:
