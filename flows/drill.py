@@ -1,5 +1,7 @@
 """Drills: a VM is recovered on a network that leads nowhere, proves itself, and is taken away again."""
 
+import logging
+
 from prefect import State, flow
 
 from flows.ending import conclude
@@ -10,16 +12,15 @@ from flows.stage import stage
 from flows.vm_name import KvmHostName, VmName
 from tasks import drill as drilling
 from tasks import places, recovery
-from tasks.errors import DrillFailed, GuestAgentError
+from tasks.errors import DrillFailed, GbsError, GuestAgentError, LeftBehind, Locked, Unreachable
 from tasks.model.assessment import BOOT
 from tasks.model.domain_xml import parse_domain
-from tasks.model.drill import PICTURE, Drilled
+from tasks.model.drill import PICTURE, PREFIX, Drilled, UnfinishedDrill
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome, StageResult
-from tasks.model.recovery_plan import Order
+from tasks.model.recovery_plan import Order, Plan
 
-PREFIX = "gbs-drill-"
-"""Before the VM's name: what a drill is called on the KVM host."""
+log = logging.getLogger(__name__)
 
 
 @flow(name="drill", flow_run_name=named("vms", "drill of {}", "the VMs whose turn it is"))
@@ -35,6 +36,8 @@ def drill(
         everyone: All VMs of the inventory.
     """
     names = [*places.inventory().vms] if everyone else vms if vms is not None else drilling.vms_due()
+    for name in names:
+        places.client_of_vm(name)  # before anything is done
     return conclude("drill", [drill_vm(vm, night, to) for vm in names])
 
 
@@ -44,7 +47,7 @@ class _Drill:
     def __init__(self, vm: str, client: str, kvm_host: str) -> None:
         self.vm, self.client, self.kvm_host = vm, client, kvm_host
         self.run: RecoveryRun | None = None
-        self.shown = b""
+        self.shown, self.unseen = b"", "it did not come to that"
 
     def record(self, result: StageResult) -> Drilled:
         """The manifest of it."""
@@ -58,6 +61,7 @@ class _Drill:
             outcome=result.outcome,
             reasons=result.reasons,
             screenshot=PICTURE if self.shown else "",
+            unseen=self.unseen,
         )
         if (run := self.run) is None:
             return told
@@ -79,8 +83,11 @@ def drill_vm(vm: str, night: str, to: str | None) -> StageResult:
     client, _ = places.client_of_vm(vm)
     drilled = _Drill(vm, client, to or "")
     with stage(client, "drill") as running:
-        _drill(drilled, night)
-        if drilled.run and not (drilled.run.probes or drilled.run.databases):
+        try:
+            _drill(drilled, night)
+        except Locked as exc:
+            running.say(Outcome.MISSED, str(exc))
+        if running.outcome is Outcome.OK and drilled.run and not (drilled.run.probes or drilled.run.databases):
             running.say(Outcome.WARNING, "it booted, and nothing more was asked of it: declare probes for its client")
     for warning in drilled.run.warnings if drilled.run else ():
         running.say(Outcome.OK, warning)
@@ -102,7 +109,7 @@ def _drill(drilled: _Drill, night: str) -> None:
         order = Order(kvm_host=drilled.kvm_host or sources.kvm_host, as_name=f"{PREFIX}{sources.vm}", isolated=True)
         run = drilled.run = planned(sources, order)
         with places.locked("vm", run.plan.identity.uuid):
-            drilling.clear(run.plan)
+            _clear(run.plan)
             rewritten = begin(run)
             try:
                 put(run, rewritten)
@@ -126,4 +133,36 @@ def _prove(drilled: _Drill, run: RecoveryRun) -> None:
             lambda probe: drilling.probe(run.plan, run.sources.client, probe),
         )
     finally:
-        drilled.shown = drilling.picture(run.plan)
+        drilled.shown, drilled.unseen = drilling.picture(run.plan)
+
+
+def _clear(plan: Plan) -> None:
+    """Remove what earlier drills of the VM left, on any KVM host; its lock is held."""
+    for left in drilling.unfinished():
+        if left.uuid == plan.identity.uuid:
+            try:
+                drilling.clear(left)
+            except Unreachable as exc:
+                if left.kvm_host == plan.kvm_host:
+                    raise
+                log.warning("%s: %s", left.line, exc)
+
+
+def reconcile_drills(vm: str | None) -> None:
+    """Remove what interrupted drills left; LeftBehind for the first that stays, once all were looked at."""
+    problems: list[tuple[UnfinishedDrill, GbsError]] = []
+    for left in drilling.unfinished():
+        if vm not in (None, left.vm):
+            continue
+        try:
+            with places.locked("vm", left.uuid):
+                # Its own run may have ended it meanwhile.
+                for still in (each for each in drilling.unfinished() if each.uuid == left.uuid):
+                    drilling.clear(still)
+        except Locked as exc:
+            log.info("%s: a drill runs now", exc)
+        except GbsError as exc:
+            log.error("%s", exc)
+            problems.append((left, exc))
+    for left, problem in problems:
+        raise LeftBehind(f"{left.name} on {left.kvm_host}", str(problem), "gbs reconcile, when that is put right")

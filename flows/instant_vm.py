@@ -10,10 +10,10 @@ from prefect import flow
 from flows.kvmimg_update import choose, update_image
 from flows.recovery_run import Steps
 from flows.vm_name import KvmHostName, VmName
-from tasks import images, instant, places, updating
-from tasks.errors import GbsError, IntegrityError, LeftBehind, Locked, RecoveredPartly
-from tasks.model.instant import Instant, InstantState, InstantVm, notes_of
-from tasks.model.recovery import Sources
+from tasks import images, instant, places, recovery_assessment, updating
+from tasks.errors import GbsError, IntegrityError, LeftBehind, Locked, RecoveredPartly, RecoveryRefused
+from tasks.model.instant import Instant, InstantState, InstantVm, how_to_go_on, notes_of, on_overlays
+from tasks.model.recovery_plan import Order
 
 log = logging.getLogger(__name__)
 Action = Literal["start", "keep", "abandon"]
@@ -41,8 +41,10 @@ def instant_vm(
     """
     steps = Steps()
     with _locked(vm) as found:
-        record = _unless_cut_off(found) if found is not None and action == "start" else found
+        record = _unless_cut_off(found) if found is not None and action != "abandon" else found
         if record is not None:
+            if record.state is InstantState.MOVED:
+                return _end_move(record, action, steps)
             if night is not None or to is not None:
                 log.warning("VM %s runs from the store already: it stays where it is, as it is", record.vm)
             return _go_on(record, action, hold, steps)
@@ -63,8 +65,11 @@ def _locked(vm: str) -> Iterator[InstantVm | None]:
 
 
 def _unless_cut_off(record: InstantVm) -> InstantVm | None:
-    """The record of a VM that runs; None when its start was cut off, which is undone. The VM's lock is held."""
-    if record.state is not InstantState.STARTING or instant.ever_ran(record):
+    """The record of a VM that may have run; None when its start was cut off before, which is undone.
+
+    The VM's lock is held.
+    """
+    if record.state is not InstantState.STARTING or instant.is_known(record):
         return record
     _abandon(record)
     return None
@@ -76,17 +81,19 @@ def _go_on(record: InstantVm, action: Action, hold: bool, steps: Steps) -> Insta
             _abandon(record)
         return _result(record, "abandoned", steps)
     with steps.step("export its disks"):
-        record = instant.serve(record)
+        record = instant.serve(record, start=action == "start")
     return _result(record, "started", steps) if action == "start" and hold else _keep(record, steps)
 
 
 def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps) -> Instant:
     with steps.step("choose image"):
         sources = choose(vm, night) if night is not None else None
-        record = _planned(vm, sources, to)
-    with places.locked("vm", record.uuid):
+        original = sources or instant.choose(images.find(vm))
+        order = Order(kvm_host=to or original.kvm_host)
+        plan = on_overlays(recovery_assessment.plan(original, order), original.image.disks)
+    with places.locked("vm", plan.identity.uuid):
         with steps.step("assess"):
-            instant.assess(record)
+            record = instant.record_of(original, plan, recovery_assessment.assess_at_once(original, order, plan))
         if sources is not None:
             with places.locked("client", sources.client), steps.step("update image with files"):
                 record = instant.from_copy(record, update_image(sources))
@@ -104,18 +111,18 @@ def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps)
         return _result(record, "started", steps) if hold else _keep(record, steps)
 
 
-def _planned(vm: str, sources: Sources | None, to: str | None) -> InstantVm:
-    if sources is not None:
-        return instant.plan(sources.xml, sources.kvm_host, sources.image_folder, sources.image, to)
-    definition = images.find(vm)
-    folder, image = instant.choose(definition)
-    return instant.plan(definition.xml, definition.kvm_host, folder, image, to)
-
-
 def _keep(record: InstantVm, steps: Steps) -> Instant:
-    """Move the VM to its host, then read the image that it came from: there was no time for that before the start."""
     with steps.step(f"move to {record.kvm_host}"):
-        instant.move(record)
+        record, runs = instant.move(record)
+    kept = _end_move(record, "keep", steps)
+    return kept if runs else kept.model_copy(update={"notes": (*kept.notes, f"{record.vm} is shut off: virsh start")})
+
+
+def _end_move(record: InstantVm, action: Action, steps: Steps) -> Instant:
+    """Read the image that a VM came from: there was no time for that before the start. Then nothing is left of it."""
+    if action == "abandon":
+        fix = f"it is its operator's: virsh undefine on {record.kvm_host}"
+        raise RecoveryRefused(f"VM {record.vm}", "it has moved to its host and cannot be abandoned", fix)
     if record.working_copy is not None:
         updating.remove(record.working_copy)
     else:
@@ -123,9 +130,10 @@ def _keep(record: InstantVm, steps: Steps) -> Instant:
             with steps.step("verify image"):
                 instant.verify(record)
         except IntegrityError as exc:
-            raise RecoveredPartly(
-                record.vm, record.kvm_host, [f"{exc}; what it has of that image is in doubt"]
-            ) from exc
+            instant.forget(record)
+            problem = f"{exc}; what it has of that image is in doubt"
+            raise RecoveredPartly(record.vm, record.kvm_host, [problem]) from exc
+    instant.forget(record)
     return _result(record, "kept", steps)
 
 
@@ -133,6 +141,7 @@ def _abandon(record: InstantVm) -> None:
     instant.abandon(record)
     if record.working_copy is not None:
         updating.remove(record.working_copy)
+    instant.forget(record)
 
 
 def reconcile_instant(vm: str | None) -> None:
@@ -148,17 +157,29 @@ def reconcile_instant(vm: str | None) -> None:
             with _locked(record.uuid) as found:
                 left = _unless_cut_off(found) if found is not None else None
                 if left is not None:
-                    left = instant.serve(left)
-                    if left.state is InstantState.MOVING:
-                        _keep(left, Steps())
+                    _reconcile(left)
         except Locked as exc:
             log.info("%s: a run works on it now", exc)
         except GbsError as exc:
             log.error("%s", exc)
             problems.append((record.vm, exc))
     for name, problem in problems:
-        undo = f"gbs instant start {name}, or gbs instant abandon {name}"
-        raise LeftBehind(f"VM {name}, which runs from the store", str(problem), undo) from problem
+        if isinstance(problem, LeftBehind | RecoveredPartly):
+            raise problem
+        undo = f"gbs reconcile, when that is put right; or lose what it wrote: gbs instant abandon {name}"
+        raise LeftBehind(f"VM {name}, which runs from the store,", str(problem), undo) from problem
+
+
+def _reconcile(record: InstantVm) -> None:
+    """Go on with what was begun; a VM that is shut off is left as it is, which is said."""
+    if record.state is InstantState.MOVED:
+        _end_move(record, "keep", Steps())
+        return
+    record = instant.serve(record)
+    if record.state is InstantState.MOVING:
+        _keep(record, Steps())
+    elif record.state is InstantState.OFF:
+        log.warning("VM %s is shut off, and its disks are in the store: %s", record.vm, how_to_go_on(record.vm))
 
 
 def _result(record: InstantVm, done: Literal["started", "kept", "abandoned"], steps: Steps) -> Instant:

@@ -1,9 +1,10 @@
-"""After a crash: unfinished snapshot windows are settled, and VMs that run from the store go on."""
+"""After a crash: unfinished snapshot windows are settled, VMs that run from the store go on, drills are taken away."""
 
 import logging
 
 from prefect import flow
 
+from flows.drill import reconcile_drills
 from flows.instant_vm import reconcile_instant
 from flows.run_name import named
 from flows.vm_name import VmName
@@ -40,7 +41,8 @@ def require_all(kvm_host: str, outcomes: list[DiskOutcome]) -> None:
 def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
     """Settle unfinished snapshot windows: commit, pivot, unlink as far as libvirt proves what may be done.
 
-    A VM that runs from the store has its disks exported again where that ended, and goes on. A snapshot that an
+    A VM that runs from the store has its disks exported again where that ended, and goes on. What a drill that was
+    interrupted left is taken away. A snapshot that an
     operator made is left alone, and so is a VM on which a run works now.
 
     Args:
@@ -55,7 +57,10 @@ def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
                 outcomes += windows.settle(host, plan.uuid)
         except Locked as exc:
             log.info("%s: a run works on it now", exc)
-    reconcile_instant(vm)
+    try:
+        reconcile_instant(vm)
+    finally:
+        reconcile_drills(vm)
     unsettled = [outcome for outcome in outcomes if not outcome.settled]
     if unsettled:
         first = unsettled[0]

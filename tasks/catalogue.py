@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 
 from tasks.drivers import definitions, instant_records, inventory_file, permanent, restore_points
-from tasks.drivers.drill_records import drills_of, last_proven
+from tasks.drivers.drill_records import drills_of, last_proven, unfinished
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.store import Store, read_model
 from tasks.errors import GbsError, NothingToRecover, StoreError, UnknownName
 from tasks.model.anomaly import HeldNight
-from tasks.model.drill import Drilled
+from tasks.model.drill import Drilled, UnfinishedDrill
 from tasks.model.facts import Facts
 from tasks.model.instant import InstantRow
 from tasks.model.inventory import Inventory
@@ -182,6 +182,11 @@ def drills(vm: str | None = None) -> list[Drilled]:
     if vm is not None and vm not in declared.vms:
         raise UnknownName("VM", vm, list(declared.vms))
     return [found for name in ([vm] if vm else declared.vms) for found in drills_of(_store(declared), name)]
+
+
+def unfinished_drills(vm: str | None = None) -> list[UnfinishedDrill]:
+    """The drills, of one VM or of all, that run now or were interrupted."""
+    return [one for one in unfinished(_store(inventory_file.load())) if vm in (None, one.vm)]
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,18 @@ from datetime import UTC, datetime
 from prefect.artifacts import create_markdown_artifact
 
 from tasks import places
-from tasks.drivers import console, probes, recovery_put
+from tasks.drivers import console, drill_records, probes, recovery_put
 from tasks.drivers.agent_shell import AgentShell
 from tasks.drivers.databases.back import bring_back, names_of
 from tasks.drivers.drill_records import drills_of, publish_metrics, record
 from tasks.drivers.progress import reporting
-from tasks.errors import HypervisorError
-from tasks.model.drill import Drilled, due
+from tasks.errors import GbsError
+from tasks.model.drill import Drilled, UnfinishedDrill, due
 from tasks.model.drill_words import markdown
 from tasks.model.inventory_systems import Probe
 from tasks.model.manifest import DumpRecord
+from tasks.model.names import new_id
+from tasks.model.outcome import Outcome
 from tasks.model.recovery_plan import Plan
 from tasks.retryable import retryable
 
@@ -30,18 +32,39 @@ def vms_due() -> list[str]:
     rhythms: dict[int, dict[str, datetime | None]] = {}
     for vm, client in declared.vms.items():
         if days := declared.policy_of(declared.systems[client]).drill_days:
-            newest = next(iter(drills_of(store, vm)), None)
+            newest = next((one for one in drills_of(store, vm) if one.outcome is not Outcome.MISSED), None)
             rhythms.setdefault(days, {})[vm] = newest.started if newest else None
     return [vm for days, last in sorted(rhythms.items()) for vm in due(last, now, days)]
 
 
-@retryable("clear earlier drill", "clear what an earlier drill left as {plan.identity.name}")
-def clear(plan: Plan) -> None:
-    """Remove what a drill that was killed left."""
-    with places.hypervisor(plan.kvm_host) as (host, shell):
-        left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid)
-        for what in recovery_put.clear(host, shell, left):
-            log.info("left by an earlier drill, removed: %s", what)
+def unfinished() -> list[UnfinishedDrill]:
+    """The drills that have not ended: those that run now, and those that were interrupted."""
+    return drill_records.unfinished(places.store())
+
+
+@retryable("clear interrupted drill", "clear what a drill left as {left.name} on {left.kvm_host}")
+def clear(left: UnfinishedDrill) -> None:
+    """Remove what a drill that was interrupted left, and keep that it did not end. The VM's lock is held."""
+    store, declared = places.store(), places.inventory()
+    with places.hypervisor(left.kvm_host) as (host, shell):
+        removed = recovery_put.clear(host, shell, recovery_put.Ledger(store, left.kvm_host, left.uuid))
+    for what in removed:
+        log.info("left by an interrupted drill of %s, removed: %s", left.vm, what)
+    told = Drilled(
+        id=new_id(left.since),
+        vm=left.vm,
+        client=declared.vms.get(left.vm, left.vm),
+        kvm_host=left.kvm_host,
+        image=left.image,
+        night=left.night,
+        started=left.since,
+        ended=datetime.now(UTC),
+        outcome=Outcome.MISSED,
+        reasons=(f"it was interrupted; what it left on {left.kvm_host} was taken away",),
+        unseen="it was interrupted",
+    )
+    record(store, told, b"")
+    publish_metrics(store, list(declared.vms))
 
 
 @retryable("restore databases in drill", "restore {called} of {client} in its drill", retries=0)
@@ -62,14 +85,17 @@ def probe(plan: Plan, client: str, probe: Probe) -> str:
 
 
 @retryable("picture of console", "picture of the console of {plan.identity.name}", retries=0)
-def picture(plan: Plan) -> bytes:
-    """The VM's console as PNG; nothing when it has none."""
-    with places.hypervisor(plan.kvm_host) as (host, _):
-        try:
-            return console.picture(host.domain(plan.identity.uuid))
-        except HypervisorError as exc:
-            log.info("no picture of the console: %s", exc)
-            return b""
+def picture(plan: Plan) -> tuple[bytes, str]:
+    """The VM's console as PNG; nothing when there is no picture of it, and why.
+
+    Never an error: it is for people, who want to know what went wrong before.
+    """
+    try:
+        with places.hypervisor(plan.kvm_host) as (host, _):
+            return console.picture(host.domain(plan.identity.uuid)), ""
+    except GbsError as exc:
+        log.warning("no picture of the console: %s", exc)
+        return b"", str(exc)
 
 
 @retryable("keep drill", "keep the drill of {drilled.vm}", retries=1)

@@ -2,24 +2,25 @@
 
 import logging
 from datetime import UTC, datetime
-from pathlib import Path
 
 from tasks import places
-from tasks.drivers import instant, instant_export, instant_records
+from tasks.drivers import instant, instant_export, instant_records, qemu_img
+from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import read_model, verify_image
-from tasks.errors import IntegrityError, LeftBehind, NothingToRecover, UnknownName
+from tasks.errors import CommandTimedOut, IntegrityError, LeftBehind, NothingToRecover, UnknownName
 from tasks.model.definition import Definition
-from tasks.model.domain_recovery import rewrite_for_recovery
-from tasks.model.domain_whitelist import Wishes
-from tasks.model.domain_xml import parse_domain
-from tasks.model.instant import InstantDisk, InstantState, InstantVm, overlay_of
+from tasks.model.domain_recovery import Rewritten
+from tasks.model.instant import InstantDisk, InstantState, InstantVm
 from tasks.model.manifest import MANIFEST, ImageManifest
-from tasks.model.recovery import UpdatedImage, place_of
+from tasks.model.recovery import Original, UpdatedImage
+from tasks.model.recovery_plan import Plan
 from tasks.model.window import Layer
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
+ZEROES_DEADLINE_S = 5
+_STATES = {True: InstantState.RUNNING, False: InstantState.OFF}
 
 
 def find(vm: str) -> InstantVm | None:
@@ -41,52 +42,42 @@ def records() -> list[InstantVm]:
 
 
 @retryable("choose image", "choose image of {definition.domain.name}", retries=0)
-def choose(definition: Definition) -> tuple[Path, ImageManifest]:
-    """The VM's newest image; NothingToRecover when the store has none."""
+def choose(definition: Definition) -> Original:
+    """The VM's newest image as it is; NothingToRecover when the store has none."""
     vm = definition.domain.name
     images = places.store().images_of(vm)
     if not images:
         fix = f"the store has no image of it; run: gbs-kvmimg-get {vm}, or gbs image fetch {vm}"
         raise NothingToRecover(f"VM {vm}", fix)
-    return images[0]
+    folder, image = images[0]
+    return Original(vm=vm, kvm_host=definition.kvm_host, xml=definition.xml, image_folder=folder, image=image)
 
 
-@retryable("plan instant recovery", "plan instant recovery of {image.vm}", retries=0)
-def plan(xml: str, origin: str, folder: Path, image: ImageManifest, to: str | None) -> InstantVm:
-    """What would run where, of an image as it is; IntegrityError when a disk of it is not there in its size."""
-    kvm_host = to or origin
-    _, block = places.kvm_host(kvm_host)
-    domain = parse_domain(xml)
+@retryable("note disks", "note the disks of image {original.image.id}", retries=0)
+def record_of(original: Original, plan: Plan, rewritten: Rewritten) -> InstantVm:
+    """What will run where, of an image as it is; IntegrityError when a disk of it is not there in its size."""
+    image, overlays = original.image, {place.role: place.path for place in plan.disks}
     disks = []
     for disk in image.disks:
-        path, size_bytes = folder / disk.file, next(file.size_bytes for file in image.files if file.path == disk.file)
+        path = original.image_folder / disk.file
+        size_bytes = next(file.size_bytes for file in image.files if file.path == disk.file)
         if not path.is_file() or path.is_symlink() or path.stat().st_size != size_bytes:
             raise IntegrityError(str(path), f"a file of {size_bytes} bytes", "something else, or nothing")
         disks.append(
             InstantDisk(
                 target=disk.target,
                 served=Layer(path=str(path), format=disk.format),
-                overlay=overlay_of(disk, place_of(disk, image.vm, block.image_folder, same_host=kvm_host == origin)),
+                overlay=overlays[disk.target],
                 size_bytes=disk.virtual_size_bytes,
                 moved_bytes_at_most=path.stat().st_blocks * 512,
             )
         )
-    rewritten = rewrite_for_recovery(
-        xml,
-        Wishes(
-            {disk.target: disk.overlay for disk in disks},
-            name=domain.name,
-            uuid=domain.uuid,
-            domain_type=domain.type,
-            formats={disk.target: "qcow2" for disk in disks},
-        ),
-    )
     return InstantVm(
-        vm=domain.name,
-        uuid=domain.uuid,
-        kvm_host=kvm_host,
+        vm=plan.identity.name,
+        uuid=plan.identity.uuid,
+        kvm_host=plan.kvm_host,
         image=image.id,
-        image_folder=folder,
+        image_folder=original.image_folder,
         night=None,
         state=InstantState.STARTING,
         started=datetime.now(UTC),
@@ -108,72 +99,99 @@ def from_copy(record: InstantVm, updated: UpdatedImage) -> InstantVm:
     return record.model_copy(update={**new, "started": datetime.now(UTC)})
 
 
-@retryable("assess", "assess instant recovery of {record.vm} on {record.kvm_host}")
-def assess(record: InstantVm) -> None:
-    """RecoveryRefused for any clash or lack of room; nothing is changed."""
-    with places.hypervisor(record.kvm_host) as (host, shell):
-        instant.require_free(host, shell, record)
-
-
 @retryable("start from the store", "start {record.vm} on {record.kvm_host} from the store", retries=0)
 def start(record: InstantVm) -> InstantVm:
-    """Note it, export its disks, and start it on overlays of them."""
+    """Note it, export its disks, and start it on overlays of them, which are made while the exports come up."""
     store, (target, _) = places.store(), places.kvm_host(record.kvm_host)
+    held = instant_records.exports_lock(store, record)
     with places.hypervisor(record.kvm_host) as (host, shell):
-        instant.require_free(host, shell, record)
+        if record.working_copy is not None:  # it may have grown since it was assessed
+            instant.require_room(shell, record, {disk.target: 0 for disk in record.disks})
         instant_records.write(store, record, InstantState.STARTING)
-        instant_export.begin(host, shell, target, record, instant_records.exports_lock(store, record))
-        instant.start(host, shell, record)
+        instant_export.launch(host, shell, target, record, held)
+        instant.make_overlays(shell, record, _zeroes(record))
+        instant_export.prove(shell, record, held)
+        instant.start(host, record)
     return instant_records.write(store, record, InstantState.RUNNING)
 
 
-@retryable("serve", "export the disks of {record.vm}")
-def serve(record: InstantVm) -> InstantVm:
-    """Export its disks again where that has ended, and resume the VM if that had paused it.
+def _zeroes(record: InstantVm) -> dict[str, list[tuple[int, int]]]:
+    """Where the disks are zero, of those that say so soon: it only makes the move quick."""
+    found = {}
+    for disk in record.disks:
+        try:
+            found[disk.target] = qemu_img.zeroes(LocalShell(), disk.served, deadline_s=ZEROES_DEADLINE_S)
+        except CommandTimedOut as exc:
+            log.info("%s: holes of disk %s are read, too, when it moves", exc, disk.target)
+    return found
 
-    LeftBehind when its host does not know the VM any more.
+
+@retryable("serve", "export the disks of {record.vm}")
+def serve(record: InstantVm, *, start: bool = False) -> InstantVm:
+    """Export its disks again where that has ended, and resume the VM if that had paused it; the record as it is then.
+
+    One that is shut off is started again, on its overlays as they are, when `start` is set; else it is OFF. LeftBehind
+    when its host does not know the VM any more.
     """
     store, (target, _) = places.store(), places.kvm_host(record.kvm_host)
     with places.hypervisor(record.kvm_host) as (host, shell):
-        if instant.is_active(host, record) is None:
-            where = f"what VM {record.vm} has on {record.kvm_host}"
-            raise LeftBehind(where, "the host does not know the VM any more", f"gbs instant abandon {record.vm}")
+        active = instant.is_active(host, record)
+        if active is None:
+            where = f"what VM {record.vm} wrote, in {', '.join(disk.overlay for disk in record.disks)}"
+            undo = f"define it again with the xml in {instant_records.path_of(store, record)} (virsh define)"
+            undo += f", or lose what it wrote: gbs instant abandon {record.vm}"
+            raise LeftBehind(where, f"{record.kvm_host} does not know the VM any more", undo)
         instant_export.begin(host, shell, target, record, instant_records.exports_lock(store, record))
-        if instant.resume(host, record):
+        if active and instant.resume(host, record):
             log.warning("VM %s was paused by an I/O error and goes on", record.vm)
-    if record.state is InstantState.STARTING:
-        record = instant_records.write(store, record, InstantState.RUNNING)
-    return record
+        if start and not active:
+            instant.start_again(host, record)
+            log.warning("VM %s was shut off and is started again, with all that it wrote", record.vm)
+            active = True
+    state = record.state if active and record.state is InstantState.MOVING else _STATES[active]
+    return record if state is record.state else instant_records.write(store, record, state)
 
 
-@retryable("is it started?", "was {record.vm} started?")
-def ever_ran(record: InstantVm) -> bool:
-    """Whether a VM whose start was cut off runs, and so may hold what somebody wrote."""
+@retryable("is it known?", "does {record.kvm_host} know {record.vm}?")
+def is_known(record: InstantVm) -> bool:
+    """Whether a VM whose start was cut off was defined: then it may have run, and hold what somebody wrote."""
     with places.hypervisor(record.kvm_host) as (host, _):
-        return bool(instant.is_active(host, record))
+        return instant.is_active(host, record) is not None
 
 
 @retryable("move to host", "move {record.vm} to {record.kvm_host}", retries=0)
-def move(record: InstantVm) -> None:
-    """Move its disks to its host and end the exports; the VM goes on meanwhile. The exports are served."""
+def move(record: InstantVm) -> tuple[InstantVm, bool]:
+    """Move its disks to its host and end the exports; the VM goes on meanwhile. The exports are served.
+
+    The record as it is then, which `forget` ends, and whether the VM runs.
+    """
     store = places.store()
     record = instant_records.write(store, record, InstantState.MOVING)
     with places.hypervisor(record.kvm_host) as (host, shell), reporting(log, f"move {record.vm}") as progress:
         instant.move(host, shell, record, progress.update)
+        active = bool(instant.is_active(host, record))
         instant_export.end(instant_records.exports_lock(store, record))
         instant.forget_sockets(shell, record)
-    instant_records.forget(store, record)
+    return instant_records.write(store, record, InstantState.MOVED), active
 
 
 @retryable("abandon", "abandon {record.vm} on {record.kvm_host}", retries=1)
 def abandon(record: InstantVm) -> None:
-    """Destroy and undefine the VM, remove its overlays, end the exports. What it wrote is gone."""
+    """Destroy and undefine the VM, remove its overlays, end the exports; `forget` ends its record.
+
+    What it wrote is gone.
+    """
     store = places.store()
     with places.hypervisor(record.kvm_host) as (host, shell):
         instant.remove(host, shell, record)
         instant_export.end(instant_records.exports_lock(store, record))
         instant.forget_sockets(shell, record)
-    instant_records.forget(store, record)
+
+
+@retryable("forget", "the instant recovery of {record.vm} has ended", retries=1)
+def forget(record: InstantVm) -> None:
+    """Nothing of it is left to do."""
+    instant_records.forget(places.store(), record)
 
 
 @retryable("verify image", "verify image {record.image} of {record.vm}", retries=0)

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import UTC, datetime
 
 from tasks import places
@@ -9,13 +11,13 @@ from tasks.drivers import recovery_files, recovery_put, recovery_target, ssh
 from tasks.drivers.recovery_target import Need, Target, refused
 from tasks.drivers.store import listed_model, read_model
 from tasks.errors import GbsError
-from tasks.model.assessment import Assessment, Finding, Work, expect
+from tasks.model.assessment import Assessment, Finding, Work, expect, require_possible
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
 from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.facts import Facts
-from tasks.model.recovery import Recovered, Sources, growth_bytes
+from tasks.model.recovery import Original, Recovered, Sources, growth_bytes
 from tasks.model.recovery_plan import Order, Plan, plan_of
 from tasks.model.recovery_record import PutRecord, Settlement, record_of
 from tasks.retryable import retryable
@@ -25,7 +27,7 @@ ALWAYS_ROOM_BYTES = 1 << 20
 
 
 @retryable("plan recovery", "plan recovery of {sources.vm} to {order.kvm_host}")
-def plan(sources: Sources, order: Order) -> Plan:
+def plan(sources: Original, order: Order) -> Plan:
     """Where everything of the VM would go on the KVM host; ConfigError for an order that makes no sense."""
     _, block = places.kvm_host(order.kvm_host)
     with places.hypervisor(order.kvm_host) as (host, shell):
@@ -33,7 +35,7 @@ def plan(sources: Sources, order: Order) -> Plan:
     return plan_of(sources, order, block.image_folder, pools)
 
 
-def _pool_names(sources: Sources) -> list[str]:
+def _pool_names(sources: Original) -> list[str]:
     return [disk.volume.partition("/")[0] for disk in sources.image.disks if disk.volume]
 
 
@@ -85,7 +87,7 @@ def _in_the_way(
     return findings
 
 
-def _needed(sources: Sources, there_bytes: Mapping[str, int]) -> Mapping[str, Need]:
+def _needed(sources: Original, there_bytes: Mapping[str, int]) -> Mapping[str, Need]:
     """The room that each file takes, by role."""
     sizes = dict.fromkeys(sources.image.parts.files, (ALWAYS_ROOM_BYTES, ALWAYS_ROOM_BYTES)) | {
         disk.target: ((sources.image_folder / disk.file).stat().st_blocks * 512, disk.virtual_size_bytes)
@@ -94,7 +96,7 @@ def _needed(sources: Sources, there_bytes: Mapping[str, int]) -> Mapping[str, Ne
     return {role: Need(now, most, there_bytes.get(role, 0)) for role, (now, most) in sizes.items()}
 
 
-def _rewrite(sources: Sources, plan: Plan, domain: Domain, fit: Fit, run: str) -> Rewritten:
+def _rewrite(sources: Original, plan: Plan, domain: Domain, fit: Fit, run: str) -> Rewritten:
     parts = {place.role: place.path for place in plan.parts}
     return rewrite_for_recovery(
         sources.xml,
@@ -125,28 +127,32 @@ def _answering(sources: Sources, order: Order) -> Iterator[Finding]:
         yield refused("client", f"{sources.client} still answers at its address", fix)
 
 
-def _elsewhere(domain: Domain, order: Order, plan: Plan) -> Iterator[Finding]:
+def _elsewhere(domain: Domain, order: Order, plan: Plan) -> list[Finding]:
     """Whether the VM still runs on a KVM host of the inventory, or the second one is there; a silent host is said."""
-    if order.isolated:
-        return
-    for name in places.inventory().kvm_hosts:
-        if name == order.kvm_host:
-            continue  # a VM of its name or UUID there clashes, whether it runs or not
-        try:
-            with places.hypervisor(name) as (host, _):
-                if order.as_name is None:
-                    found = recovery_target.runs(host, domain.uuid)
-                else:
-                    found = recovery_target.known(host, plan.identity)
-        except GbsError as exc:
-            yield Finding(verdict="note", subject=name, reason=f"it cannot be asked for the VM: {exc}")
-            continue
-        if found is not None and order.as_name is not None:
-            reason = f"{name} has VM {found.name}: its name, UUID and MACs would be there twice"
-            yield refused("second VM", reason, "choose another name, or --isolated")
-        elif found is not None:
-            fix = f"stop it (virsh shutdown {found.name}), or bring it back beside it: --isolated or --as"
-            yield refused("source VM", f"it still runs on {name}", fix)
+    # On the host that it comes to a VM of its name or UUID clashes, whether it runs or not.
+    names = [] if order.isolated else [name for name in places.inventory().kvm_hosts if name != order.kvm_host]
+    # Side by side: of one that is dead this is known after 15 s.
+    with ThreadPoolExecutor(len(names) or 1) as threads:
+        asked = [threads.submit(copy_context().run, _there, name, domain, order, plan) for name in names]
+    return [finding for answer in asked if (finding := answer.result()) is not None]
+
+
+def _there(name: str, domain: Domain, order: Order, plan: Plan) -> Finding | None:
+    try:
+        with places.hypervisor(name) as (host, _):
+            if order.as_name is None:
+                found = recovery_target.runs(host, domain.uuid)
+            else:
+                found = recovery_target.known(host, plan.identity)
+    except GbsError as exc:
+        return Finding(verdict="note", subject=name, reason=f"it cannot be asked for the VM: {exc}")
+    if found is None:
+        return None
+    if order.as_name is not None:
+        reason = f"{name} has VM {found.name}: its name, UUID and MACs would be there twice"
+        return refused("second VM", reason, "choose another name, or --isolated")
+    fix = f"stop it (virsh shutdown {found.name}), or bring it back beside it: --isolated or --as"
+    return refused("source VM", f"it still runs on {name}", fix)
 
 
 def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding]:
@@ -230,3 +236,22 @@ def _past() -> list[Recovered]:
     """The recoveries that were measured, newest last."""
     paths = sorted((places.store().reports / "recoveries").glob("*.json"))
     return [found for path in paths[-200:] if (found := listed_model(path, Recovered)) is not None]
+
+
+@retryable("assess", "assess instant recovery of {original.vm} on {plan.kvm_host}")
+def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
+    """The definition of a VM that is to run before its disks are there; RecoveryRefused with all that is in its way."""
+    domain, volumes = parse_domain(original.xml), [disk.volume for disk in original.image.disks]
+    with places.hypervisor(plan.kvm_host) as (host, shell):
+        target = Target(host, shell)
+        there = recovery_target.pools(target, _pool_names(original))
+        findings = recovery_target.clashes(target, plan, domain, volumes, there)
+        if all(finding.subject != "folder" for finding in findings):
+            findings += recovery_target.room(target, plan, _needed(original, {}))
+        fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
+    findings += [*lacks, *_elsewhere(domain, order, plan)]
+    for finding in findings:
+        if finding.verdict != "refused":
+            log.warning("%s", finding.words)
+    require_possible(original.vm, findings)
+    return _rewrite(original, plan, domain, fit, "")

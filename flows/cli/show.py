@@ -41,8 +41,11 @@ def status_command(as_json: bool) -> int:
     from_store = catalogue.instant_vms()
     for each in from_store:
         click.echo(each.line, err=True)
-    good = all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
-    good = good and all(each.served for each in from_store)
+    interrupted = [each for each in catalogue.unfinished_drills() if not each.runs]
+    for left in interrupted:
+        click.echo(left.line, err=True)
+    good = not interrupted and all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
+    good = good and all(each.is_well for each in from_store)
     return 0 if good and not protections.out_of_reach else 3
 
 
@@ -105,7 +108,11 @@ def held(client: str | None, as_json: bool) -> None:
 @terminal.json_option
 def drills(vm: str | None, as_json: bool) -> None:
     """What the drills of VM, or of all, showed: whether it can be recovered, how fast, as of when."""
-    body = [
+    body: list[tuple[object, ...]] = [
+        (one.vm, "", "running" if one.runs else "INTERRUPTED", one.night, one.image, one.kvm_host, "", "", "", one.line)
+        for one in catalogue.unfinished_drills(vm)
+    ]
+    body += [
         (
             *(one.vm, one.id, one.outcome.value, one.night, one.image, one.kvm_host),
             *(human_age(one.recovery_s), human_age(one.data_age.total_seconds()) if one.data_age else ""),

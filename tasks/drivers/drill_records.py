@@ -6,10 +6,13 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
+from tasks.drivers import lock, recovery_put
 from tasks.drivers.store import Store, discard, listed_model, publish, write_model
-from tasks.model.drill import PICTURE, Drilled
+from tasks.model.drill import PICTURE, PREFIX, Drilled, UnfinishedDrill
 from tasks.model.manifest import MANIFEST
+from tasks.model.names import time_of_id
 from tasks.model.outcome import Outcome
+from tasks.model.recovery_record import PutRecord
 
 KEPT = 12
 
@@ -19,6 +22,25 @@ def drills_of(store: Store, vm: str) -> list[Drilled]:
     found = (listed_model(path, Drilled) for path in store.drills(vm).glob(f"[!.]*/{MANIFEST}"))
     mine = [drilled for drilled in found if drilled is not None and drilled.vm == vm]
     return sorted(mine, key=lambda drilled: drilled.id, reverse=True)
+
+
+def unfinished(store: Store) -> list[UnfinishedDrill]:
+    """The drills that have not ended, by what recoveries note before they put anything on a KVM host."""
+    found = (listed_model(path, PutRecord) for path in recovery_put.records(store))
+    return [
+        UnfinishedDrill(
+            vm=left.vm,
+            name=left.name,
+            uuid=left.uuid,
+            kvm_host=left.kvm_host,
+            image=left.image,
+            night=left.night,
+            since=time_of_id(left.run.partition("-")[0]),
+            runs=lock.is_held(store.lock("vm", left.uuid)),
+        )
+        for left in found
+        if left is not None and left.isolated and left.name.startswith(PREFIX)
+    ]
 
 
 def last_proven(store: Store, vm: str) -> Drilled | None:

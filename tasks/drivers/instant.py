@@ -6,7 +6,7 @@ that was cut off goes on where it was, whoever died.
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import libvirt
@@ -16,13 +16,22 @@ from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.errors import CommandFailed, HypervisorError, IntegrityError, LeftBehind, RecoveryRefused
 from tasks.model.domain_xml import parse_domain
-from tasks.model.instant import InstantDisk, InstantVm
+from tasks.model.instant import InstantDisk, InstantVm, notable
 from tasks.model.instant_xml import off_the_store, on_the_store, still_on_the_store
+from tasks.model.window import Layer
 
 OnProgress = Callable[[int, int | None], None]
 QUICK_S = 60
 MOVE_DEADLINE_S = 24 * 3600
 RESUME_TRIES, RESUME_LOOK_S = 10, 0.5
+# -u: the exports are proven by themselves. The overlay alone is opened, without its backing file.
+_OVERLAY = """
+umask 077
+test ! -e "$1" && qemu-img create -q -u -f qcow2 -b "$2" -F raw -- "$1" "$3" || exit 1
+graph=$4
+shift 4
+[ $# -eq 0 ] || ! command -v qemu-io >/dev/null || exec qemu-io "$@" "$graph" >/dev/null
+"""
 _POLL_FIRST_S, _POLL_LAST_S = 0.05, 1.0
 _IO_ERROR = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 _GONE = (
@@ -31,20 +40,6 @@ _GONE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
-
-
-def require_free(host: Host, shell: HostShell, record: InstantVm) -> None:
-    """RecoveryRefused for a VM of that name or UUID, a file in the way, or no room for what the disks will take."""
-    what = f"VM {record.vm}"
-    if host.find(record.vm) is not None:
-        fix = f"shut it down and rename it: virsh domrename {record.vm} NEW-NAME"
-        raise RecoveryRefused(what, f"{host.name} has a VM of that name", fix)
-    if host.find_uuid(record.uuid) is not None:
-        raise RecoveryRefused(what, f"{host.name} has a VM with its UUID {record.uuid}", "undefine that one first")
-    for disk in record.disks:
-        if shell.run(["test", "-e", disk.overlay], deadline_s=QUICK_S, check=False).status == 0:
-            raise RecoveryRefused(what, f"{disk.overlay} exists on {host.name}", "move it away; it is not overwritten")
-    require_room(shell, record, {disk.target: 0 for disk in record.disks})
 
 
 def require_room(shell: HostShell, record: InstantVm, has_bytes: dict[str, int]) -> None:
@@ -66,14 +61,31 @@ def require_room(shell: HostShell, record: InstantVm, has_bytes: dict[str, int])
             raise RecoveryRefused(f"VM {record.vm}", reason, "make room, or choose another KVM host")
 
 
-def start(host: Host, shell: HostShell, record: InstantVm) -> None:
-    """Make the overlays on exports that are served, define the VM and start it; `require_free` held before."""
+def make_overlays(shell: HostShell, record: InstantVm, zeroes: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+    """Make the overlays, which the exports need not be there for; what is there is never overwritten.
+
+    `zeroes` are where each disk is zero (offset, length): noted in the overlay they are never read from the store, and
+    a pull, which asks for half a MiB at a time, does not take as long as the disk is large.
+    """
     for disk in record.disks:
-        # -u: the export is proven already. What is there is never overwritten.
-        argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", _backing(record, disk), "-F", "raw", "--"]
-        script = ["sh", "-c", 'umask 077; test ! -e "$1" && shift && exec "$@"', "sh", disk.overlay]
-        shell.run([*script, *argv, disk.overlay, str(disk.size_bytes)], deadline_s=QUICK_S, name=f"make {disk.overlay}")
+        noted = [f"write -z {offset} {length}" for offset, length in notable(zeroes.get(disk.target, ()))]
+        graph = qemu_img.graph([Layer(path=disk.overlay, format="qcow2")])
+        words = [disk.overlay, _backing(record, disk), str(disk.size_bytes), graph]
+        argv = ["sh", "-c", _OVERLAY, "sh", *words, *(word for command in noted for word in ("-c", command))]
+        shell.run(argv, deadline_s=QUICK_S, name=f"make {disk.overlay}")
+
+
+def start(host: Host, record: InstantVm) -> None:
+    """Define the VM on its overlays and start it; RecoveryRefused when one of its name or UUID has come meanwhile."""
+    if host.find(record.vm) is not None or host.find_uuid(record.uuid) is not None:
+        reason = f"a VM of its name or UUID has come to {host.name} meanwhile"
+        raise RecoveryRefused(f"VM {record.vm}", reason, "look at it: virsh list --all --uuid --name")
     host.define(on_the_store(record), record.vm)
+    start_again(host, record)
+
+
+def start_again(host: Host, record: InstantVm) -> None:
+    """Start the VM, which is defined, on its overlays as they are; the exports are served."""
     host.domain(record.uuid).call("start", lambda handle: handle.create())
 
 

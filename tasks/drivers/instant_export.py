@@ -1,6 +1,5 @@
 """The exports of a VM that runs from the store: begun, proven, ended."""
 
-import fcntl
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tasks.drivers import qemu_img
+from tasks.drivers import lock, qemu_img
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.instant_server import Exports
 from tasks.drivers.libvirt_host import Host
@@ -23,16 +22,32 @@ QUICK_S = 30
 PROOF_DEADLINE_S = 60
 END_DEADLINE_S = 20
 _PROGRAM = "tasks.drivers.instant_server"
+# There, not here: a round trip takes longer than what is waited for.
+_READ = """
+ends=$(($(date +%s) + $1))
+until said=$(qemu-img info -f raw --output json "$2" 2>/dev/null); do
+    [ "$(date +%s)" -lt "$ends" ] || { qemu-img info -f raw "$2" >&2; exit 1; }
+    sleep 0.02
+done
+printf '%s' "$said"
+"""
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def begin(host: Host, shell: HostShell, target: SshTarget, record: InstantVm, held: Path) -> None:
     """Export the record's disks, unless that is done already; returns when the KVM host can read every one.
 
-    `held` is the lock of the exports; what they have to say goes to a file beside it. Unreachable when the KVM host
-    cannot read a disk in time, with the reason.
+    `held` is the lock of the exports; what they have to say goes to a file beside it. Errors as of `prove`.
     """
+    launch(host, shell, target, record, held)
+    prove(shell, record, held)
+
+
+def launch(host: Host, shell: HostShell, target: SshTarget, record: InstantVm, held: Path) -> None:
+    """Start the exports, unless they run; `prove` waits for them."""
     shell.run(["install", "-d", "-m", "711", record.folder], deadline_s=QUICK_S)
+    if runs(held):
+        return
     exports = Exports(
         what=f"export of {record.vm}",
         lock=held,
@@ -41,24 +56,22 @@ def begin(host: Host, shell: HostShell, target: SshTarget, record: InstantVm, he
         sockets={record.socket(disk.target): qemu_img.graph([disk.served]) for disk in record.disks},
     )
     log = log_of(held)
-    if not runs(held):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as said:
-            # Not by process.spawn: it must outlive us.
-            server = subprocess.Popen(
-                [sys.executable, "-m", _PROGRAM],
-                stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=said,
-                cwd="/",
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *_python_path()])},
-                start_new_session=True,
-            )
-        assert server.stdin is not None  # noqa: S101 - a pipe, as asked for
-        with suppress(BrokenPipeError):
-            server.stdin.write(exports.model_dump_json().encode())
-            server.stdin.close()
-    _prove(shell, record, log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as said:
+        # Not by process.spawn: it must outlive us. -S: it needs nothing of our environment but the programs.
+        server = subprocess.Popen(
+            [sys.executable, "-S", "-m", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=said,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *_python_path()])},
+            start_new_session=True,
+        )
+    assert server.stdin is not None  # noqa: S101 - a pipe, as asked for
+    with suppress(BrokenPipeError):
+        server.stdin.write(exports.to_json().encode())
+        server.stdin.close()
 
 
 def _python_path() -> list[str]:
@@ -70,34 +83,26 @@ def log_of(held: Path) -> Path:
     return held.with_name(f"{held.name}.log")
 
 
-def _prove(shell: HostShell, record: InstantVm, log: Path) -> None:
-    """Read every export on the KVM host itself, as QEMU will."""
-    ends_at = time.monotonic() + PROOF_DEADLINE_S
+def prove(shell: HostShell, record: InstantVm, held: Path) -> None:
+    """Read every export on the KVM host itself, as QEMU will. Unreachable with the reason when one cannot be in time.
+
+    Never without the format: what lies in a raw disk is its guest's, and may look like anything.
+    """
     for disk in record.disks:
-        argv = ["qemu-img", "info", "--output", "json", f"nbd+unix:///?socket={record.socket(disk.target)}"]
-        while (done := shell.run(argv, deadline_s=QUICK_S, check=False)).status != 0:
-            if time.monotonic() > ends_at:
-                reason = f"disk {disk.target} from the store cannot be read: {done.stderr.strip()[-300:]}; see {log}"
-                raise Unreachable(record.kvm_host, reason)
-            time.sleep(0.1)
+        argv = ["sh", "-c", _READ, "sh", str(PROOF_DEADLINE_S), f"nbd+unix:///?socket={record.socket(disk.target)}"]
+        called = f"read the export of {disk.target}"
+        done = shell.run(argv, deadline_s=PROOF_DEADLINE_S + QUICK_S, check=False, name=called)
+        if done.status != 0:
+            reason = f"disk {disk.target} from the store cannot be read: {done.stderr.strip()[-300:]}"
+            raise Unreachable(record.kvm_host, f"{reason}; see {log_of(held)}")
         if (size_bytes := json.loads(done.stdout)["virtual-size"]) != disk.size_bytes:
-            raise CommandFailed(f"export of {record.vm} {disk.target}", 0, f"it has {size_bytes} bytes; see {log}")
+            said = f"it has {size_bytes} bytes; see {log_of(held)}"
+            raise CommandFailed(f"export of {record.vm} {disk.target}", 0, said)
 
 
 def runs(held: Path) -> bool:
     """Whether the exports behind this lock run."""
-    try:
-        handle = os.open(held, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        # Shared, and nothing is written: askers do not see one another, and the file names only servers.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    return lock.is_held(held)
 
 
 def end(held: Path) -> None:

@@ -32,13 +32,13 @@ def find(store: Store, vm: str) -> InstantVm | None:
 def write(store: Store, record: InstantVm, state: InstantState) -> InstantVm:
     """Note how far a VM has come; the record as it is now."""
     record = record.model_copy(update={"state": state})
-    write_model(_path(store, record), record)
+    write_model(path_of(store, record), record)
     return record
 
 
 def forget(store: Store, record: InstantVm) -> None:
     """The VM does not run from the store any more, and its exports have ended."""
-    _path(store, record).unlink(missing_ok=True)
+    path_of(store, record).unlink(missing_ok=True)
     sync_folder(folder_of(store))
 
 
@@ -58,5 +58,6 @@ def rows(store: Store) -> list[InstantRow]:
     ]
 
 
-def _path(store: Store, record: InstantVm) -> Path:
+def path_of(store: Store, record: InstantVm) -> Path:
+    """Where the record is."""
     return folder_of(store) / f"{slug(record.uuid)}.json"

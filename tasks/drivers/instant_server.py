@@ -8,6 +8,7 @@ It outlives whoever started it: a VM that runs from the store must not stop beca
 meanwhile, by which it is found, and ends with SIGTERM.
 """
 
+import json
 import logging
 import secrets
 import shlex
@@ -15,14 +16,14 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from types import FrameType
 from typing import NoReturn
 
-from pydantic import BaseModel, ConfigDict
-
-from tasks.drivers import lock, process  # nothing that takes a second to import: a VM waits for us
+# Nothing but the standard library and what imports nothing else: a VM waits for us.
+from tasks.drivers import lock, process
 from tasks.errors import Locked
 from tasks.model.ssh_target import SshTarget, ssh_argv
 
@@ -49,10 +50,9 @@ A new socket takes the name in one step: sshd itself would not bind to a name th
 """
 
 
-class Exports(BaseModel):
+@dataclass(frozen=True)
+class Exports:
     """What is exported, and where to; the server reads it from its standard input."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     what: str
     lock: Path
@@ -60,6 +60,18 @@ class Exports(BaseModel):
     owner: str
     sockets: dict[str, str]
     """Names for qemu-nbd that state a file's format, by the sockets' paths on the KVM host, whose folder is there."""
+
+    def to_json(self) -> str:
+        """As the server reads it."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Exports":
+        """What `to_json` made."""
+        found = json.loads(text)
+        target = found["target"]
+        files = {key: Path(target[key]) for key in ("private_key_file", "known_hosts_file")}
+        return cls(**{**found, "lock": Path(found["lock"]), "target": SshTarget(**{**target, **files})})
 
 
 class _Server:
@@ -75,7 +87,8 @@ class _Server:
         for remote, disk in self.exports.sockets.items():
             if self._is_due(remote, f"qemu-nbd of {disk}"):
                 self.children[remote] = self._serve(remote, disk)
-        if all(socket.exists() for socket in self.local.values()) and self._is_due(SSH, f"ssh to {self._host}"):
+        # Meanwhile, not afterwards: a login takes longer than a qemu-nbd, and who reads too early tries again.
+        if self._is_due(SSH, f"ssh to {self._host}"):
             self.children[SSH] = self._forward()
 
     def _is_due(self, name: str, called: str) -> bool:
@@ -113,7 +126,7 @@ def main() -> int:
     """Export until SIGTERM; status 11 when another one does already."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     signal.signal(signal.SIGTERM, _end)
-    exports = Exports.model_validate_json(sys.stdin.buffer.read())
+    exports = Exports.from_json(sys.stdin.read())
     try:
         # Who asks whether we run has the lock for a moment.
         turn = lock.one_of([exports.lock], exports.what, wait_s=LOCK_WAIT_S)

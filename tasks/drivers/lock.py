@@ -60,6 +60,22 @@ def one_of(paths: Sequence[Path], what: str, run: str = "", *, wait_s: float) ->
         time.sleep(POLL_S)
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock `path` now."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, and nothing is written: askers do not see one another, and the file names only holders.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())

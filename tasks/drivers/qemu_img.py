@@ -102,6 +102,17 @@ def info(shell: HostShell, path: str, image_format: str, *, shared: bool = False
     return parse_info(shell.run(argv, deadline_s=QUICK_DEADLINE_S), path, image_format)
 
 
+def zeroes(shell: HostShell, layer: Layer, *, deadline_s: float) -> list[tuple[int, int]]:
+    """Where an image without a backing file is zero without storing that, as (offset, length) in bytes."""
+    argv = program_argv("map", "--output", "json", graph([layer]))
+    done = shell.run(argv, deadline_s=deadline_s, name=f"qemu-img map {layer.path}")
+    try:
+        extents = [(each["start"], each["length"], each["zero"], each["data"]) for each in json.loads(done.stdout)]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise IntegrityError(layer.path, f"a {layer.format} image", f"{type(exc).__name__}: {exc}") from exc
+    return [(start, length) for start, length, zero, data in extents if zero and not data]
+
+
 def require_complete(found: ImageInfo) -> None:
     """Raise IntegrityError unless the image is whole in itself: no backing file, no data file, not encrypted."""
     if found.backing is not None:

@@ -72,6 +72,11 @@ class Ledger:
                 folder.rmdir()
 
 
+def records(store: Store) -> list[Path]:
+    """The files of all recoveries that have not ended, running ones too."""
+    return sorted(Ledger(store, "-", "-").path.parents[1].glob("*/[!.]*.json"))
+
+
 def place_file(
     shell: HostShell,
     ledger: Ledger,

@@ -1,5 +1,6 @@
 """What a recovery would use and how long it would take, what is missing, and why it would not be done."""
 
+from collections.abc import Iterable
 from statistics import median
 from typing import Literal
 
@@ -67,10 +68,7 @@ class Assessment(_Frozen):
 
     def require_possible(self) -> None:
         """RecoveryRefused, with all that must be put right, unless there is nothing of that."""
-        if self.refusals:
-            first, *others = self.refusals
-            reason = "; ".join([first.reason, *(finding.words for finding in others)])
-            raise RecoveryRefused(f"VM {self.vm}", reason, first.fix)
+        require_possible(self.vm, self.refusals)
 
     @property
     def known_s(self) -> float:
@@ -81,6 +79,15 @@ class Assessment(_Frozen):
     def unknown(self) -> tuple[str, ...]:
         """The steps of which it is not known."""
         return tuple(step.step for step in self.expected if step.seconds is None)
+
+
+def require_possible(vm: str, findings: Iterable[Finding]) -> None:
+    """RecoveryRefused, with all that must be put right, unless no finding refuses the recovery."""
+    refusals = [finding for finding in findings if finding.verdict == "refused"]
+    if refusals:
+        first, *others = refusals
+        reason = "; ".join([first.reason, *(finding.words for finding in others)])
+        raise RecoveryRefused(f"VM {vm}", reason, first.fix)
 
 
 class Work(_Frozen):

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from tasks.model.outcome import Outcome
 from tasks.model.recovery import Step
 
+PREFIX = "gbs-drill-"
+"""Before the VM's name: what a drill is called on the KVM host."""
 PICTURE = "console.png"
 """What the console's picture is called, beside a drill's manifest."""
 _HALF_A_DAY = timedelta(hours=12)
@@ -29,7 +31,8 @@ class Drilled(BaseModel):
     started: datetime
     ended: datetime
     outcome: Outcome
-    """OK when it booted and every probe held; a drill that could not run is FAILED, never skipped."""
+    """OK when it booted and every probe held. MISSED when another run had the VM, or it was interrupted: it is its turn
+    again the next night. A drill that could not run for any other reason is FAILED."""
     reasons: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     """What was done and how long each step took."""
@@ -37,7 +40,9 @@ class Drilled(BaseModel):
     probes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     screenshot: str = ""
-    """The picture of its console, beside the manifest; empty when it has none."""
+    """The picture of its console, beside the manifest; empty when there is none."""
+    unseen: str = ""
+    """Why there is no picture."""
 
     @property
     def recovery_s(self) -> float:
@@ -48,6 +53,29 @@ class Drilled(BaseModel):
     def data_age(self) -> timedelta | None:
         """How old the files were when the drill began: what a disaster at that time would have cost."""
         return self.started - self.night_ended if self.night_ended else None
+
+
+class UnfinishedDrill(BaseModel):
+    """A drill that has not ended: it runs now, or it was interrupted and what it made is still on the KVM host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vm: str
+    name: str
+    uuid: str
+    kvm_host: str
+    image: str
+    night: str
+    since: datetime
+    runs: bool
+
+    @property
+    def line(self) -> str:
+        """What an operator is told of it."""
+        if self.runs:
+            return f"a drill of VM {self.vm} runs on {self.kvm_host} as {self.name}"
+        left = f"{self.name} is left on {self.kvm_host}"
+        return f"the drill of VM {self.vm} was interrupted and {left}; gbs reconcile takes it away"
 
 
 def due(last: Mapping[str, datetime | None], now: datetime, every_days: int) -> list[str]:

@@ -19,5 +19,5 @@ def markdown(drilled: Drilled, image: str) -> str:
     if drilled.steps:
         lines += ["", "| step | took |", "|---|---|"]
         lines += [f"| {step.name} | {human_age(step.seconds)} |" for step in drilled.steps]
-    lines += ["", f"![console]({image})" if image else "No picture: the VM has no screen."]
+    lines += ["", f"![console]({image})" if image else f"No picture of its console: {one_line(drilled.unseen)}."]
     return "\n".join(lines)

@@ -16,16 +16,21 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Sources(_Frozen):
-    """What a VM is brought back from: an image, a night's files, and the definition."""
+class Original(_Frozen):
+    """An image of a VM, and the VM's newest definition."""
 
     vm: str
-    client: str
     kvm_host: str
     """Where its newest definition was found."""
     xml: str
     image_folder: Path
     image: ImageManifest
+
+
+class Sources(Original):
+    """What a VM is brought back from: an image, a night's files, and the definition."""
+
+    client: str
     night_name: str
     night_folder: Path | None
     """None of a night that its engine must bring first."""

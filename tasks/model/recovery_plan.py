@@ -13,7 +13,7 @@ from tasks.errors import ConfigError
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.manifest import DiskRecord
 from tasks.model.names import slug
-from tasks.model.recovery import Sources, place_of, working_disks
+from tasks.model.recovery import Original, place_of, working_disks
 
 ISOLATED = "gbs-isolated"
 """The libvirt network of VMs that are brought back isolated: it leads nowhere, not even to its host."""
@@ -156,7 +156,7 @@ def _is_connected(domain: Domain, networks: Mapping[str, str] | None) -> bool:
     return any(card.kind == "user" or (card.source and card.kind in known) for card in domain.interfaces)
 
 
-def plan_of(sources: Sources, order: Order, image_folder: str, pools: Mapping[str, Pool]) -> Plan:
+def plan_of(sources: Original, order: Order, image_folder: str, pools: Mapping[str, Pool]) -> Plan:
     """Where everything of the VM goes on the KVM host that `order` names."""
     domain = parse_domain(sources.xml)
     identity, networks = identity_of(domain, order.as_name), networks_of(domain, order)

@@ -2,8 +2,7 @@
 
 From "go" to the guest's first write of its own, with disks of several sizes that hold the same. "Plain boot" is virsh
 start of a copy that is there already: what brought it there is not counted. "Instant" is all of ours: exports, overlay,
-definition, start. Then the move to the host while the guest runs, of small ones: it reads holes, too, so it takes as
-long as the disk is large. All include how long it takes to see the write.
+definition, start. Then the move to the host while the guest runs. All include how long it takes to see the write.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.bench.instant", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gib", type=int, nargs="+", default=GIB)
-    parser.add_argument("--move-up-to", type=int, default=4, metavar="GIB", help="move none that is larger")
+    parser.add_argument("--move-up-to", type=int, default=64, metavar="GIB", help="move none that is larger")
     options = parser.parse_args()
     took: dict[int, list[dict[str, float]]] = {gib: [] for gib in options.gib}
     folder = LABS / f"test-bench-instant-{os.getpid()}"

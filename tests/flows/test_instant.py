@@ -3,13 +3,18 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tasks.drivers import instant, instant_export, instant_records
+from tasks import instant as steps
+from tasks.drivers import instant, instant_export, instant_records, recovery_target
+from tasks.drivers.recovery_target import refused
 from tasks.drivers.store import Store
-from tasks.errors import HypervisorError, RecoveryRefused
+from tasks.errors import HypervisorError, StoreError, Unreachable
+from tasks.model.assessment import Finding
+from tasks.model.domain_capabilities import Fit
 from tasks.model.instant import InstantState, InstantVm
 from tests.flows.fake_site import UUID, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
@@ -19,7 +24,8 @@ class FakeKvmHost:
     """The VM on its host and its exports: which are there, and what was done to them."""
 
     def __init__(self) -> None:
-        self.active, self.served, self.moved = False, False, False
+        self.known, self.active, self.served, self.moved = False, False, False, False
+        self.in_the_way: list[Finding] = []
         self.did: list[str] = []
         self.fails: dict[str, Exception] = {}
 
@@ -31,14 +37,21 @@ class FakeKvmHost:
             setattr(self, name, value)
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(instant, "require_free", lambda *_: self.do("require free"))
-        patch.setattr(instant, "start", lambda *_: self.do("start", active=True))
-        patch.setattr(instant, "is_active", lambda *_: self.active)
+        patch.setattr(recovery_target, "pools", lambda *_: {})
+        patch.setattr(recovery_target, "clashes", lambda *_: list(self.in_the_way))
+        patch.setattr(recovery_target, "room", lambda *_: [])
+        patch.setattr(recovery_target, "capabilities", lambda *_, **__: (Fit(), []))
+        patch.setattr(instant, "make_overlays", lambda *_: self.do("make overlays"))
+        patch.setattr(instant, "start", lambda *_: self.do("start", known=True, active=True))
+        patch.setattr(instant, "start_again", lambda *_: self.do("start again", active=True))
+        patch.setattr(instant, "is_active", lambda *_: self.active if self.known else None)
         patch.setattr(instant, "resume", lambda *_: False)
         patch.setattr(instant, "move", lambda *_: self.do("move", moved=True))
-        patch.setattr(instant, "remove", lambda *_: self.do("remove", active=False))
+        patch.setattr(instant, "remove", lambda *_: self.do("remove", known=False, active=False))
         patch.setattr(instant, "forget_sockets", lambda *_: self.do("forget sockets"))
         patch.setattr(instant_export, "begin", lambda *_: self.do("export", served=True))
+        patch.setattr(instant_export, "launch", lambda *_: self.do("export", served=True))
+        patch.setattr(instant_export, "prove", lambda *_: self.do("read exports"))
         patch.setattr(instant_export, "end", lambda *_: self.do("end export", served=False))
         patch.setattr(instant_export, "runs", lambda *_: self.served)
 
@@ -69,7 +82,7 @@ def test_vm_is_started_held_shown_and_kept(site: FakeSite, run: Any, kvm: FakeKv
     started = json.loads(run("instant", "start", "web1", "--hold", "--json").out)
     assert (started["done"], started["ended"], started["night"]) == ("started", False, None)
     assert any("of no later night" in note for note in started["notes"])
-    assert kvm.did == ["require free", "require free", "export", "start"]
+    assert kvm.did == ["export", "make overlays", "read exports", "start"]
     record = record_of(site)
     assert record is not None
     assert record.state is InstantState.RUNNING
@@ -93,14 +106,38 @@ def test_start_that_is_refused_changes_nothing_and_one_that_fails_is_undone(
     run: Any,  # noqa: F811
     kvm: FakeKvmHost,
 ) -> None:
-    kvm.fails["require free"] = RecoveryRefused("VM web1", "kvm1 has a VM of that name", "rename it")
-    assert run("instant", "start", "web1").code == 1
-    assert (kvm.did, record_of(site)) == (["require free"], None)
+    kvm.in_the_way = [
+        refused("name", "kvm1 has a VM of that name", "rename it"),
+        refused("MAC", "52:54:00:00:00:01 belongs to VM other on kvm1", "change that one's"),
+    ]
+    ended = run("instant", "start", "web1")
+    assert (ended.code, kvm.did, record_of(site)) == (1, [], None)
+    assert "kvm1 has a VM of that name; MAC: 52:54:00:00:00:01 belongs to VM other" in ended.errors[0]
+    kvm.in_the_way = []
     kvm.fails["start"] = HypervisorError("web1", "start", "no")
     ended = run("instant", "start", "web1")
     assert "start failed: no" in ended.errors[0]
     assert kvm.did[-3:] == ["remove", "end export", "forget sockets"]
     assert record_of(site) is None
+
+
+def test_vm_that_runs_on_another_host_is_not_started_a_second_time(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hosts = {name: {"address": f"{name}.test", "paths": ["/etc"]} for name in ("kvm1", "kvm2", "kvm3")}
+    site.declare(hosts, site.clients())
+    assert run("apply").code == 0
+    site.fail("libvirt", "kvm3", Unreachable("kvm3", "no answer"))
+    running = SimpleNamespace(name="web1")
+    monkeypatch.setattr(recovery_target, "runs", lambda host, _: running if host.name == "kvm2" else None)
+    ended = run("instant", "start", "web1")
+    assert (ended.code, kvm.did, record_of(site)) == (1, [], None)
+    assert "it still runs on kvm2" in ended.errors[0]
+    assert "kvm3: it cannot be asked whether the VM runs there" in caplog.text
 
 
 def test_runs_that_were_killed_are_reconciled(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
@@ -118,10 +155,62 @@ def test_runs_that_were_killed_are_reconciled(site: FakeSite, run: Any, kvm: Fak
     assert run("reconcile").code == 0
     assert (kvm.moved, record_of(site)) == (True, None)
     instant_records.write(Store(site.store), record, InstantState.STARTING)
-    kvm.active = False
+    kvm.known, kvm.active = False, False
     assert run("reconcile").code == 0
     assert kvm.did[-3:] == ["remove", "end export", "forget sockets"]
     assert record_of(site) is None
+
+
+@pytest.mark.parametrize("state", [InstantState.STARTING, InstantState.RUNNING, InstantState.MOVING])
+def test_vm_whose_host_was_restarted_is_said_and_started_again_with_what_it_wrote(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    state: InstantState,
+) -> None:
+    assert run("instant", "start", "web1", "--hold").code == 0
+    record = record_of(site)
+    assert record is not None
+    instant_records.write(Store(site.store), record, state)
+    kvm.did.clear()
+    kvm.active = False
+    assert run("reconcile").code == 0
+    assert kvm.did == ["export"], "nothing is removed, nothing moves, and it is not started behind its operator's back"
+    told = run("status")
+    assert told.code == 3
+    assert "is shut off; what it wrote is in its overlays; gbs instant start web1 starts it again" in told.err
+    started = json.loads(run("instant", "start", "web1", "--hold", "--json").out)
+    assert (started["done"], kvm.did) == ("started", ["export", "export", "start again"])
+    assert not any("shut off" in note for note in started["notes"])
+
+
+def test_vm_that_is_kept_while_it_is_off_is_not_said_to_run(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
+    assert run("instant", "start", "web1", "--hold").code == 0
+    kvm.active = False
+    kept = json.loads(run("instant", "keep", "web1", "--json").out)
+    assert (kept["done"], kvm.moved, kept["notes"][-1]) == ("kept", True, "web1 is shut off: virsh start")
+
+
+def test_move_that_was_interrupted_before_its_image_was_verified_is_ended_by_reconcile(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run("instant", "start", "web1", "--hold").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "verify_image", lambda *_: (_ for _ in ()).throw(StoreError("the store", "it is away")))
+        assert run("instant", "keep", "web1").code != 0
+    assert (kvm.moved, kvm.served) == (True, False)
+    assert "has moved there; image" in run("status").err
+    refusal = run("instant", "abandon", "web1", "--yes")
+    assert "it has moved to its host and cannot be abandoned" in refusal.errors[0]
+    assert kvm.active
+    with image_of(site).open("r+b") as file:
+        file.write(b"x")
+    ended = run("reconcile")
+    assert (ended.code, record_of(site)) == (3, None)
+    assert "is in doubt" in ended.errors[0]
 
 
 def test_abandon_asks_and_removes(

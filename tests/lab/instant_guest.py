@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.drivers import instant, instant_export
+from tasks.drivers import instant, instant_export, qemu_img
+from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
 from tasks.model.domain_recovery import rewrite_for_recovery
@@ -49,10 +50,14 @@ class Instantly:
     def serve(self) -> None:
         instant_export.begin(self.host, self.shell, self.target, self.record, self.held)
 
-    def start(self) -> None:
-        instant.require_free(self.host, self.shell, self.record)
-        self.serve()
-        instant.start(self.host, self.shell, self.record)
+    def start(self, *, noted: bool = True) -> None:
+        """With where the disk is zero noted in its overlay, or not."""
+        instant_export.launch(self.host, self.shell, self.target, self.record, self.held)
+        shell, disks = LocalShell(), self.record.disks if noted else ()
+        zeroes = {disk.target: qemu_img.zeroes(shell, disk.served, deadline_s=30) for disk in disks}
+        instant.make_overlays(self.shell, self.record, zeroes)
+        instant_export.prove(self.shell, self.record, self.held)
+        instant.start(self.host, self.record)
 
     def keep(self) -> None:
         instant.move(self.host, self.shell, self.record)

@@ -5,27 +5,32 @@ Judged by virsh, qemu-img, sha256sum and the numbered log that the guest keeps w
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tasks import instant as steps
-from tasks import places
-from tasks.drivers import instant, instant_export, instant_records
+from tasks import places, recovery_assessment
+from tasks.drivers import instant, instant_export, instant_records, libvirt_host, ssh
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
 from tasks.drivers.store import Store
 from tasks.errors import HypervisorError, LeftBehind, RecoveryRefused
-from tasks.model.instant import InstantState
+from tasks.model.domain_recovery import Rewritten
+from tasks.model.instant import InstantState, on_overlays
+from tasks.model.recovery import Original
+from tasks.model.recovery_plan import Order
 from tasks.model.ssh_target import SshTarget
 from tests.lab.instant_guest import FOLDER, Instantly, image_manifest, make_image
 from tests.lab.kvm_host import KvmHost
+from tests.lab.sshd import make_key
 from tests.lab.tiny_guest import last_record
 
 pytestmark = pytest.mark.timeout(900)
@@ -82,7 +87,7 @@ def test_exports_that_are_killed_pause_the_vm_and_it_goes_on_when_they_are_back(
     instantly: Callable[..., Instantly],
 ) -> None:
     vm = instantly()
-    vm.start()
+    vm.start(noted=False)  # so that it reads from the store before it writes
     vm.wait_for(lambda: vm.record_now() > 20)
     vm.kill_exports()
     vm.wait_for(lambda: vm.state() == "paused (I/O error)")
@@ -100,7 +105,7 @@ def test_exports_that_are_killed_pause_the_vm_and_it_goes_on_when_they_are_back(
 
 def test_qemu_nbd_and_ssh_that_end_are_started_again(instantly: Callable[..., Instantly]) -> None:
     vm = instantly()
-    vm.start()
+    vm.start(noted=False)
     argv = ["ps", "-o", "pid=,comm=", "--ppid", str(instant_export.pid_of(vm.held))]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     children = {line.split()[1]: int(line.split()[0]) for line in said.splitlines()}
@@ -169,6 +174,36 @@ def test_host_without_room_refuses_and_one_that_fills_up_pauses_the_vm_until_the
         kvm_host.run(["umount", "-l", small], check=False)
 
 
+def test_guest_that_wrote_a_qcow2_header_into_its_raw_disk_is_read_as_raw(
+    instantly: Callable[..., Instantly], tmp_path: Path
+) -> None:
+    vm = instantly()
+    header = tmp_path / "header.qcow2"
+    argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/shadow", str(header), "1G"]
+    subprocess.run(argv, check=True)
+    vm.image.chmod(0o640)
+    with vm.image.open("r+b") as file:
+        file.write(header.read_bytes())
+    vm.serve()
+    probed = vm.kvm.run(["qemu-img", "info", vm.backing]).stdout
+    assert "/etc/shadow" in probed, "what this test is about: asked without a format, it is taken for a qcow2 image"
+
+
+def test_what_is_zero_in_the_image_is_known_in_the_overlay_and_never_read_from_the_store(
+    instantly: Callable[..., Instantly],
+) -> None:
+    vm = instantly(writes=False, size_bytes=3 << 30, hashed=False)
+    vm.start()
+    graph = json.dumps({"driver": "qcow2", "file": {"driver": "file", "filename": vm.path}, "backing": None})
+    said = vm.kvm.run(["qemu-img", "map", "-U", "--output", "json", f"json:{graph}"]).stdout
+    known = sum(each["length"] for each in json.loads(said) if each["present"] and each["zero"])
+    assert known > (3 << 30) - (64 << 20)
+    vm.keep()
+    vm.kvm.virsh("destroy", vm.name)
+    argv = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(vm.image), str(vm.overlay())]
+    assert "identical" in subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
 def test_tasks_plan_start_and_move_an_image_and_undo_a_start_that_was_killed(
     instantly: Callable[..., Instantly], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -176,28 +211,75 @@ def test_tasks_plan_start_and_move_an_image_and_undo_a_start_that_was_killed(
     monkeypatch.setattr(places, "store", lambda: Store(tmp_path))
     monkeypatch.setattr(places, "kvm_host", lambda _: (vm.target, SimpleNamespace(image_folder=FOLDER)))
     monkeypatch.setattr(places, "hypervisor", lambda _: nullcontext((vm.host, vm.shell)))
+    monkeypatch.setattr(places, "inventory", lambda: SimpleNamespace(kvm_hosts={"kvm1": None}))
     image = image_manifest(vm, f"{FOLDER}/{vm.name}-vda.qcow2")
-    planned = steps.plan.fn(vm.record.xml, "kvm1", vm.image.parent, image, None)
+    original = Original(vm=vm.name, kvm_host="kvm1", xml=vm.record.xml, image_folder=vm.image.parent, image=image)
+    order = Order(kvm_host="kvm1")
+    plan = on_overlays(recovery_assessment.plan.fn(original, order), image.disks)
+
+    def assess() -> Rewritten:
+        return recovery_assessment.assess_at_once.fn(original, order, plan)
+
+    planned = steps.record_of.fn(original, plan, assess())
     assert planned.disks == vm.record.disks
-    steps.assess.fn(planned)
     instant_records.write(Store(tmp_path), planned, InstantState.STARTING)  # and there the run was killed:
     instant_export.begin(vm.host, vm.shell, vm.target, planned, instant_records.exports_lock(Store(tmp_path), planned))
     vm.kvm.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", vm.backing, vm.path, "64M"])
-    assert not steps.ever_ran.fn(planned)
+    assert not steps.is_known.fn(planned)
     steps.abandon.fn(planned)
+    steps.forget.fn(planned)
     vm.assert_nothing_left()
     vm.kvm.run(["qemu-img", "create", "-q", "-f", "qcow2", vm.path, "64M"])
     with pytest.raises(LeftBehind, match="not an overlay on the store"):
         instant.remove(vm.host, vm.shell, planned)
-    with pytest.raises(RecoveryRefused, match="is not overwritten"):
-        steps.assess.fn(planned)
+    with pytest.raises(RecoveryRefused, match="never overwritten"):
+        assess()
     vm.overlay().unlink()
     started = steps.start.fn(planned)
     assert steps.find(vm.name) == started
     with pytest.raises(RecoveryRefused, match="has a VM of that name"):
-        steps.assess.fn(planned)
-    steps.move.fn(steps.serve.fn(started))
-    assert vm.state().startswith("running")
+        assess()
+    assert steps.is_known.fn(planned)
+    moved, runs = steps.move.fn(steps.serve.fn(started))
+    assert (moved.state, runs, vm.state()) == (InstantState.MOVED, True, "running (booted)")
+    steps.forget.fn(moved)
     assert steps.records() == []
     assert not list(tmp_path.glob("instant/*"))
     vm.assert_no_export()
+
+
+def test_vm_whose_host_was_restarted_starts_again_with_all_that_it_wrote(
+    lab_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kvm = KvmHost("kvm2", lab_folder / "kvm2", make_key(lab_folder / "kvm2-key", "gbs tests"))
+    kvm.start()
+    target = kvm.target(lab_folder / "kvm2-key")
+
+    @contextmanager
+    def hypervisor(_name: str) -> Iterator[tuple[Host, Shell]]:
+        with libvirt_host.connect(target) as host, ssh.connect(target) as shell:
+            yield host, shell
+
+    monkeypatch.setattr(places, "store", lambda: Store(tmp_path))
+    monkeypatch.setattr(places, "kvm_host", lambda _: (target, SimpleNamespace(image_folder=FOLDER)))
+    monkeypatch.setattr(places, "hypervisor", hypervisor)
+    with hypervisor("kvm2") as (host, shell):
+        vm = make_image(host, shell, target, kvm, lab_folder)
+    try:
+        began = steps.start.fn(vm.record)
+        vm.wait_for(lambda: vm.record_now() > 50)
+        before = vm.record_now()
+        kvm.stop()
+        kvm.start()
+        cut_off = instant_records.write(Store(tmp_path), began, InstantState.STARTING)  # by a run killed that early
+        assert steps.is_known.fn(cut_off), "so it is not undone"
+        off = steps.serve.fn(cut_off)
+        assert (off.state, vm.state().partition(" ")[0]) == (InstantState.OFF, "shut")
+        assert vm.record_now() >= before
+        assert steps.serve.fn(off, start=True).state is InstantState.RUNNING
+        vm.wait_for(lambda: vm.record_now() > before + 100)
+        steps.abandon.fn(off)
+        vm.assert_nothing_left()
+    finally:
+        instant_export.end(instant_records.exports_lock(Store(tmp_path), vm.record))
+        kvm.remove()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import instant_export, lock
-from tasks.model.instant import InstantDisk, InstantState, InstantVm, overlay_of
+from tasks.model.instant import InstantDisk, InstantState, InstantVm, notable, overlay_of
 from tasks.model.instant_xml import baselabel, off_the_store, on_the_store, still_on_the_store
 from tasks.model.manifest import DiskRecord
 from tasks.model.window import Layer
@@ -100,3 +100,15 @@ def test_exports_are_found_by_their_lock_and_only_our_server_is_ever_ended(tmp_p
     assert not instant_export.runs(held)
     instant_export.end(held)
     assert not held.exists()
+
+
+def test_only_whole_clusters_of_large_zeroes_are_noted_in_requests_that_qemu_takes() -> None:
+    mib, gib = 1 << 20, 1 << 30
+    noted = notable([(512, 5 * mib), (8 * mib, mib), (gib, 5 * gib)])
+    assert noted[0] == (65536, 5 * mib - 65536)
+    assert sum(length for _, length in noted[1:]) == 5 * gib
+    assert all(offset % 65536 == 0 and length % 65536 == 0 and length < 2 * gib for offset, length in noted)
+    many = notable((each * 16 * mib, (4 + each % 8) * mib) for each in range(4000))
+    assert len(many) == 1000
+    assert {length for _, length in many} == {10 * mib, 11 * mib}, "the largest"
+    assert many == sorted(many)
