@@ -17,8 +17,8 @@ def replicate_vm(vm: str) -> list[StageResult]:
     """What there is of one VM, and its runbook; told of the client that it is, if one says so."""
     called = called_of("image", vm)
     results = _replicated(called, lambda: replication.replicate_images(vm))
-    if results[-1].outcome is not Outcome.FAILED:
-        results += _aside(called, "retain replicas", "no replica was given up", lambda: replication.retain_images(vm))
+    # Also when that failed: what stays is decided by the replicas that are there, and a full store must get room.
+    results += _aside(called, "retain replicas", "no replica was given up", lambda: replication.retain_images(vm))
     older = "the one in the permanent store is an older one, or none"
     return results + _aside(called, "runbook", older, lambda: replication.keep_runbook(vm))
 
