@@ -18,9 +18,14 @@ def replicate_vm(vm: str) -> list[StageResult]:
     called = called_of("image", vm)
     results = _replicated(called, lambda: replication.replicate_images(vm))
     # Also when that failed: what stays is decided by the replicas that are there, and a full store must get room.
-    results += _aside(called, "retain replicas", "no replica was given up", lambda: replication.retain_images(vm))
+    results += _aside(called, "retain replicas", "no replica was given up", lambda: _retain(vm))
     older = "the one in the permanent store is an older one, or none"
     return results + _aside(called, "runbook", older, lambda: replication.keep_runbook(vm))
+
+
+def _retain(vm: str) -> None:
+    with places.image_pins_turn(vm):
+        replication.retain_images(vm)
 
 
 def _aside(called: str, name: str, otherwise: str, work: Callable[[], object]) -> list[StageResult]:
