@@ -18,10 +18,15 @@ def replicate_vm(vm: str) -> list[StageResult]:
     """What there is of one VM, and its runbook; told of the client that it is, if one says so."""
     called = called_of("image", vm)
     results = _replicated(called, lambda: replication.replicate_images(vm))
-    if results[-1].outcome is not Outcome.FAILED:
-        results += _retained(called, lambda: replication.retain_images(vm))
+    # Also when that failed: what stays is decided by the replicas that are there, and a full store must get room.
+    results += _retained(called, lambda: _retain(vm))
     older = "the one in the permanent store is an older one, or none"
     return results + _aside(called, "runbook", older, lambda: replication.keep_runbook(vm))
+
+
+def _retain(vm: str) -> None:
+    with places.image_pins_turn(vm):
+        replication.retain_images(vm)
 
 
 def _aside(called: str, name: str, otherwise: str, work: Callable[[], object]) -> list[StageResult]:
@@ -58,7 +63,7 @@ def retain_gone(called: str) -> list[StageResult]:
     vms = list[str]()
     results = _retained(called, lambda: vms.extend(replication.vms_gone()))
     for vm in vms:
-        results += _retained(called_of("image", vm), partial(replication.retain_images, vm))
+        results += _retained(called_of("image", vm), partial(_retain, vm))
     return results
 
 

@@ -28,6 +28,10 @@ def reject(client: str, night: str | None, reason: str, dry_run: bool = False) -
 def _undisturbed(client: str) -> Iterator[Engine]:
     """What keeps the client's restore points, while no run works on it and the clock can be believed."""
     engine = engine_of(inventory_file.load(), client)
-    with lock.hold(engine.ground.store.lock("client", client), f"client {client}"):
+    store = engine.ground.store
+    with (
+        lock.hold(store.lock("client", client), f"client {client}"),
+        lock.turn(store.lock("pins", client), f"the pins of client {client}"),
+    ):
         store_clock.require(engine.ground.place)
         yield engine

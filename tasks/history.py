@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from tasks.drivers import inventory_file, kept_replicas, originals, permanent, restore_points, store_clock
+from tasks.drivers import inventory_file, kept_replicas, lock, originals, permanent, restore_points, store_clock
 from tasks.drivers.engines.chosen import engine_of
-from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.store import Store
 from tasks.drivers.store_clock import Clock
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.inventory import Policy
-from tasks.model.names import new_id, slug
+from tasks.model.names import new_id
 from tasks.model.night_choice import Night, choose
 from tasks.model.replica_retention import Verdict
 from tasks.model.retention import SYNC, Pin, Point, after, plan
@@ -83,10 +82,12 @@ def unpin_image(vm: str, wanted: str) -> str:
 
 
 def _pin_image(vm: str, wanted: str, made: Callable[[str], Pin | None]) -> str:
-    place = permanent.place_of(inventory_file.load().permanent)
-    permanent.prove(place)
-    chosen = originals.choose(permanent.at(place, originals.images_there, place.path, vm), wanted, vm, place.path)
-    kept_replicas.pin(place, chosen.folder, made(chosen.id))
+    declared = inventory_file.load()
+    store, place = Store(Path(declared.store.path)), permanent.place_of(declared.permanent)
+    with lock.turn(store.lock("image-pins", vm), f"the pins of images of {vm}"):
+        permanent.prove(place)
+        chosen = originals.choose(permanent.at(place, originals.images_there, place.path, vm), wanted, vm, place.path)
+        kept_replicas.pin(place, chosen.folder, made(chosen.id))
     return chosen.id
 
 
@@ -118,14 +119,10 @@ def pin(client: str, wanted: str, until: date, reason: str) -> Night:
     """Keep the restore point that `wanted` names (a point, a night, a date) until the end of a day.
 
     Raises ConfigError when the day is over or the engine keeps what it likes, NothingToRecover when there is no such
-    point, StoreNotMounted.
+    point, StoreNotMounted, Locked when points are given up by the pins meanwhile for too long.
     """
     _require_to_come(until)
-    place, root, night = _chosen(client, wanted)
-    permanent.at(
-        place, restore_points.pin, root, Pin(night=night.manifest.id, until=until, reason=reason), night.manifest.id
-    )
-    return night
+    return _pin(client, wanted, lambda night: Pin(night=night, until=until, reason=reason))
 
 
 def _require_to_come(until: date) -> None:
@@ -135,19 +132,19 @@ def _require_to_come(until: date) -> None:
 
 def unpin(client: str, wanted: str) -> Night:
     """Leave a restore point to retention again; as `pin`."""
-    place, root, night = _chosen(client, wanted)
-    permanent.at(place, restore_points.pin, root, None, night.manifest.id)
-    return night
+    return _pin(client, wanted, lambda _: None)
 
 
-def _chosen(client: str, wanted: str) -> tuple[PermanentPlace, Path, Night]:
-    """A client's restore point, and where what is noted of it lies."""
+def _pin(client: str, wanted: str, made: Callable[[str], Pin | None]) -> Night:
     declared = inventory_file.load()
-    engine, place = engine_of(declared, client), permanent.place_of(declared.permanent)
+    engine = engine_of(declared, client)
     if not engine.forgets:
         policy = declared.systems[client].policy
         raise ConfigError("its backup application decides what is kept", f"policy {policy}", "keep the night there")
-    permanent.prove(place)
-    found = engine.points()
-    nights = [Night(name, engine.folder(name), night) for name, night in found.items() if night]
-    return place, place.path / slug(client), choose(client, nights, wanted)
+    place, store, root = engine.ground.place, engine.ground.store, engine.ground.root
+    with lock.turn(store.lock("pins", client), f"the pins of client {client}"):
+        permanent.prove(place)
+        nights = [Night(name, engine.folder(name), night) for name, night in engine.points().items() if night]
+        night = choose(client, nights, wanted)
+        permanent.at(place, restore_points.pin, root, made(night.manifest.id), night.manifest.id)
+    return night

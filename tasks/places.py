@@ -162,6 +162,16 @@ def locked(kind: str, name: str) -> AbstractContextManager[None]:
     return lock.hold(store().lock(kind, name), f"{kind} {name}")
 
 
+def pins_turn(client: str) -> AbstractContextManager[None]:
+    """Nobody else changes the client's pins, or gives up restore points by them, while the block lasts; or Locked."""
+    return lock.turn(store().lock("pins", client), f"the pins of client {client}")
+
+
+def image_pins_turn(vm: str) -> AbstractContextManager[None]:
+    """The same of the pins of a VM's images."""
+    return lock.turn(store().lock("image-pins", vm), f"the pins of images of {vm}")
+
+
 @contextmanager
 def image_turn(kvm_host_name: str, wait_s: float) -> Iterator[None]:
     """Wait for a turn to take an image, of as many as the KVM host and the store may have at once."""

@@ -92,7 +92,7 @@ def brake(client: str) -> list[str]:
 def rotate(client: str) -> list[Move]:
     """Rotate as far as the fresh sync asks for, with reasons; [] when it holds nothing newer."""
     permanent.prove(places.permanent())
-    with reporting(log, f"rotate {client}"):
+    with reporting(log, f"rotate {client}"), places.pins_turn(client):
         moves = places.engine_of(client).rotate()
     for move in moves:
         log.info("%s: %s becomes %s: %s", client, move.point, move.to or "trash", move.reason)

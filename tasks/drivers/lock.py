@@ -6,13 +6,14 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.errors import Locked
 
 POLL_S = 1.0
+TURN_S = 120.0
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +36,11 @@ def hold(path: Path, what: str, run: str = "") -> Iterator[None]:
         # handle, which would keep the lock for some milliseconds, and our next stage would find it locked by ourselves.
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+def turn(path: Path, what: str) -> AbstractContextManager[None]:
+    """Hold a lock that nobody holds for long, waiting for it; Locked when that takes too long."""
+    return one_of([path], what, wait_s=TURN_S)
 
 
 @contextmanager

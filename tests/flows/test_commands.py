@@ -20,6 +20,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.cli import kvm, terminal
 from flows.cli.main import gbs
 from tasks import places
+from tasks.drivers import lock
+from tasks.drivers.store import Store
 from tasks.errors import DumpFailed, Unreachable
 from tests.flows.fake_site import UUID, FakeSite
 
@@ -378,6 +380,31 @@ def test_replicas_of_images_are_explained_and_pinned(site: FakeSite, run) -> Non
     assert explained("retention", "images") == [f"stays: {kept}", "goes: 1 newer ones are sound"]
     assert run("image", "pin", "web1", "20200101T000000Z", "--until", "2999-12-31", "--reason", "x").code == 10
     assert run("retention", "images", "none").code == 2
+
+
+def test_pins_are_changed_by_one_at_a_time_and_not_while_points_rotate(site: FakeSite, run, monkeypatch) -> None:
+    """Of two that were set at once one was lost; one set beside a rotation could come too late and look as if not."""
+    assert run("run", "nightly").code == 0
+    pin = ("daily.0", "--until", "2999-12-31", "--reason", "an audit")
+    monkeypatch.setattr(lock, "TURN_S", 0.0)
+    with lock.turn(Store(site.store).lock("pins", "db1"), "the pins of client db1"):
+        for words in (("pin", "db1", *pin), ("unpin", "db1", "daily.0"), ("reject", "db1", "--reason", "x")):
+            ended = run(*words)
+            assert ended.code == 11
+            assert ended.errors[0].startswith("error: the pins of client db1 is locked by another run: pid ")
+        time.sleep(1)  # a night's id is of the second
+        ended = run("run", "nightly", "--client", "db1")
+        assert ended.code == 1
+        assert "the pins of client db1 is locked by another run" in ended.err
+        assert not (site.permanent / "db1/daily.1").exists()
+    assert run("pin", "db1", *pin).code == 0
+    assert run("run", "permanent", "--client", "db1").code == 0
+    with lock.turn(Store(site.store).lock("image-pins", "web1"), "the pins of images of web1"):
+        assert run("image", "pin", "web1", "newest", *pin[1:]).code == 11
+        assert run("image", "unpin", "web1", "newest").code == 11
+        reasons = [row["reason"] for row in json.loads(run("run", "replicate", "--json").out)]
+        assert any("no replica was given up: the pins of images of web1 is locked" in reason for reason in reasons)
+    assert run("image", "pin", "web1", "newest", *pin[1:]).code == 0
 
 
 def test_trash_is_not_emptied_by_a_clock_in_doubt_until_it_is_confirmed(site: FakeSite, run) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,18 +20,23 @@ from flows.cli.device import device_command
 from flows.devices import devices as devices_flow
 from flows.nightly import nightly as nightly_flow
 from flows.replicate import replicate as replicate_flow
+from flows.template_add import template_add as template_add_flow
 from tasks import declaration
+from tasks.drivers import appliance
 from tasks.drivers import device as driver
 from tasks.drivers.device import Configuration
-from tasks.drivers.store import write_model
+from tasks.drivers.store import read_model, write_model
 from tasks.errors import ClientsFailed, Unreachable
+from tasks.model.facts import Facts
 from tasks.model.manifest import DeviceManifest
 from tasks.model.outcome import Outcome
+from tasks.model.shape import shape_of_facts
 from tests.flows.fake_site import FakeSite
 
 devices: Any = devices_flow
 nightly: Any = nightly_flow
 replicate: Any = replicate_flow
+template_add: Any = template_add_flow
 CONFIG = "hostname sw1\nenable secret 5 $1$oops\nend\n"
 
 
@@ -134,6 +142,40 @@ def test_a_configuration_that_is_seen_again_is_replicated_once_and_told_when(fle
     assert (replica / "manifest.json").read_text() == (
         fleet.site.store / "devices/sw1" / kept / "manifest.json"
     ).read_text()
+
+
+@pytest.mark.parametrize("lost", ["folders", "what is in them", "manifests"])
+def test_what_the_store_has_lost_stays_in_the_permanent_store(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Templates, configurations and recovery sets; images, too."""
+    store, permanent = fleet.site.store, fleet.site.permanent
+    nightly()
+    facts = read_model(store / "overnight/web1/facts.json", Facts)
+    assert facts is not None
+    monkeypatch.setattr(appliance, "shape_of", lambda *_, **__: shape_of_facts(facts))
+    template_add("web1")
+    fleet.says["sw1"] = Configuration(f"{CONFIG}!", CONFIG)
+    devices()
+    replicate()
+    kinds = ("templates", "devices", "server", "images")
+    command = ["find", *(f"_{kind}" for kind in kinds), "-type", "f", "-exec", "sha256sum", "{}", "+"]
+    there = subprocess.run(command, cwd=permanent, check=True, capture_output=True, text=True).stdout
+    for kind, count in zip(kinds, (1, 3, 1, 1), strict=True):
+        assert len(set(re.findall(rf"_{kind}/.*/manifest\.json", there))) >= count
+    for kind in kinds:
+        if lost == "manifests":
+            for path in (store / kind).rglob("manifest.json"):
+                path.unlink()
+        else:
+            shutil.rmtree(store / kind)
+            if lost != "folders":
+                (store / kind).mkdir()
+    for _ in range(2):
+        replicate()
+    subprocess.run(["sha256sum", "--check", "--quiet"], cwd=permanent, input=there, text=True, check=True)
+    left = subprocess.run(["find", ".", "-name", ".[dt]*-*"], cwd=permanent, check=True, capture_output=True, text=True)
+    assert left.stdout == "", "neither .delete- nor .trash-"
 
 
 def test_night_of_one_client_leaves_devices_alone(fleet: Fleet) -> None:

@@ -244,6 +244,25 @@ def test_recovery_sets_beyond_those_wanted_go_by_way_of_the_trash(site: FakeSite
     assert len(list(folder.glob(".trash-2026-01-01-*"))) == 1
 
 
+def test_a_damaged_original_stops_no_retention_of_the_others(site: FakeSite) -> None:
+    """From the night on that found it nothing of that VM was given up, nor its trash emptied: the far end filled up."""
+    nightly(["kvm1", "web1"])
+    take(site, 2)
+    replicate()
+    images = take(site)
+    assert replicas_of(site) == images[:3]
+    (site.store / "images/kvm1/web1" / images[3] / "domain.xml").write_text("<other/>")
+    (site.permanent / "_images/kvm1/web1/.trash-2026-01-01-20200101T000000Z-abcd").mkdir()
+    declared = yaml.safe_load(site.inventory.read_text())
+    declared["policies"] = {"default": {"image_replicas": 2, "trash_days": 3}}
+    site.inventory.write_text(yaml.safe_dump(declared))
+    with pytest.raises(ClientsFailed, match=r"web1 replicate: .*domain\.xml is damaged"):
+        replicate()
+    assert replicas_of(site) == images[1:3], "two that are sound"
+    (gone,) = (site.permanent / "_images/kvm1/web1").glob(".trash-*")
+    assert images[0] in gone.name
+
+
 def test_damage_that_nobody_healed_keeps_an_older_replica(site: FakeSite) -> None:
     site.policies = {"default": {"image_replicas": 1}}
     site.create()

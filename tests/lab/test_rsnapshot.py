@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -212,38 +211,6 @@ def test_newest_point_of_the_future_is_told_and_not_called_done(site: Site) -> N
     with pytest.raises(IntegrityError, match="was a clock wrong"):
         site.rotate()
     assert site.days() == {"daily.0": 365}
-
-
-@pytest.mark.parametrize("done", range(9))
-def test_rotation_killed_between_any_two_renames_costs_no_point(
-    site: Site, monkeypatch: pytest.MonkeyPatch, done: int
-) -> None:
-    """rsnapshot's own frees the last place again, and an older point goes without a new one in its stead."""
-    for name, number in [("weekly.1", 1), ("weekly.0", 8), ("daily.2", 15), ("daily.1", 16), ("daily.0", 17)]:
-        site.place(name, number)
-    site.night(18)
-    site.sync()
-    renames, rename = iter(range(done)), Path.rename
-
-    def killed(self: Path, target: Path) -> Path:
-        if next(renames, None) is None:
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
-        with suppress(KeyboardInterrupt):
-            restore_points._rotate(site.root, site.far.path, site.rules, datetime.now(UTC), 0)
-    there = {*site.days().values()}
-    assert there >= ({8, 15, 16, 17, 18} if 18 in there else {1, 8, 15, 16, 17}), "one goes when the new one is there"
-    site.sync()
-    site.rotate()
-    kept = {"daily.0": 18, "daily.1": 17, "daily.2": 16, "weekly.0": 15, "weekly.1": 8}
-    assert {name: day for name, day in site.days().items() if "kept." not in name} == kept
-    site.keep(19)
-    kept = {"daily.0": 19, "daily.1": 18, "daily.2": 17, "weekly.0": 15, "weekly.1": 8}
-    assert site.days() == kept
-    assert sorted(path.name for path in site.root.iterdir()) == [*kept]
 
 
 def test_point_is_renamed_before_it_is_removed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
