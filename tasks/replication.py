@@ -33,7 +33,7 @@ from tasks.model.inventory import Policy
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import time_of_id
 from tasks.model.replica import Kind, Original
-from tasks.model.verify_choice import Turn, Verified, choose_turns, noted
+from tasks.model.verify_choice import WHOLE, Turn, Verified, choose_turns, noted
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ def verify(replica: Replica, percent: float) -> Checked:
     permanent.prove(place)
     folder, record = place.path / replica.place, kept_replicas.record_of(store, replica.place)
     before = listed_model(record, Verified) or Verified(image=replica.place, at=_made(replica.place))
-    if whole := percent >= replica_check.WHOLE:
+    if whole := percent >= WHOLE:
         # First, so that one whose reading ends with this process takes no others' turn.
         before = before.model_copy(update={"tried": datetime.now(UTC)})
         write_model(record, before)

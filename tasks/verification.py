@@ -15,12 +15,11 @@ from tasks.errors import IntegrityError, StoreError, UnknownName
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import slug
 from tasks.model.replica import IMAGES
-from tasks.model.verify_choice import Verified, choose_turns, key_of
+from tasks.model.verify_choice import WHOLE, Verified, choose_turns, key_of
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
 CHECK_DEADLINE_S = 6 * 3600
-WHOLE = 100
 
 
 @retryable("choose images", retries=0)

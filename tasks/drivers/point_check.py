@@ -13,10 +13,11 @@ from pathlib import Path
 from tasks.drivers import process
 from tasks.drivers.digest import opened, parse_listing_line, sha256_file, sha256_of
 from tasks.drivers.proven_copy import put
-from tasks.drivers.restore_points import WHOLE, points
+from tasks.drivers.restore_points import points
 from tasks.drivers.store import listed_model, verify_night
 from tasks.errors import GbsError, IntegrityError
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
+from tasks.model.verify_choice import WHOLE
 
 HEAL_DEADLINE_S = 6 * 3600
 _HEALING = ".heal"

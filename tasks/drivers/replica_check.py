@@ -19,8 +19,7 @@ from tasks.drivers.thin_file import ThinFile
 from tasks.errors import GbsError, IntegrityError
 from tasks.model.manifest import MANIFEST, TEMPLATE, FileRecord, TemplateManifest
 from tasks.model.replica import MODELS, Kind, Manifest
-
-WHOLE = 100
+from tasks.model.verify_choice import WHOLE
 
 
 @dataclass(frozen=True)

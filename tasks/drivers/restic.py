@@ -14,11 +14,11 @@ from tasks.drivers.process import Watch
 from tasks.drivers.restic_repository import QUICK_S, Repository, run, time_of
 from tasks.errors import CommandFailed, CommandTimedOut, IntegrityError, StoreNotMounted, is_transient
 from tasks.model.names import one_line
+from tasks.model.verify_choice import WHOLE
 
 INCOMPLETE = 3
 STALLED_S = 1800
 """restic itself gives up a server that fails after 15 minutes."""
-WHOLE = 100
 _DAMAGED_PACK = re.compile(r"(?:[Pp]ack |want )([0-9a-f]{64})")
 _ABOUT_DAMAGE = re.compile(
     r"does not exist|unexpected file size|does not match|not found|[Ff]ailed|contains|error|[Dd]amaged"

@@ -18,11 +18,11 @@ from tasks.model.anomaly import HeldNight
 from tasks.model.manifest import MANIFEST, NightManifest
 from tasks.model.names import one_line
 from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Rules, night_of, plan
+from tasks.model.verify_choice import WHOLE
 
 PINS, READINGS = ".pins.json", ".readings.json"
 HELD, RECORD = ".held-", "held.json"
 """Before the name of a night that is kept aside (`tasks.drivers.held_nights`), and what says so in its folder."""
-WHOLE = 100
 _INTERVALS = ("daily", "weekly", "monthly")
 REMAINS, _TRASH = ".delete-", ".trash-"
 """Before the name of what may be removed at once, and of what was given up, with the day from which it may be."""

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.model.manifest import ImageManifest
 
+WHOLE = 100
+"""A reading of so many percent leaves nothing out."""
+
 
 class Verified(BaseModel):
     """When all of an image, or of its replica, was last read and found whole; and what readings found else."""

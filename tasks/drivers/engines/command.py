@@ -19,7 +19,6 @@ from tasks.drivers.engines.cascade import Copy, PointsByAge
 from tasks.drivers.night_changes import compare
 from tasks.drivers.permanent import at
 from tasks.drivers.point_check import Checked, check_points
-from tasks.drivers.restic import WHOLE
 from tasks.drivers.secret_file import read_environment, struck_out
 from tasks.drivers.store import read_model, verify_night, write_model
 from tasks.errors import CommandFailed, IntegrityError, NotNow
@@ -28,6 +27,7 @@ from tasks.model.inventory_engines import Vendor, filled
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.names import one_line, slug, time_of_id
 from tasks.model.retention import SYNC, Move
+from tasks.model.verify_choice import WHOLE
 
 NIGHTS = ".nights"
 TRASH = "trash-"

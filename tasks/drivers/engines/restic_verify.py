@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from tasks.drivers import restic
 from tasks.drivers.engines.cascade import Copy
 from tasks.drivers.point_check import Checked
-from tasks.drivers.restic import WHOLE
 from tasks.drivers.restic_heal import Good, heal
 from tasks.drivers.restic_repository import Repository
 from tasks.errors import CommandFailed, IntegrityError
 from tasks.model.manifest import MANIFEST
 from tasks.model.names import one_line
+from tasks.model.verify_choice import WHOLE
 
 log = logging.getLogger(__name__)
 
