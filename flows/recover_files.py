@@ -86,7 +86,7 @@ def _from_image(wish: Wish, image: str) -> Iterator[tuple[Chosen, Check]]:
 
 
 def _recover(wish: Wish, chosen: Chosen, check: Check) -> RecoveredFiles:
-    to = file_recovery.choose_destination(wish.client, wish.to, owners_kept=not chosen.fake_super)
+    to = file_recovery.choose_destination(wish.client, wish.to, wish.paths, owners_kept=not chosen.fake_super)
     where, occupied = file_recovery.look(to, wish.paths, chosen.size_bytes)
     aside = file_recovery.aside_of(to) if occupied else None
     copies = file_recovery.returns(chosen, to, where, compare=occupied, aside=aside)

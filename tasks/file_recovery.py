@@ -1,6 +1,7 @@
 """Bring files of a night back, to a folder of this server or to a client: what `recover_files` does."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -24,11 +25,13 @@ from tasks.retryable import retryable
 log = logging.getLogger(__name__)
 NAMED = 5
 COPY_DEADLINE_S = 24 * 3600
+RECOVERED = "recovered"
+"""What comes back to the store lies below it."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def choose_destination(client: str, to: str | None, *, owners_kept: bool) -> Destination:
+def choose_destination(client: str, to: str | None, paths: Sequence[str], *, owners_kept: bool) -> Destination:
     """Where files go: what `to` says, else a new folder of the store that only root can enter.
 
     ConfigError for a place that cannot be, or when the store cannot have owners and `to` says nothing.
@@ -36,15 +39,30 @@ def choose_destination(client: str, to: str | None, *, owners_kept: bool) -> Des
     store = places.store()
     if to is not None:
         found = destination(to, places.inventory().systems)
-        if found.client is None and Path(found.folder).resolve().is_relative_to(store.overnight(client).parent):
-            raise ConfigError(f"{found.folder} is in the overnight copies", "--to", "these are never changed")
+        if found.client is None:
+            _require_no_backup_there(found, paths)
         return found
     if not owners_kept:
         fix = "give --to FOLDER, on a file system that has owners and xattrs"
         raise ConfigError("the store cannot have owners", str(store.root), fix)
-    above = store.root / "recovered"
+    above = store.root / RECOVERED
     above.mkdir(mode=0o700, exist_ok=True)  # a client's secrets, and its programs with setuid, are in what comes back
     return Destination(str(above / slug(client) / new_id(datetime.now(UTC))))
+
+
+def _require_no_backup_there(to: Destination, paths: Sequence[str]) -> None:
+    """ConfigError where files would come among backups: what is there is changed by GBS alone."""
+    place, root = places.permanent(), places.store().root.resolve()
+    # By the child that can be killed: on the way there may be a server that does not answer.
+    permanent_root = Path(permanent.at(place, os.path.realpath, place.path))
+    for path in paths:
+        real = Path(permanent.at(place, os.path.realpath, to.of(path)))
+        for backups in (root, permanent_root):
+            if real.is_relative_to(root / RECOVERED):
+                continue
+            if real.is_relative_to(backups) or backups.is_relative_to(real):
+                fix = f"give a folder elsewhere, or one below {root / RECOVERED}"
+                raise ConfigError(f"{to.of(path)} is among the backups in {backups}", "--to", fix)
 
 
 @retryable("select files", "select files of {client} in night {night.manifest.id}", retries=0)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
@@ -135,14 +136,30 @@ def test_commands_find_compare_and_recover(nights: FakeSite, tmp_path: Path) -> 
         (["/etc/hosts"], "/", ConfigError),
         (["/etc/hosts"], "nobody:/x", ConfigError),
         (["/etc/hosts"], "db1:x", ConfigError),
-        (["/etc/hosts"], "OVERNIGHT", ConfigError),
     ],
 )
 def test_what_cannot_be_is_refused(nights: FakeSite, paths: list[str], to: str | None, problem: Any) -> None:
-    if to == "OVERNIGHT":
-        to = str(nights.store / "overnight" / "db1" / "data")
     with pytest.raises(problem):
         recover_files("db1", paths, to=to)
+
+
+@pytest.mark.parametrize("where", ["overnight/db1/data", "images", "", "far", "far/db1", "link", "above"])
+def test_files_never_come_among_the_backups(nights: FakeSite, tmp_path: Path, where: str) -> None:
+    (tmp_path / "link").symlink_to(nights.permanent)
+    (nights.store / "recovered").mkdir(exist_ok=True)
+    to, path = nights.store / where, "/etc/hosts"
+    if where.startswith("far"):
+        to = nights.permanent / where.removeprefix("far").lstrip("/")
+    elif where == "link":
+        to = tmp_path / "link/new"
+    elif where == "above":
+        to, path = nights.store.parent, f"/{nights.store.name}/images/x"
+        publish(nights.store / "overnight/db1", 3, {path.lstrip("/"): b"x"})
+    with pytest.raises(ConfigError, match=r"is among the backups in .* \(--to\): give a folder elsewhere"):
+        recover_files("db1", [path], to=str(to))
+    own = nights.store / "recovered/mine"
+    assert recover_files("db1", ["/etc/hosts"], "daily.0", to=str(own)).verified == 1
+    shutil.rmtree(own)
 
 
 def test_image_serves_where_there_are_no_files(site: FakeSite, tmp_path: Path, monkeypatch: Any) -> None:
