@@ -4,9 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from tasks import places
 from tasks.drivers import file_recovery, permanent, rsync_back, ssh
@@ -27,8 +25,6 @@ NAMED = 5
 COPY_DEADLINE_S = 24 * 3600
 RECOVERED = "recovered"
 """What comes back to the store lies below it."""
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def choose_destination(client: str, to: str | None, paths: Sequence[str], *, owners_kept: bool) -> Destination:
@@ -68,7 +64,7 @@ def _require_no_backup_there(to: Destination, paths: Sequence[str]) -> None:
 @retryable("select files", "select files of {client} in night {night.manifest.id}", retries=0)
 def select(client: str, night: Night, folder: Path, paths: Sequence[str]) -> Selection:
     """What the night has at the paths; NothingToRecover when it does not have one of them."""
-    found = _reading(folder, file_recovery.examine, folder, night.manifest, paths)
+    found = permanent.reading(places.permanent(), folder, file_recovery.examine, folder, night.manifest, paths)
     if found.missing:
         path = found.missing[0]
         hint = (
@@ -84,7 +80,7 @@ def select(client: str, night: Night, folder: Path, paths: Sequence[str]) -> Sel
 def check_source(client: str, night: Night, folder: Path, chosen: Selection, nights: Sequence[Night]) -> None:
     """IntegrityError, with the night that has it whole, when a file is not what the night's listing says."""
     with reporting(log, f"read {len(chosen.files)} files of night {night.manifest.id}"):
-        damages = _reading(folder, file_recovery.damaged, folder / "data", chosen.files)
+        damages = permanent.reading(places.permanent(), folder, file_recovery.damaged, folder / "data", chosen.files)
     if not damages:
         return
     others = [
@@ -197,11 +193,3 @@ def _deadline_s(to: Destination) -> float:
 def _watch(tree: Path) -> Callable[[], None] | None:
     place = places.permanent()
     return permanent.watching(place) if tree.is_relative_to(place.path) else None
-
-
-def _reading(folder: Path, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that reads a night, by the permanent store's child where it lies there."""
-    place = places.permanent()
-    if folder.is_relative_to(place.path):
-        return permanent.at(place, function, *args, **kwargs)
-    return partial(function, *args, **kwargs)()
