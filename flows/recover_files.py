@@ -13,7 +13,7 @@ from flows.run_name import of_files
 from flows.vm_name import ClientName
 from tasks import file_recovery, image_files, nights, places
 from tasks.errors import RecoveryRefused
-from tasks.model.file_recovery import Chosen, RecoveredFiles, wanted
+from tasks.model.file_recovery import Chosen, RecoveredFiles, only_attributes, wanted
 from tasks.model.names import human_bytes
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,17 @@ def _from_night(wish: Wish, night: str) -> Iterator[tuple[Chosen, Check]]:
 def _from_image(wish: Wish, image: str) -> Iterator[tuple[Chosen, Check]]:
     """The files in the newest image, or the one that is named."""
     folder, chosen = image_files.choose(wish.client, image)
-    with image_files.opened(wish.client, folder, chosen, wish.paths) as scratch:
+    image_files.verify(folder, chosen)
+    with image_files.opened(wish.client, folder, chosen, wish.paths) as (scratch, warnings):
         found = image_files.select(scratch)
-        yield Chosen(f"image {chosen.id}", scratch / "data", found.files, found.size_bytes), lambda: None
+        files = Chosen(
+            f"image {chosen.id}", scratch / "data", found.files, found.size_bytes, places.fake_super(), warnings
+        )
+        yield files, lambda: None
 
 
 def _recover(wish: Wish, chosen: Chosen, check: Check) -> RecoveredFiles:
-    to = file_recovery.choose_destination(wish.client, wish.to, owners_kept=not chosen.fake_super)
+    to = file_recovery.choose_destination(wish.client, wish.to, wish.paths, owners_kept=not chosen.fake_super)
     where, occupied = file_recovery.look(to, wish.paths, chosen.size_bytes)
     aside = file_recovery.aside_of(to) if occupied else None
     copies = file_recovery.returns(chosen, to, where, compare=occupied, aside=aside)
@@ -105,7 +109,8 @@ def _recover(wish: Wish, chosen: Chosen, check: Check) -> RecoveredFiles:
         files=len(chosen.files),
         size_bytes=chosen.size_bytes,
         replaced=tuple(replaced),
-        kept_aside=aside if replaced else None,
+        kept_aside=None if all(map(only_attributes, replaced)) else aside,
+        warnings=chosen.warnings,
         verified=0 if wish.dry_run else file_recovery.check_destination(to, chosen),
         dry_run=wish.dry_run,
     )
@@ -119,4 +124,7 @@ def _publish(recovered: RecoveredFiles) -> None:
     if recovered.kept_aside and not recovered.dry_run:
         text += f"; what was replaced is in {recovered.kept_aside}"
     log.info("%s", text)
+    for warning in recovered.warnings:
+        log.warning("%s", warning)
+        text += f"; warning: {warning}"
     create_table_artifact(table=rows, key="recover-files-report", description=text)

@@ -10,10 +10,9 @@ from tasks.drivers.databases import recovering
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.progress import reporting
 from tasks.drivers.ssh import Shell
-from tasks.errors import ConfigError, GbsError, IntegrityError, LeftBehind, RecoveryRefused, RestoreFailed
+from tasks.errors import ConfigError, GbsError, IntegrityError, LeftBehind, RecoveryRefused, RestoreFailed, StoreError
 from tasks.model.databases import Server
 from tasks.model.manifest import DumpRecord
-from tasks.model.names import one_line
 from tasks.model.night_choice import Night
 from tasks.retryable import retryable
 
@@ -63,16 +62,22 @@ def in_the_way(aim: Aim, reason: str = "it exists") -> RecoveryRefused:
     return RecoveryRefused(f"{aim.server.engine} database {aim.name!r} on {aim.client}", reason, fix)
 
 
+def _sha256_of(dump: Path, expected: str) -> str:
+    """IntegrityError when it is not there, StoreError when it cannot be read: that is no damage."""
+    place = places.permanent()
+    if not permanent.reading(place, dump, dump.is_file):
+        raise IntegrityError(str(dump), expected, "nothing; take another night with --from")
+    try:
+        return permanent.reading(place, dump, sha256_file, dump)
+    except OSError as exc:
+        raise StoreError(str(dump), f"cannot be read: {exc.strerror}") from exc
+
+
 @retryable("send dump", "send {dump.engine} {dump.database} to {aim.client}")
 def send(folder: Path, dump: DumpRecord, aim: Aim) -> DumpRecord:
     """The dump as it lies on the client now; IntegrityError when the night's is damaged."""
     local = folder / "data" / dump.path.lstrip("/")
-    place = places.permanent()
-    try:
-        far = local.is_relative_to(place.path)
-        found = permanent.at(place, sha256_file, local) if far else sha256_file(local)
-    except (OSError, GbsError) as exc:
-        raise IntegrityError(str(local), dump.sha256, one_line(str(exc))) from exc
+    found = _sha256_of(local, dump.sha256)
     if found != dump.sha256:
         raise IntegrityError(str(local), dump.sha256, f"{found}; take another night with --from")
     there = _folder(aim) / PurePosixPath(dump.path).name

@@ -1,11 +1,10 @@
 """Bring files of a night back, to a folder of this server or to a client: what `recover_files` does."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from tasks import places
 from tasks.drivers import file_recovery, permanent, rsync_back, ssh
@@ -24,11 +23,11 @@ from tasks.retryable import retryable
 log = logging.getLogger(__name__)
 NAMED = 5
 COPY_DEADLINE_S = 24 * 3600
-P = ParamSpec("P")
-T = TypeVar("T")
+RECOVERED = "recovered"
+"""What comes back to the store lies below it."""
 
 
-def choose_destination(client: str, to: str | None, *, owners_kept: bool) -> Destination:
+def choose_destination(client: str, to: str | None, paths: Sequence[str], *, owners_kept: bool) -> Destination:
     """Where files go: what `to` says, else a new folder of the store that only root can enter.
 
     ConfigError for a place that cannot be, or when the store cannot have owners and `to` says nothing.
@@ -36,21 +35,36 @@ def choose_destination(client: str, to: str | None, *, owners_kept: bool) -> Des
     store = places.store()
     if to is not None:
         found = destination(to, places.inventory().systems)
-        if found.client is None and Path(found.folder).resolve().is_relative_to(store.overnight(client).parent):
-            raise ConfigError(f"{found.folder} is in the overnight copies", "--to", "these are never changed")
+        if found.client is None:
+            _require_no_backup_there(found, paths)
         return found
     if not owners_kept:
         fix = "give --to FOLDER, on a file system that has owners and xattrs"
         raise ConfigError("the store cannot have owners", str(store.root), fix)
-    above = store.root / "recovered"
+    above = store.root / RECOVERED
     above.mkdir(mode=0o700, exist_ok=True)  # a client's secrets, and its programs with setuid, are in what comes back
     return Destination(str(above / slug(client) / new_id(datetime.now(UTC))))
+
+
+def _require_no_backup_there(to: Destination, paths: Sequence[str]) -> None:
+    """ConfigError where files would come among backups: what is there is changed by GBS alone."""
+    place, root = places.permanent(), places.store().root.resolve()
+    # By the child that can be killed: on the way there may be a server that does not answer.
+    permanent_root = Path(permanent.at(place, os.path.realpath, place.path))
+    for path in paths:
+        real = Path(permanent.at(place, os.path.realpath, to.of(path)))
+        for backups in (root, permanent_root):
+            if real.is_relative_to(root / RECOVERED):
+                continue
+            if real.is_relative_to(backups) or backups.is_relative_to(real):
+                fix = f"give a folder elsewhere, or one below {root / RECOVERED}"
+                raise ConfigError(f"{to.of(path)} is among the backups in {backups}", "--to", fix)
 
 
 @retryable("select files", "select files of {client} in night {night.manifest.id}", retries=0)
 def select(client: str, night: Night, folder: Path, paths: Sequence[str]) -> Selection:
     """What the night has at the paths; NothingToRecover when it does not have one of them."""
-    found = _reading(folder, file_recovery.examine, folder, night.manifest, paths)
+    found = permanent.reading(places.permanent(), folder, file_recovery.examine, folder, night.manifest, paths)
     if found.missing:
         path = found.missing[0]
         hint = (
@@ -66,7 +80,7 @@ def select(client: str, night: Night, folder: Path, paths: Sequence[str]) -> Sel
 def check_source(client: str, night: Night, folder: Path, chosen: Selection, nights: Sequence[Night]) -> None:
     """IntegrityError, with the night that has it whole, when a file is not what the night's listing says."""
     with reporting(log, f"read {len(chosen.files)} files of night {night.manifest.id}"):
-        damages = _reading(folder, file_recovery.damaged, folder / "data", chosen.files)
+        damages = permanent.reading(places.permanent(), folder, file_recovery.damaged, folder / "data", chosen.files)
     if not damages:
         return
     others = [
@@ -179,11 +193,3 @@ def _deadline_s(to: Destination) -> float:
 def _watch(tree: Path) -> Callable[[], None] | None:
     place = places.permanent()
     return permanent.watching(place) if tree.is_relative_to(place.path) else None
-
-
-def _reading(folder: Path, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that reads a night, by the permanent store's child where it lies there."""
-    place = places.permanent()
-    if folder.is_relative_to(place.path):
-        return permanent.at(place, function, *args, **kwargs)
-    return partial(function, *args, **kwargs)()

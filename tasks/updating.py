@@ -15,7 +15,7 @@ from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.space import require_space
 from tasks.drivers.store import publish, read_model, verify_image, write_model
-from tasks.errors import IntegrityError, RecoveryRefused, UnknownName
+from tasks.errors import ImageUnfit, IntegrityError, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
 from tasks.model.facts import Facts
 from tasks.model.image_choice import fits, newest_fitting
@@ -137,16 +137,23 @@ def update(sources: Sources, files: Path, folder: Path) -> UpdateResult:
         raise RecoveryRefused(f"VM {sources.vm}", reason, "an image needs all file systems: leave out `paths`")
     plan = update_plan(facts, sources.night)
     with reporting(log, f"update {sources.vm}") as progress:
-        result = appliance.update_files(
-            [DiskFile(folder / f"{disk.target}{OVERLAY}", "qcow2") for disk in sources.image.disks],
-            plan.mounts,
-            files / "data",
-            image=f"image {sources.image.id} of {sources.vm}",
-            keep=plan.keep,
-            fake_super=sources.night.fake_super,
-            deadline_s=UPDATE_DEADLINE_S,
-            on_progress=lambda text, part: progress.say(text if part is None else f"{text} {part:.0%}"),
-        )
+        try:
+            result = appliance.update_files(
+                [DiskFile(folder / f"{disk.target}{OVERLAY}", "qcow2") for disk in sources.image.disks],
+                plan.mounts,
+                files / "data",
+                image=f"image {sources.image.id} of {sources.vm}",
+                keep=plan.keep,
+                fake_super=sources.night.fake_super,
+                deadline_s=UPDATE_DEADLINE_S,
+                on_progress=lambda text, part: progress.say(text if part is None else f"{text} {part:.0%}"),
+            )
+        except ImageUnfit:
+            raise
+        except IntegrityError:
+            # In the guest a store that cannot be read looks like a damaged disk: another image would not help.
+            verify_image(sources.image_folder, sources.image)
+            raise
     return dataclasses.replace(result, warnings=(*plan.warnings, *result.warnings))
 
 

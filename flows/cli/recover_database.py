@@ -4,6 +4,7 @@ import click
 
 from flows.cli import terminal
 from tasks.model.names import human_bytes
+from tasks.model.outcome import EXIT_CODES, Outcome
 
 
 @click.command("database", short_help="A database from a night's dump.")
@@ -26,7 +27,7 @@ def database(
     replace: bool,
     dry_run: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Load the database DB of CLIENT from the dump of a night; what is there is never overwritten without --replace.
 
     PostgreSQL, MariaDB and SQLite (DB is the file). Of the others it says what to do by hand.
@@ -34,18 +35,20 @@ def database(
     from flows.recover_database import recover_database
 
     done = recover_database(client, name, night, to, other, engine, replace, dry_run)
+    code = EXIT_CODES[Outcome.WARNING if done.warnings else Outcome.OK]
     if as_json:
         print(done.model_dump_json(indent=1))
-        return
+        return code
     dump = f"{done.engine} {done.database} of {done.client}, night {done.night}, {human_bytes(done.size_bytes)}"
     if done.dry_run:
         there = "there is one already, see --replace and --as" if done.exists else "there is none"
         terminal.out.print(f"{dump}: would be loaded on {done.to} as {done.name}; {there}", markup=False)
         terminal.out.print("dry run: nothing was changed")
-        return
+        return code
     counted = f"{done.tables} tables" + (", as in the night's proof" if done.expected_tables is not None else "")
     terminal.out.print(f"{dump}: loaded on {done.to} as {done.name}, {counted}", markup=False)
     if done.kept_aside:
         terminal.out.print(f"the old one is kept as {done.kept_aside}", markup=False)
     for warning in done.warnings:
         terminal.out.print(f"warning: {warning}", style="yellow", markup=False)
+    return code

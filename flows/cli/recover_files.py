@@ -5,8 +5,9 @@ import os
 import click
 
 from flows.cli import terminal
-from tasks.model.file_recovery import RecoveredFiles
+from tasks.model.file_recovery import RecoveredFiles, only_attributes
 from tasks.model.names import human_bytes, one_line
+from tasks.model.outcome import EXIT_CODES, Outcome
 
 SHOWN = 20
 
@@ -29,7 +30,7 @@ def files(
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Bring PATHs of CLIENT back, with owners, ACLs, xattrs, hard links and holes, each read again where it arrives.
 
     Without --to they go to a new folder of the store, below which they have their full paths.
@@ -37,7 +38,9 @@ def files(
     from flows.recover_files import recover_files
 
     place = os.path.abspath(to) if to is not None and to.startswith(".") else to
-    show(recover_files(client, list(paths), night, place, overwrite, image, dry_run), as_json)
+    recovered = recover_files(client, list(paths), night, place, overwrite, image, dry_run)
+    show(recovered, as_json)
+    return EXIT_CODES[Outcome.WARNING if recovered.warnings else Outcome.OK]
 
 
 def show(recovered: RecoveredFiles, as_json: bool) -> None:
@@ -49,8 +52,12 @@ def show(recovered: RecoveredFiles, as_json: bool) -> None:
     did = "would go" if recovered.dry_run else "are"
     terminal.out.print(f"{recovered.files} files ({size}) of {recovered.source} {did} in {recovered.to}", markup=False)
     for text in recovered.replaced[:SHOWN]:
-        terminal.out.print(f"{'in the way' if recovered.dry_run else 'replaced'}: {one_line(text)}", markup=False)
+        changed = "other attributes" if only_attributes(text) else "replaced"
+        terminal.out.print(f"{'in the way' if recovered.dry_run else changed}: {one_line(text)}", markup=False)
+    for warning in recovered.warnings:
+        terminal.out.print(f"warning: {warning}", style="yellow", markup=False)
     if recovered.dry_run:
         terminal.out.print("dry run: nothing was changed")
     elif recovered.kept_aside:
-        terminal.out.print(f"the {len(recovered.replaced)} old ones are in {recovered.kept_aside}", markup=False)
+        kept = sum(not only_attributes(text) for text in recovered.replaced)
+        terminal.out.print(f"the {kept} old ones are in {recovered.kept_aside}", markup=False)

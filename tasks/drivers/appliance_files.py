@@ -14,7 +14,9 @@ from typing import Any
 from tasks.drivers import appliance, appliance_channel
 from tasks.drivers.appliance import DiskFile, OnProgress
 from tasks.drivers.appliance_session import Reporter, launched
-from tasks.errors import CommandFailed, IntegrityError, NothingToRecover
+from tasks.drivers.process import no_room
+from tasks.drivers.space import require_space
+from tasks.errors import CommandFailed, IntegrityError, NothingToRecover, StoreFilled
 
 SYSROOT = "/sysroot"
 _SEND = f"""cd /tmp
@@ -37,15 +39,24 @@ def copy_out(
     paths: Sequence[str],
     destination: Path,
     *,
+    fake_super: bool = False,
+    reserve_bytes: int = 0,
     deadline_s: float,
     on_progress: OnProgress,
 ) -> CopiedOut:
     """Copy paths (without slashes around them) of the guest in an image into a folder of ours, with their full names.
 
-    Owners, ACLs, xattrs, hard links and holes are kept. The image is only read. Raises NothingToRecover for a path that
-    is not there, IntegrityError for an image without a file system that can be mounted, CommandFailed.
+    Owners, ACLs, xattrs, hard links and holes are kept, with `fake_super` in rsync's xattr. The image is only read.
+    Raises NothingToRecover for a path that is not there, IntegrityError for an image without a file system that can be
+    mounted, StoreFull without room for the files and `reserve_bytes` beside them, CommandFailed.
     """
-    request = {"do": "files", "paths": list(paths), "destination": str(destination)}
+    request = {
+        "do": "files",
+        "paths": list(paths),
+        "destination": str(destination),
+        "fake_super": fake_super,
+        "reserve_bytes": reserve_bytes,
+    }
     answer = appliance.work(disks, request, deadline_s, on_progress)
     return CopiedOut(tuple(answer["unmounted"]))
 
@@ -54,12 +65,15 @@ def send(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Answer the request, in the worker."""
     image = request["disks"][0][0]
     channel = appliance_channel.Channel(Path(request["folder"]))
-    parameters = channel.prepare(Path(request["destination"]), fake_super=False, writable=True)
+    destination = Path(request["destination"])
+    parameters = channel.prepare(destination, fake_super=request["fake_super"], writable=True)
     with launched(request, parameters, readonly=True) as handle:
         reporter.now("mounting the image's file systems")
         unmounted = mount_all(handle, image)
         for path in request["paths"]:
             _require(handle, image, f"/{path}")
+        needed_kib = sum(handle.du(f"/{path}") for path in request["paths"])
+        require_space(destination, needed_kib << 10, request["reserve_bytes"])
         paths = channel.folder / "paths"
         paths.write_bytes(b"".join(os.fsencode(path or ".") + b"\0" for path in request["paths"]))
         handle.debug_upload(str(paths), "/tmp/gbs-paths", 0o600)  # noqa: S108 - the appliance's /tmp
@@ -68,7 +82,9 @@ def send(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         status, *said = handle.debug("sh", [_SEND]).split("\n")
         if status != "0":
             words = "\n".join([*said, channel.log_tail()]).strip()
-            raise CommandFailed(f"rsync out of {request['images'][0]}", int(status), words)
+            if full := no_room(words):
+                raise StoreFilled(str(destination), full)
+            raise CommandFailed(f"rsync out of {image}", int(status), words)
     return {"unmounted": unmounted}
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tasks.drivers.appliance_session import Handle, Reporter, launched
+from tasks.model.shape import mapped_name
 
 
 def read_shape(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def read_shape(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             table = _table(handle, disk)
             whole = {**content(disk), **({"holds": ""} if table else {}), "table": table}
             disks.append({**whole, "partitions": [{**content(part), "type": _type(handle, part)} for part in mine]})
-        volumes = [{**content(path), "kind": "lvm", "name": _mapped(path)} for path in handle.lvs()]
+        lvs = [(path, mapped_name(*path.split("/")[2:4])) for path in handle.lvs()]  # /dev/VG/LV
+        volumes = [{**content(path), "kind": "lvm", "name": name} for path, name in lvs]
         for array in handle.list_md_devices():
             volumes.append({**content(array), "kind": handle.md_detail(array).get("level", "md"), "name": ""})
         return {"architecture": architecture, "disks": disks, "volumes": volumes}
@@ -48,8 +50,3 @@ def _type(handle: Handle, partition: str) -> str:
     if handle.part_get_parttype(disk) == "gpt":
         return str(handle.part_get_gpt_type(disk, number)).lower()
     return f"0x{handle.part_get_mbr_id(disk, number):x}"
-
-
-def _mapped(path: str) -> str:
-    """The device mapper's name of /dev/VG/LV, as lsblk shows it."""
-    return "-".join(part.replace("-", "--") for part in path.split("/")[2:])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.drivers.chunks import read_chunks, verify_chunks
-from tasks.errors import IntegrityError
+from tasks.errors import IntegrityError, StoreError
 from tasks.model.manifest import FileRecord
 
 CHUNK = 1 << 20
@@ -52,7 +52,17 @@ def record(path: Path, folder: Path) -> FileRecord:
 def verify_record(
     folder: Path, file: FileRecord, count: Callable[[int], None] = lambda _: None, *, percent: float = 100
 ) -> None:
-    """IntegrityError unless a file below `folder` is as its record says; `count` is told the bytes as they are read."""
+    """IntegrityError unless a file below `folder` is as its record says; `count` is told the bytes as they are read.
+
+    StoreError when it cannot be read: that is no damage.
+    """
+    try:
+        _verify(folder, file, count, percent)
+    except OSError as exc:
+        raise StoreError(str(folder / file.path), f"cannot be read: {exc.strerror}") from exc
+
+
+def _verify(folder: Path, file: FileRecord, count: Callable[[int], None], percent: float) -> None:
     path = folder / file.path
     if not path.is_file() or path.stat().st_size != file.size_bytes:
         found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"

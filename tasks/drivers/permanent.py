@@ -141,6 +141,13 @@ def at(place: PermanentPlace, function: Callable[P, T], *args: P.args, **kwargs:
     return _called(place, ANSWER_DEADLINE_S, partial(function, *args, **kwargs))
 
 
+def reading(place: PermanentPlace, folder: Path, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that reads what lies in `folder`: as `at` where that is in the store, else here."""
+    if folder.is_relative_to(place.path):
+        return at(place, function, *args, **kwargs)
+    return partial(function, *args, **kwargs)()
+
+
 def look(place: PermanentPlace, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """As `at`, for somebody who waits at a terminal: a silent store is given up sooner."""
     return _called(place, LOOK_DEADLINE_S, partial(function, *args, **kwargs))

@@ -200,8 +200,7 @@ def _facts(stores: Stores, client: str, night: Night) -> Facts | None:
     """The night's facts; of a night that must be brought first those of the overnight copy, of the same layout."""
     if night.folder is not None:
         path = night.folder / FACTS
-        there = night.folder.is_relative_to(stores.place.path)
-        found = permanent.at(stores.place, read_model, path, Facts) if there else read_model(path, Facts)
+        found = permanent.reading(stores.place, night.folder, read_model, path, Facts)
         if found is None:
             raise IntegrityError(str(path), "the facts of the night", "nothing")
         return found

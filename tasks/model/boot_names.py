@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tasks.model.facts_mounts import REMOTE_OR_VIRTUAL, parse_crypttab, parse_fstab
+from tasks.model.shape import mapped_name
 
 FSTAB, CRYPTTAB, SELINUX = "/etc/fstab", "/etc/crypttab", "/etc/selinux/config"
 GRUB_CONFIGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
@@ -51,7 +52,7 @@ def canonical(source: str) -> str | None:
         return None if parts[-1].startswith("mpath") else source
     # /dev/VG/LV; /dev/disk/by-id and by-path are names that the virtual hardware gives.
     if source.startswith("/dev/") and len(parts) == 4 and parts[2] not in ("disk", "md", "block", "cciss"):
-        return "/dev/mapper/" + "-".join(part.replace("-", "--") for part in parts[2:])
+        return f"/dev/mapper/{mapped_name(parts[2], parts[3])}"
     return None
 
 

@@ -57,6 +57,7 @@ class Chosen:
     """Path without a leading slash → sha256."""
     size_bytes: int
     fake_super: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class RecoveredFiles(BaseModel):
@@ -74,10 +75,16 @@ class RecoveredFiles(BaseModel):
     replaced: tuple[str, ...] = ()
     """What was there and is not the same; rsync's own words for each."""
     kept_aside: str | None = None
-    """Where that is now."""
+    """Where that is now; None when nothing but attributes differed, which are not kept."""
+    warnings: tuple[str, ...] = ()
     verified: int
     """Files whose sha256 at the destination is the listing's."""
     dry_run: bool = False
+
+
+def only_attributes(differing: str) -> bool:
+    """Whether rsync's words tell of other owners, modes, times, ACLs or xattrs alone: it keeps no copy of the old."""
+    return differing.startswith(".")
 
 
 def destination(text: str, clients: Collection[str]) -> Destination:

@@ -26,6 +26,10 @@ class Hook(Section):
         return self
 
 
+_TCP = 'exec 3<>"/dev/tcp/127.0.0.1/$1"'
+"""A port of the system itself answers."""
+
+
 class Probe(Section):
     """What proves that a recovered VM works: a command that must exit 0 in it, or a TCP port that must answer."""
 
@@ -42,6 +46,11 @@ class Probe(Section):
     def words(self) -> str:
         """What operators read for it."""
         return " ".join(self.command) or f"tcp port {self.tcp}"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """What is run in the VM, and exits 0 when it holds."""
+        return self.command or ("bash", "-c", _TCP, "gbs", str(self.tcp))
 
 
 class Daemon(Section):

@@ -7,7 +7,6 @@ from tasks.model.shell_text import comment, document, word, words
 
 DATABASE_DEADLINE_S = 300
 PROBE_DEADLINE_S = 60
-_TCP_PROBE = 'exec 3<>"/dev/tcp/127.0.0.1/$1"'
 _WAIT = r"""
 # It is known by its own host keys, which came back with its files.
 for key in "$NIGHT"/data/etc/ssh/ssh_host_*_key.pub; do
@@ -69,7 +68,6 @@ def probes(runbook: Runbook) -> str:
     """Each probe of the inventory."""
     lines = []
     for probe in runbook.probes:
-        argv = list(probe.command) or ["bash", "-c", _TCP_PROBE, "probe", str(probe.tcp)]
-        lines.append(f"within {PROBE_DEADLINE_S} in_vm {words(argv)} || fail {word(f'probe: {probe.words}')}")
+        lines.append(f"within {PROBE_DEADLINE_S} in_vm {words(probe.argv)} || fail {word(f'probe: {probe.words}')}")
         lines.append(f"ok {word(f'probe: {probe.words}')}")
     return "\n".join(lines)

@@ -1,7 +1,11 @@
 """Which image an update is made of: the newest that fits, an older one when that is of no use, or the one asked for."""
 
+import os
+import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from flows.nightly import nightly as nightly_flow
 from tasks import places
 from tasks.drivers import appliance
 from tasks.drivers.appliance import DiskFile, UpdateResult
-from tasks.errors import ImageUnfit, IntegrityError, NothingToRecover, UnknownName
+from tasks.errors import ImageUnfit, IntegrityError, NothingToRecover, StoreError, UnknownName
 from tasks.model.manifest import ImageManifest
 from tasks.model.names import new_id
 from tests.flows.fake_site import FakeSite
@@ -99,6 +103,51 @@ def test_image_that_was_asked_for_is_taken_and_never_another(
     with pytest.raises(UnknownName, match=f"no image named 'nosuch'.*{newer.id}"):
         kvmimg_update("web1", image="nosuch")
     assert len(updates.given) == 1
+    assert _left(site) == []
+
+
+def _run(*argv: str | Path) -> None:
+    subprocess.run(argv, check=True)
+
+
+@pytest.fixture(name="failing_disk")
+def _failing_disk(images: tuple[ImageManifest, ImageManifest], tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """What takes from the newer image's folder the device that it lies on."""
+    folder, device = places.store().images("kvm1", "web1") / images[1].id, tmp_path / "device"
+    device.touch()
+    os.truncate(device, 32 << 20)
+    _run("mkfs.ext4", "-q", device)
+    kept = folder.rename(folder.with_name(".kept"))
+    folder.mkdir()
+    _run("mount", "-o", "loop", device, folder)
+    try:
+        (folder / "lost+found").rmdir()
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        _run("sync", "-f", folder)
+
+        def fail() -> None:
+            os.truncate(device, 64 << 10)
+            for file in folder.iterdir():
+                with file.open("rb") as handle:
+                    os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+        yield fail
+    finally:
+        _run("umount", folder)
+        folder.rmdir()
+        kept.rename(folder)
+
+
+def test_store_that_cannot_be_read_is_no_damage_of_the_image(
+    site: FakeSite, failing_disk: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def update(*_: object, **__: object) -> UpdateResult:
+        failing_disk()
+        raise IntegrityError("image", "a sound ext4 on /", "Input/output error (/etc)")  # as the guest sees it
+
+    monkeypatch.setattr(appliance, "update_files", update)
+    with pytest.raises(StoreError, match=r"store .*/images/kvm1/web1/.*: cannot be read: Input/output error"):
+        kvmimg_update("web1")
     assert _left(site) == []
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
@@ -35,12 +36,12 @@ from tasks.errors import (
     RestoreFailed,
 )
 from tasks.model.databases import Server
-from tasks.model.manifest import DumpRecord
+from tasks.model.manifest import DumpRecord, FileRecord, ImageManifest
 from tests.flows.fake_site import FakeSite
 from tests.lab.database_client import DatabaseClient
 from tests.lab.leftovers import LABS
 from tests.lab.sshd import make_key
-from tests.unit.records import NIGHT, night_manifest, pulled_image
+from tests.unit.records import NIGHT, image_manifest, night_manifest, pulled_image
 
 recover_files: Any = recover_files_flow
 recover_database: Any = recover_database_flow
@@ -135,12 +136,9 @@ def test_commands_find_compare_and_recover(nights: FakeSite, tmp_path: Path) -> 
         (["/etc/hosts"], "/", ConfigError),
         (["/etc/hosts"], "nobody:/x", ConfigError),
         (["/etc/hosts"], "db1:x", ConfigError),
-        (["/etc/hosts"], "OVERNIGHT", ConfigError),
     ],
 )
 def test_what_cannot_be_is_refused(nights: FakeSite, paths: list[str], to: str | None, problem: Any) -> None:
-    if to == "OVERNIGHT":
-        to = str(nights.store / "overnight" / "db1" / "data")
     with pytest.raises(problem):
         recover_files("db1", paths, to=to)
 
@@ -171,26 +169,97 @@ def test_files_inside_an_image_are_found_and_compared_with_a_night(nights: FakeS
         gbs_says("diff", "db1", "image:latest", "latest", "/etc/hosts", "--content")
 
 
-def test_image_serves_where_there_are_no_files(site: FakeSite, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("where", ["overnight/db1/data", "images", "", "far", "far/db1", "link", "above"])
+def test_files_never_come_among_the_backups(nights: FakeSite, tmp_path: Path, where: str) -> None:
+    (tmp_path / "link").symlink_to(nights.permanent)
+    (nights.store / "recovered").mkdir(exist_ok=True)
+    to, path = nights.store / where, "/etc/hosts"
+    if where.startswith("far"):
+        to = nights.permanent / where.removeprefix("far").lstrip("/")
+    elif where == "link":
+        to = tmp_path / "link/new"
+    elif where == "above":
+        to, path = nights.store.parent, f"/{nights.store.name}/images/x"
+        publish(nights.store / "overnight/db1", 3, {path.lstrip("/"): b"x"})
+    with pytest.raises(ConfigError, match=r"is among the backups in .* \(--to\): give a folder elsewhere"):
+        recover_files("db1", [path], to=str(to))
+    own = nights.store / "recovered/mine"
+    assert recover_files("db1", ["/etc/hosts"], "daily.0", to=str(own)).verified == 1
+    shutil.rmtree(own)
+
+
+@pytest.fixture
+def image(site: FakeSite) -> Path:
+    """An image of web1."""
     folder = site.store / "images/kvm1/web1/20261124T000000Z"
     folder.mkdir(parents=True)
-    write_model(folder / "manifest.json", pulled_image())
-    asked = []
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(folder / "vda.qcow2"), "1M"], check=True)
+    write_model(folder / "manifest.json", image_of(folder))
+    return folder
+
+
+def image_of(folder: Path) -> ImageManifest:
+    disk = folder / "vda.qcow2"
+    file = FileRecord(path=disk.name, size_bytes=disk.stat().st_size, sha256=sha256_file(disk))
+    return image_manifest(NIGHT, id=folder.name, files=(file,))
+
+
+Asked = list[tuple[Any, tuple[str, ...]]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What the appliance was asked for; it gives one file."""
+    given: Asked = []
 
     def copy_out(disks: Any, paths: Any, destination: Path, **_: Any) -> Any:
-        asked.append((disks, tuple(paths)))
+        given.append((disks, tuple(paths)))
         (destination / "etc").mkdir()
         (destination / "etc/hosts").write_text("from the image")
         return appliance_files.CopiedOut(("/var: damaged",))
 
     monkeypatch.setattr(appliance_files, "copy_out", copy_out)
+    return given
+
+
+def test_image_serves_where_there_are_no_files(site: FakeSite, image: Path, asked: Asked, tmp_path: Path) -> None:
     done = recover_files("web1", ["/etc/hosts"], to=str(tmp_path / "to"), image=True)
-    assert asked == [([DiskFile(folder / "vda.raw", "raw")], ("etc/hosts",))]
+    assert asked == [([DiskFile(image / "vda.qcow2", "qcow2")], ("etc/hosts",))]
     assert (done.source, done.verified) == ("image 20261124T000000Z", 1)
+    assert done.warnings == ("a file system of the guest could not be mounted: /var: damaged",)
     assert (tmp_path / "to/etc/hosts").read_text() == "from the image"
     assert not list((site.store / "opened").glob("*/*"))
+    words = ["recover", "files", "web1", "/etc/hosts", "--image", "--to", str(tmp_path / "again")]
+    said = CliRunner().invoke(gbs, words, catch_exceptions=False, standalone_mode=False)
+    assert said.return_value == 3
+    assert "warning: a file system of the guest could not be mounted" in said.stdout
     with pytest.raises(NothingToRecover, match="20261124T000000Z"):
         recover_files("web1", ["/etc/hosts"], "20200101T000000Z", image=True)
+
+
+def test_image_that_is_not_what_its_manifest_says_gives_no_files(site: FakeSite, image: Path, asked: Asked) -> None:
+    disk = image / "vda.qcow2"
+    with disk.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    with pytest.raises(IntegrityError, match=r"vda\.qcow2"):
+        recover_files("web1", ["/etc/hosts"], image=True)
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/x", "-F", "raw", str(disk), "1M"]
+    subprocess.run(argv, check=True)
+    write_model(image / "manifest.json", image_of(image))
+    with pytest.raises(IntegrityError, match=r"an image without a backing file, found backing file '/x'"):
+        recover_files("web1", ["/etc/hosts"], image=True)
+    assert asked == []
+
+
+def test_files_of_which_only_attributes_differed_are_not_said_to_be_kept(nights: FakeSite, tmp_path: Path) -> None:
+    recover_files("db1", ["/etc/hosts"], to=str(tmp_path))
+    (tmp_path / "etc/hosts").chmod(0o600)
+    words = ["recover", "files", "db1", "/etc/hosts", "--to", str(tmp_path), "--overwrite"]
+    said = CliRunner().invoke(gbs, words, catch_exceptions=False, standalone_mode=False).stdout
+    assert "other attributes: .f...p" in said
+    assert "old ones are in" not in said
+    assert not list(tmp_path.glob(".gbs-*"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tasks.drivers import appliance, appliance_files
 from tasks.drivers.appliance import DiskFile
 from tasks.drivers.appliance_listing import files_in
 from tasks.drivers.digest import sha256_file
-from tasks.errors import CommandFailed, IntegrityError, NothingToRecover
+from tasks.errors import CommandFailed, IntegrityError, NothingToRecover, StoreFull
 from tasks.model.file_history import Found
 from tests.lab.hostile_tree import NAMES, looks, make_tree
 
@@ -60,11 +60,10 @@ def by_sha256sum(folder: Path) -> dict[bytes, str]:
     return {line[68:]: line[:64].decode() for line in said.split(b"\0")[:-1]}
 
 
-def out(image: Path, paths: list[str], destination: Path) -> tuple[str, ...]:
-    destination.mkdir()
-    done = appliance_files.copy_out(
-        [DiskFile(image, "raw")], paths, destination, deadline_s=600, on_progress=lambda *_: None
-    )
+def out(image: Path, paths: list[str], destination: Path, *, fake_super: bool = False) -> tuple[str, ...]:
+    destination.mkdir(exist_ok=True)
+    common: Any = {"deadline_s": 600, "on_progress": lambda *_: None}
+    done = appliance_files.copy_out([DiskFile(image, "raw")], paths, destination, fake_super=fake_super, **common)
     return done.unmounted
 
 
@@ -97,6 +96,32 @@ def test_files_come_out_as_the_guest_has_them(tmp_path: Path) -> None:
     assert named.files == {"/etc/hostname": Found(sha256_file(found / "etc/hostname"), 5)}
     with pytest.raises(NothingToRecover, match="/srv/away is /etc: ask for the path there"):
         out(image, ["srv/away/fstab"], tmp_path / "refused")
+
+
+def test_files_that_cannot_be_put_where_they_should_go_say_why(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "large").write_bytes(os.urandom(4 << 20))
+    os.chown(tree / "large", 12, 34)
+    image, small, closed = tmp_path / "vda.raw", tmp_path / "small", tmp_path / "closed"
+    make_guest(image, tree)
+    for folder, options in ((small, "size=2M"), (closed, "ro")):
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
+    try:
+        with pytest.raises(StoreFull) as raised:
+            out(image, ["srv/large"], small)
+        assert raised.value.args[1] >= 4 << 20
+        assert os.listdir(small) == []
+        with pytest.raises(CommandFailed, match=r"rsync out of .*vda.raw failed with status .* Read-only file system"):
+            out(image, ["srv/large"], closed)
+    finally:
+        for folder in (small, closed):
+            subprocess.run(["umount", folder], check=True)
+    out(image, ["srv/large"], tmp_path / "fake", fake_super=True)
+    kept = tmp_path / "fake/srv/large"
+    assert (kept.stat().st_uid, kept.stat().st_gid) == (0, 0)
+    assert os.getxattr(kept, "user.rsync.%stat").endswith(b" 12:34")
 
 
 def test_disk_without_a_file_system_is_an_error(tmp_path: Path) -> None:

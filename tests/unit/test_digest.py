@@ -10,8 +10,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks.drivers.digest import listing_line, parse_listing_line, record, sha256_file, verify_listing, write_listing
-from tasks.errors import IntegrityError
+from tasks.drivers.digest import (
+    listing_line,
+    parse_listing_line,
+    record,
+    sha256_file,
+    verify_listing,
+    verify_record,
+    write_listing,
+)
+from tasks.errors import IntegrityError, StoreError
+from tasks.model.manifest import FileRecord
 
 NAMES = st.binary(min_size=1, max_size=30).map(lambda name: name.replace(b"\0", b"0").replace(b"/", b"_"))
 HOSTILE = [b"\\", b"\n", b"\r", b"a\\nb", b"\xff\xfe", b" a", b"*a", b"-rf", b"a\r\n\\", b"\\\n", b"  ", b"a  b", b"-"]
@@ -158,3 +167,9 @@ def test_record_is_what_sha256sum_says(tree: Path) -> None:
     assert (made.path, made.size_bytes, made.sha256) == ("sub/b", 3_000_000, output.split()[0])
     sha256_file(tree / "sub" / "b", sizes.append)
     assert sum(sizes) == 3_000_000
+
+
+def test_file_that_cannot_be_read_is_not_called_damaged() -> None:
+    file = FileRecord(path="mem", size_bytes=0, sha256="0" * 64)
+    with pytest.raises(StoreError, match="store /proc/self/mem: cannot be read: Input/output error"):
+        verify_record(Path("/proc/self"), file)

@@ -402,7 +402,7 @@ ok 'postgresql shop is loaded'
 step 11 probe
 within 60 in_vm systemctl is-active nginx || fail 'probe: systemctl is-active nginx'
 ok 'probe: systemctl is-active nginx'
-within 60 in_vm bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1"' probe 443 || fail 'probe: tcp port 443'
+within 60 in_vm bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1"' gbs 443 || fail 'probe: tcp port 443'
 ok 'probe: tcp port 443'
 
 
