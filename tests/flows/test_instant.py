@@ -101,6 +101,20 @@ def test_vm_is_started_held_shown_and_kept(site: FakeSite, run: Any, kvm: FakeKv
     assert "no VM that runs from the store named 'web1'" in ended.errors[0]
 
 
+def test_recover_vm_instant_is_the_same_and_takes_nothing_that_instant_recovery_cannot(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+) -> None:
+    for word in ("--isolated", "--as=web2", "--network=a=b", "--dry-run"):
+        ended = run("recover", "vm", "web1", "--instant", word)
+        assert (ended.code, kvm.did) == (2, [])
+        assert "instant goes with vm, night and to alone" in ended.errors[0]
+    kept = json.loads(run("recover", "vm", "web1", "--instant", "--json").out)
+    assert (kept["vm"], kept["done"], kept["night"]) == ("web1", "kept", None)
+    assert kvm.did[:4] == ["export", "make overlays", "read exports", "start"]
+
+
 def test_start_that_is_refused_changes_nothing_and_one_that_fails_is_undone(
     site: FakeSite,
     run: Any,  # noqa: F811
