@@ -70,6 +70,7 @@ bench: system venv ## GBS beside bare rsync and rsnapshot, nbdcopy and virtnbdba
 	$(BIN)/python -m tests.bench.images
 	$(BIN)/python -m tests.bench.update
 	$(BIN)/python -m tests.bench.instant
+	$(BIN)/python -m tests.bench.recovery
 	$(BIN)/python -m tests.bench.points --policy-nights 120
 	$(BIN)/python -m tests.bench.points --guest --tree /usr/lib/python3.13
 	$(BIN)/python -m tests.bench.latency

@@ -89,6 +89,8 @@ def drill_vm(vm: str, night: str, to: str | None) -> StageResult:
             running.say(Outcome.MISSED, str(exc))
         if running.outcome is Outcome.OK and drilled.run and not (drilled.run.probes or drilled.run.databases):
             running.say(Outcome.WARNING, "it booted, and nothing more was asked of it: declare probes for its client")
+    for warning in drilled.run.warnings if drilled.run else ():
+        running.say(Outcome.OK, warning)
     kept = drilled.record(running.result())
     with stage(client, "drill") as keeping:
         drilling.keep(kept, drilled.shown)

@@ -8,7 +8,7 @@ from prefect import State, flow
 from flows.ending import completed
 from flows.vm_name import VmName
 from tasks import images, nights, places, rebuild, updating
-from tasks.errors import IntegrityError, NothingToRecover
+from tasks.errors import ConfigError, IntegrityError, NothingToRecover
 from tasks.model.night_choice import Night
 from tasks.model.physical_definition import Machine
 from tasks.model.recovery import Sources, UpdatedImage
@@ -19,8 +19,11 @@ log = logging.getLogger(__name__)
 def choose(vm: str, night: str, image: str | None = None, template: str | None = None) -> Sources:
     """What the VM would be brought back from, nothing read yet but manifests.
 
-    Without an image of its own that fits it is a template; `template` names one (a flavour or VM/ID), or is "any".
+    Without an image of its own that fits it is a template; `template` names one (a flavour or VM/ID), or is "any". An
+    image that was asked for is taken, or refused.
     """
+    if image is not None and template is not None:
+        raise ConfigError("an image and a template were asked for", f"{image}, {template}", "name one of them")
     client, _ = places.client_of_vm(vm)
     definition, chosen = images.find(vm), nights.choose_night(client, night)
     if template is not None:
@@ -28,6 +31,8 @@ def choose(vm: str, night: str, image: str | None = None, template: str | None =
     try:
         return updating.choose_sources(vm, client, definition, chosen, image)
     except NothingToRecover as no_image:
+        if image is not None:
+            raise
         try:
             return rebuild.choose_template(client, definition, chosen)
         except NothingToRecover as no_template:
@@ -45,7 +50,7 @@ def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = Fals
 
     An image that is damaged, or has not what the night needs, is given up for the VM's next older one of the same
     layout, and the result's warnings say so; with `fall_back` off it is an error. `reuse`: the result may be that of
-    an earlier run, which others may use, too.
+    an earlier run, and stays for others; else it is the caller's own, who removes it.
     """
     if reuse and (made := updating.earlier(sources)):
         return made
@@ -55,7 +60,7 @@ def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = Fals
         warnings = tuple[str, ...]()
         while True:
             try:
-                return _update_one(sources, files, warnings)
+                return _update_one(sources, files, warnings, passing=not reuse)
             except IntegrityError as exc:
                 older = updating.with_older_image(sources) if fall_back else None
                 if older is None:
@@ -65,7 +70,7 @@ def update_image(sources: Sources, *, fall_back: bool = True, reuse: bool = Fals
                 sources = older
 
 
-def _update_one(sources: Sources, files: Path, warnings: tuple[str, ...]) -> UpdatedImage:
+def _update_one(sources: Sources, files: Path, warnings: tuple[str, ...], *, passing: bool) -> UpdatedImage:
     """Update this very image; on any error nothing of it is left."""
     updating.verify_sources(sources.image_folder, sources.image)
     folder = updating.begin(sources)
@@ -76,7 +81,7 @@ def _update_one(sources: Sources, files: Path, warnings: tuple[str, ...]) -> Upd
             rebuild.adopt(sources, sources.template, files, folder)
             result = updating.update(sources, files, folder)
             result = rebuild.make_bootable(sources, sources.template, files, folder, result)
-        return updating.finish(sources, folder, result, warnings)
+        return updating.finish(sources, folder, result, warnings, passing=passing)
     except BaseException:
         updating.remove(folder)
         raise

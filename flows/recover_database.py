@@ -9,12 +9,11 @@ from prefect import flow
 from flows.run_name import of_database
 from flows.vm_name import ClientName
 from tasks import database_recovery, nights, places
-from tasks.errors import RecoveryRefused
+from tasks.errors import GbsError
 from tasks.model.database_recovery import RecoveredDatabase, dump_of
 from tasks.model.names import new_id
 
 log = logging.getLogger(__name__)
-FIX = "--replace keeps the old one aside; or give another name with --as"
 
 
 @flow(name="recover-database", flow_run_name=of_database)
@@ -59,7 +58,7 @@ def recover_database(
     if dry_run:
         return result
     if there and not replace:
-        raise RecoveryRefused(f"{dump.engine} database {aim.name!r} on {aim.client}", "it exists", FIX)
+        raise database_recovery.in_the_way(aim)
     with ExitStack() as stack:
         for system in {client, aim.client}:
             stack.enter_context(places.locked("client", system))
@@ -67,8 +66,20 @@ def recover_database(
         try:
             with nights.opened(chosen) as folder:
                 sent = database_recovery.send(folder, dump, aim)
-            tables, aside = database_recovery.load(sent, aim)
+            # It may have come meanwhile: what is done with it is decided by what is there now.
+            tables, aside = database_recovery.load(sent, aim, replace=replace)
         finally:
-            database_recovery.remove(aim)
+            left = _remove(aim)
     log.info("%s on %s has %d tables", aim.name, aim.client, tables)
-    return result.model_copy(update={"tables": tables, "kept_aside": aside})
+    found = {"exists": aside is not None, "tables": tables, "kept_aside": aside, "warnings": left}
+    return result.model_copy(update=found)
+
+
+def _remove(aim: database_recovery.Aim) -> tuple[str, ...]:
+    """What is left of the dump that was sent, in words: it must not hide how the load ended."""
+    try:
+        database_recovery.remove(aim)
+    except GbsError as exc:
+        log.warning("the dump that was sent is left on %s: %s", aim.client, exc)
+        return (f"the dump that was sent is left on {aim.client}: {exc}",)
+    return ()

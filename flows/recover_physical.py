@@ -6,7 +6,7 @@ from flows.kvmimg_update import choose_physical
 from flows.recover_vm import bring_back
 from flows.run_name import of_physical
 from flows.vm_name import ClientName, KvmHostName
-from tasks import places, recovery
+from tasks import places
 from tasks.errors import RecoveryRefused
 from tasks.model.assessment import Assessment
 from tasks.model.physical_definition import Machine
@@ -45,8 +45,6 @@ def recover_physical(
     """
     if (vm := places.client(client).vm) is not None:
         raise RecoveryRefused(f"client {client}", f"it is VM {vm}", f"bring that back: gbs recover vm {vm}")
-    if not isolated:
-        recovery.require_silent(client)
     memory_bytes = memory_mib << 20 if memory_mib else None
     machine = Machine(network, memory_bytes, processors, "qemu" if emulated else "kvm")
     sources = choose_physical(client, night, to, machine, template)

@@ -13,7 +13,7 @@ from flows.recovery_run import RecoveryRun, begin, planned, put, serve
 from flows.run_name import of_recovery
 from flows.vm_name import KvmHostName, VmName
 from tasks import places, recovery, recovery_assessment
-from tasks.errors import ConfigError, RecoveredPartly
+from tasks.errors import ConfigError, GbsError, LeftBehind, RecoveredPartly
 from tasks.model.assessment import BOOT, DEFINE, Assessment
 from tasks.model.assessment_words import markdown
 from tasks.model.domain_xml import parse_domain
@@ -21,6 +21,7 @@ from tasks.model.instant import Instant
 from tasks.model.names import human_age
 from tasks.model.recovery import Recovered, Sources
 from tasks.model.recovery_plan import Order, parse_networks
+from tasks.model.recovery_record import PutRecord
 
 
 @flow(name="recover-vm", flow_run_name=of_recovery)
@@ -84,16 +85,14 @@ def bring_back(sources: Sources, order: Order, *, dry_run: bool, approval: bool)
 
 
 def _recover(run: RecoveryRun) -> Recovered:
-    """Until the VM answers a failure removes what was made; a run that was killed is gone on with, or removed too."""
+    """Until the VM answers a failure removes what this run made; what a killed one had started is never removed."""
     earlier = recovery.settle(run.sources, run.plan)
-    if earlier is None:
-        rewritten = begin(run)
+    if earlier is not None:
+        _go_on(run, earlier)
+        return _finish(run)
+    rewritten = begin(run)
     try:
-        if earlier is None:
-            put(run, rewritten)
-        else:
-            with run.steps.step(DEFINE):
-                recovery.go_on(earlier)
+        put(run, rewritten)
         _wait(run)
     except BaseException:
         recovery.undo(run.plan)
@@ -101,14 +100,28 @@ def _recover(run: RecoveryRun) -> Recovered:
     return _finish(run)
 
 
+def _go_on(run: RecoveryRun, earlier: PutRecord) -> None:
+    """Somebody may have used the VM since an earlier run started it: LeftBehind when it does not answer now."""
+    run.image = earlier.image
+    if not (run.order.apart or recovery.is_running(earlier)):
+        recovery.require_silent(run.sources.client)
+    try:
+        with run.steps.step(DEFINE):
+            recovery.go_on(earlier)
+        _wait(run)
+    except GbsError as exc:
+        undo = f"virsh destroy {earlier.name}; virsh undefine {earlier.name} --nvram --remove-all-storage"
+        raise LeftBehind(f"VM {earlier.name} on {earlier.kvm_host}, of an earlier run,", str(exc), undo) from exc
+
+
 def _wait(run: RecoveryRun) -> None:
     client = places.client(run.sources.client)
     with run.steps.step(BOOT):
-        if run.order.apart:
+        if run.plan.reached:
+            recovery.wait_until_answers(run.sources.client, client.boot_deadline_s)
+        else:
             has_channel = parse_domain(run.sources.xml).guest_agent
             recovery.wait_for_agent(run.plan, has_channel, client.boot_deadline_s)
-        else:
-            recovery.wait_until_answers(run.sources.client, client.boot_deadline_s)
 
 
 def _finish(run: RecoveryRun) -> Recovered:
@@ -128,6 +141,7 @@ def _finish(run: RecoveryRun) -> Recovered:
         dropped=run.dropped,
         steps=tuple(run.steps.taken),
         bytes_moved=run.bytes_moved,
+        warnings=tuple(run.warnings),
         problems=tuple(run.problems),
     )
     recovery.report(recovered)
@@ -140,7 +154,7 @@ def _finish(run: RecoveryRun) -> Recovered:
 def _serve(run: RecoveryRun) -> None:
     """Databases and probes; not of a VM that is not reached by its client's address, where the first one may answer."""
     client = places.client(run.sources.client)
-    if run.order.apart:
+    if not run.plan.reached:
         return
     with places.connections_kept():
         serve(
@@ -153,5 +167,6 @@ def _serve(run: RecoveryRun) -> None:
 
 def _publish(recovered: Recovered) -> None:
     rows = [{"step": step.name, "took": human_age(step.seconds)} for step in recovered.steps]
-    lines = [f"**{recovered.name}** runs on {recovered.kvm_host} as of night {recovered.night}", *recovered.problems]
+    lines = [f"**{recovered.name}** runs on {recovered.kvm_host} as of night {recovered.night}"]
+    lines += [*recovered.problems, *(f"warning: {warning}" for warning in recovered.warnings)]
     create_table_artifact(table=rows, key="recover-vm-report", description="\n\n".join(lines))

@@ -47,6 +47,7 @@ class RecoveryRun:
     disks: list[PlacedDisk] = field(default_factory=list)
     databases: list[str] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     dropped: tuple[str, ...] = ()
     image: str = ""
@@ -57,18 +58,21 @@ class RecoveryRun:
 def planned(sources: Sources, order: Order) -> RecoveryRun:
     """A recovery of which nothing was done yet."""
     plan = recovery_assessment.plan(sources, order)
-    return RecoveryRun(sources, order, plan, recovery_assessment.work_of(sources, order))
+    return RecoveryRun(sources, order, plan, recovery_assessment.work_of(sources, plan))
 
 
-def begin(run: RecoveryRun) -> Rewritten:
-    """Assess it once more, now that nothing else of ours can be in the way, and note what will be put where."""
+def begin(run: RecoveryRun, instead_of: str | None = None) -> Rewritten:
+    """Assess it once more, now that nothing else of ours can be in the way, and note what will be put where.
+
+    `instead_of`: the image that was chosen first.
+    """
     run_id = recovery.new_run()
     assessment, rewritten = recovery_assessment.assess(run.sources, run.order, run.plan, run_id)
     for finding in assessment.findings:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)
     assessment.require_possible()
-    recovery.begin(run.sources, run.plan, run_id)
+    recovery.begin(run.sources, run.plan, run_id, instead_of)
     return rewritten
 
 
@@ -76,19 +80,31 @@ def put(run: RecoveryRun, rewritten: Rewritten) -> None:
     """Update the image, bring it to the KVM host, define and start the VM; after a failure `recovery.undo` is due."""
     with run.steps.step(UPDATE, run.work.read_bytes):
         updated = update_image(run.sources)
-    run.problems += updated.warnings
+    run.warnings += updated.warnings
     try:
+        rewritten = _of_image(run, updated.image, rewritten)
         recovery.note_working_copy(run.plan, updated)
         with run.steps.step(SEND, run.work.send_bytes):
             run.disks += [recovery.send_disk(updated, place, run.plan) for place in run.plan.disks]
             for place in run.plan.parts:
                 recovery.send_part(run.sources, place, run.plan)
+        if not run.order.apart:
+            recovery.require_silent(run.sources.client)  # it was when this began, some hours ago
         with run.steps.step(DEFINE):
             recovery.start(run.sources, run.plan, rewritten)
     finally:
         updating.remove(updated.folder)
     run.dropped, run.image = rewritten.dropped, updated.image
     run.bytes_moved = updated.bytes_sent + sum(disk.bytes_sent for disk in run.disks)
+
+
+def _of_image(run: RecoveryRun, image: str, rewritten: Rewritten) -> Rewritten:
+    """The definition, all noted anew if an older image had to be taken: its disks and parts may differ."""
+    if image == run.sources.image.id:
+        return rewritten
+    asked_for, run.sources = run.sources.image.id, updating.with_image(run.sources, image)
+    run.plan = recovery_assessment.plan(run.sources, run.order)
+    return begin(run, asked_for)
 
 
 def serve(run: RecoveryRun, restore: Restore, probes: Sequence[Probe], hold: Hold) -> None:

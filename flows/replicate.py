@@ -1,11 +1,12 @@
 """Stage 2 for all but restore points: images, templates, configurations and the GBS server's own recovery set."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from prefect import State, flow
 
 from flows.ending import conclude
-from flows.side_by_side import Begun, begin_each, results_of, task_runner
+from flows.side_by_side import ALL, Begun, begin_each, results_of, task_runner
 from flows.stage import stage
 from tasks import places, replication
 from tasks.errors import GbsError
@@ -18,7 +19,7 @@ def replicate_vm(vm: str) -> list[StageResult]:
     called = called_of("image", vm)
     results = _replicated(called, lambda: replication.replicate_images(vm))
     if results[-1].outcome is not Outcome.FAILED:
-        results += _aside(called, "retain replicas", "no replica was given up", lambda: replication.retain_images(vm))
+        results += _retained(called, lambda: replication.retain_images(vm))
     older = "the one in the permanent store is an older one, or none"
     return results + _aside(called, "runbook", older, lambda: replication.keep_runbook(vm))
 
@@ -45,7 +46,24 @@ def keep_server(called: str) -> list[StageResult]:
         running.produced = gathered.id
         for warning in gathered.warnings:
             running.say(Outcome.WARNING, warning)
-    return [running.result(), *_replicated(called, replication.replicate_recovery_sets)]
+    results = [running.result(), *_replicated(called, replication.replicate_recovery_sets)]
+    return results + _retained(called, replication.retain_recovery_sets)
+
+
+def retain_gone(called: str) -> list[StageResult]:
+    """Retention of the images of VMs of which the store has nothing any more: what is left is looked at as any other's.
+
+    A trash that is due is emptied, and a pin that is over ends.
+    """
+    vms = list[str]()
+    results = _retained(called, lambda: vms.extend(replication.vms_gone()))
+    for vm in vms:
+        results += _retained(called_of("image", vm), partial(replication.retain_images, vm))
+    return results
+
+
+def _retained(called: str, retain: Callable[[], object]) -> list[StageResult]:
+    return _aside(called, "retain replicas", "no replica was given up", retain)
 
 
 def _replicated(called: str, replicate: Callable[[], Made]) -> list[StageResult]:
@@ -64,6 +82,7 @@ def begin_replicas(clients: Sequence[str] | None = None) -> Begun:
     vms = [vm for vm in replication.vms() if clients is None or declared.vms.get(vm) in clients]
     begun = begin_each(replicate_vm, vms, "replicate images of {client}")
     if clients is None:
+        begun |= begin_each(retain_gone, [ALL], "replicas of VMs that are gone")
         if declared.devices:
             begun |= begin_each(replicate_configurations, [DEVICES], "replicate {client}")
         if declared.server.recovery_set:

@@ -10,7 +10,7 @@ from tasks.drivers.databases import recovering
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.progress import reporting
 from tasks.drivers.ssh import Shell
-from tasks.errors import ConfigError, DumpFailed, GbsError, IntegrityError, LeftBehind, RecoveryRefused
+from tasks.errors import ConfigError, GbsError, IntegrityError, LeftBehind, RecoveryRefused, RestoreFailed
 from tasks.model.databases import Server
 from tasks.model.manifest import DumpRecord
 from tasks.model.names import one_line
@@ -35,7 +35,8 @@ class Aim:
 def aim_at(client: str, night: Night, dump: DumpRecord, to: str, name: str, stamp: str) -> Aim:
     """What the inventory says of the engine on the client `to`.
 
-    Raises RecoveryRefused for an engine that cannot have one database brought back, ConfigError when `to` has none.
+    Raises RecoveryRefused for an engine that cannot have one database brought back, ConfigError when `to` has none, or
+    for a name that cannot be.
     """
     if dump.engine not in recovering.RECOVERING:
         reason = f"one database of {dump.engine} cannot be brought back beside the others"
@@ -45,24 +46,21 @@ def aim_at(client: str, night: Night, dump: DumpRecord, to: str, name: str, stam
     declared = next((one for one in system.databases if one.called == dump.called), None)
     if declared is None:
         raise ConfigError(f"{to} has no {dump.engine}", "inventory", f"declare it among the databases of {to}")
-    if dump.engine == "sqlite" and not name.startswith("/"):
-        raise ConfigError(f"{name!r} is no file", "--as", "name a database of sqlite by its absolute path")
+    recovering.require_name(dump.engine, name)
     return Aim(to, declared.server, name, stamp)
 
 
 @retryable("look at database", "look for {aim.name} on {aim.client}")
 def exists(aim: Aim) -> bool:
-    """Whether a database of that name is there; DumpFailed when its server does not answer."""
+    """Whether a database of that name is there; RestoreFailed when its server does not answer."""
     with ssh.connect(places.recovery_target_of(aim.client)) as shell:
-        return _size_bytes(shell, aim) is not None
+        return recovering.is_there(shell, aim.server, aim.name)
 
 
-def _size_bytes(shell: Shell, aim: Aim) -> int | None:
-    if aim.server.engine == "sqlite":
-        if shell.run(["test", "-e", aim.name], deadline_s=QUICK_S, check=False).status != 0:
-            return None
-        return databases.list_databases(shell, aim.server, [aim.name])[aim.name]
-    return databases.list_databases(shell, aim.server).get(aim.name)
+def in_the_way(aim: Aim, reason: str = "it exists") -> RecoveryRefused:
+    """Why it is not loaded."""
+    fix = "--replace keeps the old one aside; or give another name with --as"
+    return RecoveryRefused(f"{aim.server.engine} database {aim.name!r} on {aim.client}", reason, fix)
 
 
 @retryable("send dump", "send {dump.engine} {dump.database} to {aim.client}")
@@ -87,63 +85,97 @@ def send(folder: Path, dump: DumpRecord, aim: Aim) -> DumpRecord:
     return dump.model_copy(update={"path": str(there)})
 
 
+@dataclass
+class _Change:
+    """What was done so far to what has the name, for its undoing."""
+
+    old: DumpRecord | str | None
+    """What the old database is kept as: its dump, or its other name."""
+    cleared: bool = False
+    """The old one no longer has the name."""
+    made: bool = False
+    """The new one has it."""
+
+    @property
+    def kept(self) -> str | None:
+        """What operators read for the old one."""
+        return self.old.path if isinstance(self.old, DumpRecord) else self.old
+
+
 @retryable("load database", "load {aim.name} on {aim.client}", retries=0)
-def load(dump: DumpRecord, aim: Aim) -> tuple[int, str | None]:
+def load(dump: DumpRecord, aim: Aim, *, replace: bool) -> tuple[int, str | None]:
     """How many tables came back, and where the old database of that name is now, None when there was none.
 
-    After a failure the old one is what it was: DumpFailed says what did not load, LeftBehind what could not be undone.
+    RecoveryRefused when there is one and it is not to be replaced, or cannot be. After a failure the old one is what it
+    was: RestoreFailed says what did not load, LeftBehind what could not be undone.
     """
     deadline_s = places.system_of(aim.client)[1].dump_deadline_s
     with ssh.connect(places.recovery_target_of(aim.client)) as shell, reporting(log, f"load {aim.name}"):
-        old = _put_aside(shell, aim, deadline_s)
+        change = _Change(_kept_as(shell, aim, deadline_s, replace=replace))
         try:
-            kept = old if isinstance(old, str) else None
-            recovering.load(shell, aim.server, dump, aim.name, deadline_s, like=kept)
+            _clear(shell, aim, change, deadline_s)
+            like = change.old if isinstance(change.old, str) else None
+            recovering.load(shell, aim.server, dump, aim.name, deadline_s, like=like)
+            change.made = True
             found = recovering.tables(shell, aim.server, aim.name, deadline_s)
             if dump.tables is not None and found != dump.tables:
                 called = f"{dump.engine} database {dump.database!r}"
-                raise DumpFailed(called, f"{found} tables came back, {dump.tables} were counted in the night's proof")
+                reason = f"{found} tables came back, {dump.tables} were counted in the night's proof"
+                raise RestoreFailed(called, reason)
         except BaseException as exc:
-            _take_back(shell, aim, old, deadline_s, exc)
+            _take_back(shell, aim, change, deadline_s, exc)
             raise
-    return found, old.path if isinstance(old, DumpRecord) else old
+    return found, change.kept
 
 
-def _put_aside(shell: Shell, aim: Aim, deadline_s: float) -> DumpRecord | str | None:
-    """The old database under another name, or its dump where the engine cannot rename; None when there is none."""
-    size_bytes = _size_bytes(shell, aim)
-    if size_bytes is None:
+def _kept_as(shell: Shell, aim: Aim, deadline_s: float, *, replace: bool) -> DumpRecord | str | None:
+    """The name that the old database will have, or its dump where the engine cannot rename; None when there is none."""
+    if not recovering.is_there(shell, aim.server, aim.name):
         return None
-    name = recovering.aside_name(aim.server.engine, aim.name, aim.stamp)
-    if recovering.rename(shell, aim.server, aim.name, name, deadline_s):
-        log.info("%s of %s is called %s now", aim.name, aim.client, name)
-        return name
-    folder = str(_folder(aim, "replaced"))
-    kept = databases.dump_database(shell, aim.server, aim.name, size_bytes, folder, deadline_s)
-    log.info("%s of %s is kept in %s", aim.name, aim.client, kept.path)
-    recovering.drop(shell, aim.server, aim.name, deadline_s)
-    return kept
+    if not replace:
+        raise in_the_way(aim)
+    names = [aim.name] if aim.server.engine == "sqlite" else []
+    size_bytes = databases.list_databases(shell, aim.server, names).get(aim.name)
+    if size_bytes is None:
+        raise in_the_way(aim, "it is the engine's own, takes no connections or has another spelling: give --as")
+    if recovering.can_rename(aim.server.engine):
+        return recovering.aside_name(aim.server.engine, aim.name, aim.stamp)
+    return databases.dump_database(shell, aim.server, aim.name, size_bytes, str(_folder(aim, "replaced")), deadline_s)
 
 
-def _take_back(shell: Shell, aim: Aim, old: DumpRecord | str | None, deadline_s: float, cause: BaseException) -> None:
-    try:
+def _clear(shell: Shell, aim: Aim, change: _Change, deadline_s: float) -> None:
+    """Put the old database aside."""
+    if isinstance(change.old, DumpRecord):
         recovering.drop(shell, aim.server, aim.name, deadline_s)
-        if old is None:
-            return
-        if isinstance(old, DumpRecord):
+    elif change.old is not None:
+        recovering.rename(shell, aim.server, aim.name, change.old, deadline_s)
+    if change.old is not None:
+        change.cleared = True
+        log.info("%s of %s is kept as %s", aim.name, aim.client, change.kept)
+
+
+def _take_back(shell: Shell, aim: Aim, change: _Change, deadline_s: float, cause: BaseException) -> None:
+    """Give the name back to the old database; what broke off in the middle may or may not have been done."""
+    old = change.old
+    try:
+        if change.made:
+            recovering.drop(shell, aim.server, aim.name, deadline_s)
+        if isinstance(old, DumpRecord) and change.cleared:
             recovering.load(shell, aim.server, old, aim.name, deadline_s)
-        else:
+        elif isinstance(old, DumpRecord):
+            databases.restore(shell, aim.server, [old], deadline_s)  # half of it may be gone
+        elif old is not None and recovering.is_there(shell, aim.server, old):
             recovering.rename(shell, aim.server, old, aim.name, deadline_s)
     except GbsError as exc:
         what = f"database {aim.name} of {aim.client}"
-        kept = old.path if isinstance(old, DumpRecord) else old
-        undo = "drop it, it is not whole" if kept is None else f"drop it, and bring back the old one, kept as {kept}"
+        back = f"drop what has its name, and bring back the old one, kept as {change.kept}"
+        undo = "drop it, it is not whole" if old is None else back
         raise LeftBehind(what, f"{cause}; then {exc}", undo) from exc
 
 
 @retryable("remove dump", "remove the dump from {aim.client}", retries=1)
 def remove(aim: Aim) -> None:
-    """Remove the dump that was sent."""
+    """Remove the dump that was sent; how the load ended is worth more than that it cannot be."""
     with ssh.connect(places.recovery_target_of(aim.client)) as shell:
         shell.run(["rm", "-rf", "--", str(_folder(aim))], deadline_s=QUICK_S)
 

@@ -69,7 +69,7 @@ def clear(left: UnfinishedDrill) -> None:
 
 @retryable("restore databases in drill", "restore {called} of {client} in its drill", retries=0)
 def restore_databases(plan: Plan, client: str, called: str, dumps: Sequence[DumpRecord]) -> tuple[str, ...]:
-    """Restore the dumps of one engine in the VM, by its guest agent; their names. DumpFailed."""
+    """Restore the dumps of one engine in the VM, by its guest agent; their names. RestoreFailed."""
     system, policy = places.system_of(client)
     with places.hypervisor(plan.kvm_host) as (host, _), reporting(log, f"restore {called} of {client}"):
         shell = AgentShell(host.domain(plan.identity.uuid))

@@ -110,6 +110,12 @@ class DumpFailed(GbsError):
     template = "dump of {0} failed: {1}"
 
 
+class RestoreFailed(GbsError):
+    """A database could not be loaded from its dump: (database, reason)."""
+
+    template = "restore of {0} failed: {1}"
+
+
 class HypervisorError(GbsError):
     """libvirt or QEMU refused or broke: (domain, action, reason)."""
 

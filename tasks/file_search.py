@@ -35,8 +35,6 @@ def find(client: str, nights: Sequence[Night], pattern: str) -> list[FileHistory
     for night in distinct:
         with _listed(declared, client, night) as listed:
             try:
-                if listed is None:
-                    raise NothingToRecover(f"night {night.manifest.id}", WHOLE_ONLY)
                 found |= _at(declared, night, listings.search, [listed], wanted)
             except (IntegrityError, NothingToRecover) as exc:
                 log.warning("night %s (%s) was not searched: %s", night.manifest.id, night.name, exc)
@@ -50,13 +48,15 @@ def diff(client: str, nights: Sequence[Night], old: str, new: str, below: str) -
     declared = inventory_file.load()
     before, after = choose(client, nights, old), choose(client, nights, new)
     with _listed(declared, client, before) as one, _listed(declared, client, after) as other:
-        if one is None or other is None:
-            missing = before if one is None else after
-            raise NothingToRecover(
-                f"night {missing.manifest.id}", "its backup application gives back whole nights only"
-            )
         far = before if _is_far(declared, before) else after
         return _at(declared, far, listings.compare, one, other, below)
+
+
+def files_at(client: str, nights: Sequence[Night], word: str, below: str) -> dict[str, Found]:
+    """The files at and below a path of the night that a word names (`choose`)."""
+    declared, night = inventory_file.load(), choose(client, nights, word)
+    with _listed(declared, client, night) as listed:
+        return _at(declared, night, listings.at, listed, below)
 
 
 def text_diff(client: str, nights: Sequence[Night], old: str, new: str, path: str) -> list[str]:
@@ -95,15 +95,14 @@ def _distinct(nights: Sequence[Night]) -> list[Night]:
 
 
 @contextmanager
-def _listed(declared: Inventory, client: str, night: Night) -> Iterator[ListedNight | None]:
-    """A night with its listing in a folder; None when its engine cannot bring that alone."""
+def _listed(declared: Inventory, client: str, night: Night) -> Iterator[ListedNight]:
+    """A night with its listing in a folder; NothingToRecover when its engine cannot bring that alone."""
     if night.folder is not None:
         yield ListedNight(night.folder, night.manifest)
         return
     content = engine_of(declared, client).read(night.name, LISTING)
     if content is None:
-        yield None
-        return
+        raise NothingToRecover(f"night {night.manifest.id}", WHOLE_ONLY)
     with tempfile.TemporaryDirectory(prefix="gbs-listing-") as scratch:
         (Path(scratch) / LISTING).write_bytes(content)
         yield ListedNight(Path(scratch), night.manifest)

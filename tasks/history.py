@@ -27,7 +27,10 @@ class Explained:
 
 
 def explain(client: str) -> list[Explained]:
-    """Every restore point of a client, newest first; as if a night that went well ended now."""
+    """Every restore point of a client, newest first; as if a night that went well ended now.
+
+    Nothing is written: of the clock is said what is known without asking the permanent store for its own.
+    """
     declared = inventory_file.load()
     engine, place = engine_of(declared, client), permanent.place_of(declared.permanent)
     rules, now = declared.policy_of(declared.systems[client]).rules, datetime.now(UTC)
@@ -36,7 +39,7 @@ def explain(client: str) -> list[Explained]:
     if not engine.forgets:
         usual = "stays as long as its backup application keeps it"
         return [Explained(point, f"{usual}; {point.pin.reason}" if point.pin else usual) for point in points]
-    doubt = permanent.look(place, store_clock.read, place.path, now).doubt
+    doubt = permanent.look(place, store_clock.known, place.path, now).doubt
     moves = {move.point: move for move in plan(points, rules, now, now, doubt=doubt)}
     rows = []
     for point in points:
@@ -61,7 +64,7 @@ def explain_images(vm: str | None) -> dict[str, list[Verdict]]:
     if vm not in (None, *known):
         raise UnknownName("VM with images", vm, known)
     chosen, now = known if vm is None else [vm], datetime.now(UTC)
-    doubt = permanent.look(place, store_clock.read, place.path, now).doubt
+    doubt = permanent.look(place, store_clock.known, place.path, now).doubt
     return {name: kept_replicas.verdicts(declared, store, place, name, now, doubt, wanted=True) for name in chosen}
 
 

@@ -14,7 +14,7 @@ from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_put import Ledger
 from tasks.drivers.store import write_model
-from tasks.errors import AccessDenied, HypervisorError, RecoveryRefused, Unreachable
+from tasks.errors import HypervisorError, RecoveryRefused, Unreachable
 from tasks.model.domain_recovery import Rewritten
 from tasks.model.domain_xml import parse_domain
 from tasks.model.inventory_systems import Probe
@@ -39,26 +39,22 @@ def ledger(kvm_host: str, uuid: str) -> Ledger:
     "look for an earlier run", "look what an earlier recovery of {sources.vm} left on {plan.kvm_host}", retries=0
 )
 def settle(sources: Sources, plan: Plan) -> PutRecord | None:
-    """The earlier run of this very recovery whose VM is there, to go on with; anything else it left is taken away.
+    """The earlier run of this very recovery whose VM is there, to go on with; else what it never started is removed.
 
-    RecoveryRefused when the VM that it made runs, but as of something else than is asked for now.
+    RecoveryRefused when it started a VM, which may be in use since, as of something else than is asked for now.
     """
     kept = ledger(plan.kvm_host, plan.identity.uuid)
     record = kept.read()
     if record is None:
         return None
     with places.hypervisor(plan.kvm_host) as (host, shell):
-        domain = recovery_put.made_by(host, record)
-        wanted = (sources.image.id, sources.night.id, plan.isolated)
-        if domain is not None and (record.image, record.night, record.isolated) == wanted:
+        wanted = record_of(plan, "", sources.vm, sources.image.id, sources.night.id)
+        found = recovery_put.settlement_of(host, shell, record, wanted)
+        if found.verdict == "go on":
             log.info("an earlier run had brought VM %s to %s: going on with it", record.name, plan.kvm_host)
             return record
-        if domain is not None and domain.call("ask whether it runs", lambda handle: bool(handle.isActive())):
-            reason = (
-                f"an earlier run has it running on {plan.kvm_host} as of image {record.image}, night {record.night}"
-            )
-            fix = f"go on with that night (--from {record.night}), or stop it: virsh destroy {record.name}"
-            raise RecoveryRefused(f"VM {record.name}", reason, fix)
+        if found.verdict == "refused":
+            raise RecoveryRefused(f"VM {record.name}", found.reason, found.fix)
         for what in recovery_put.clear(host, shell, kept):
             log.info("left by an earlier run, removed: %s", what)
     return None
@@ -70,9 +66,10 @@ def new_run() -> str:
 
 
 @retryable("begin recovery", "note the recovery of {sources.vm} to {plan.kvm_host}", retries=0)
-def begin(sources: Sources, plan: Plan, run: str) -> None:
-    """Note what will be put where, before anything is."""
+def begin(sources: Sources, plan: Plan, run: str, instead_of: str | None = None) -> None:
+    """Note what will be put where, before anything is; `instead_of`: the image that was chosen first."""
     record = record_of(plan, run, sources.vm, sources.image.id, sources.night.id)
+    record = record.model_copy(update={"instead_of": instead_of})
     ledger(plan.kvm_host, plan.identity.uuid).write(record)
 
 
@@ -122,13 +119,21 @@ def _put(
         return recovery_put.place_file(shell, kept, place, folder / place.file, str(expected), send, boot_id=boot_id)
 
 
+@retryable("does it run?", "does {record.name} run on {record.kvm_host}?")
+def is_running(record: PutRecord) -> bool:
+    """Whether the VM that an earlier run had defined runs."""
+    with places.hypervisor(record.kvm_host) as (host, _):
+        return host.domain(record.uuid).call("ask whether it runs", lambda handle: bool(handle.isActive()))
+
+
 @retryable("start again", "start {record.name} on {record.kvm_host}", retries=0)
 def go_on(record: PutRecord) -> None:
     """Start what an earlier run had defined, unless it runs."""
+    kept = ledger(record.kvm_host, record.uuid)
     with places.hypervisor(record.kvm_host) as (host, _):
         if record.isolated:
-            recovery_put.isolate(host, ledger(record.kvm_host, record.uuid))
-        recovery_put.start(host.domain(record.uuid))
+            recovery_put.isolate(host, kept)
+        recovery_put.start(host, kept)
 
 
 @retryable("define and start", "start {plan.identity.name} on {plan.kvm_host}", retries=0)
@@ -148,16 +153,9 @@ def start(sources: Sources, plan: Plan, rewritten: Rewritten) -> None:
 
 @retryable("see that it is silent", "see that {client} does not answer", retries=0)
 def require_silent(client: str) -> None:
-    """RecoveryRefused while the client that would be brought back answers by ssh, whoever it lets in."""
-    try:
-        with ssh.connect(places.target_of(client)):
-            pass
-    except Unreachable:
-        return
-    except AccessDenied as exc:
-        log.info("%s", exc)
-    fix = "switch it off, or bring it back beside it: --isolated"
-    raise RecoveryRefused(f"client {client}", "it still answers at its address", fix)
+    """RecoveryRefused while something answers at the client's address: the dumps would be loaded into that."""
+    if ssh.answers(places.target_of(client)):
+        raise RecoveryRefused(f"client {client}", "something answers at its address", "switch it off, then again")
 
 
 @retryable("wait for VM", "wait until {client} answers", retries=0)
@@ -198,7 +196,7 @@ def wait_for_agent(plan: Plan, has_channel: bool, deadline_s: float) -> None:
 
 @retryable("restore databases", "restore {called} of {client}", retries=1)
 def restore_databases(client: str, called: str, dumps: Sequence[DumpRecord]) -> tuple[str, ...]:
-    """Restore the dumps of one engine or command, which came back with the files; their names. DumpFailed."""
+    """Restore the dumps of one engine or command, which came back with the files; their names. RestoreFailed."""
     system, policy = places.system_of(client)
     with ssh.connect(places.target_of(client)) as shell, reporting(log, f"restore {called} of {client}"):
         bring_back(shell, system, called, dumps, policy.dump_deadline_s)

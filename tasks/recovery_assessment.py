@@ -7,8 +7,8 @@ from contextvars import copy_context
 from datetime import UTC, datetime
 
 from tasks import places
-from tasks.drivers import recovery_put, recovery_target
-from tasks.drivers.recovery_target import Target, refused
+from tasks.drivers import recovery_files, recovery_put, recovery_target, ssh
+from tasks.drivers.recovery_target import Need, Target, refused
 from tasks.drivers.store import listed_model, read_model
 from tasks.errors import GbsError
 from tasks.model.assessment import Assessment, Finding, Work, expect, require_possible
@@ -17,8 +17,9 @@ from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
 from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.facts import Facts
-from tasks.model.recovery import Original, Recovered, Sources
+from tasks.model.recovery import Original, Recovered, Sources, growth_bytes
 from tasks.model.recovery_plan import Order, Plan, plan_of
+from tasks.model.recovery_record import PutRecord, Settlement, record_of
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -43,35 +44,56 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
     """What is known before the recovery is done, and the definition that the VM would get."""
     domain = parse_domain(sources.xml)
     tpm = sources.image.parts.tpm_state is not None
+    earlier = None if run else recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
     with places.hypervisor(plan.kvm_host) as (host, shell):
         target = Target(host, shell)
-        there = recovery_target.pools(target, _pool_names(sources))
-        volumes = [disk.volume for disk in sources.image.disks]
-        findings = recovery_target.clashes(target, plan, domain, volumes, there)
-        if not findings or all(finding.subject != "folder" for finding in findings):
-            findings += recovery_target.room(target, plan, _needed(sources))
+        settled, findings = _settled(target, sources, plan, earlier)
         fit, lacks = recovery_target.capabilities(target, domain, tpm=tpm)
-        left = recovery_put.Ledger(places.store(), plan.kvm_host, plan.identity.uuid).read()
-    if left is not None and not run:
-        findings = [_settled_first(finding) for finding in findings]
+        if settled.verdict != "go on":
+            findings += [*_in_the_way(target, sources, plan, domain, earlier), *lacks]
     rewritten = _rewrite(sources, plan, domain, fit, run)
-    findings += [*lacks, *_elsewhere(domain, order), *_missing(sources, order, domain)]
-    return _assessment(sources, order, plan, findings, rewritten), rewritten
+    if not settled.runs:
+        findings += _answering(sources.client, order, second=sources.template is None)
+    findings += _elsewhere(domain, order, plan)
+    findings += [*_missing(sources, order, domain), *_unreached(sources, plan, domain)]
+    return _assessment(sources, plan, findings, rewritten), rewritten
 
 
-def _settled_first(finding: Finding) -> Finding:
-    if finding.verdict != "refused":
-        return finding
-    reason = f"{finding.reason}; an earlier recovery did not end: what is its own goes or is gone on with first"
-    return Finding(verdict="note", subject=finding.subject, reason=reason)
+def _settled(
+    target: Target, sources: Sources, plan: Plan, earlier: PutRecord | None
+) -> tuple[Settlement, list[Finding]]:
+    """What becomes of what an earlier run left, and how that is said."""
+    if earlier is None:
+        return Settlement("clear"), []
+    wanted = record_of(plan, "", sources.vm, sources.image.id, sources.night.id)
+    settled = recovery_put.settlement_of(target.host, target.shell, earlier, wanted)
+    if settled.verdict == "refused":
+        return settled, [refused("earlier run", settled.reason, settled.fix)]
+    its = f"what it put on {plan.kvm_host} is removed first" if settled.verdict == "clear" else "it is gone on with"
+    return settled, [Finding(verdict="note", subject="earlier run", reason=f"it did not end: {its}")]
 
 
-def _needed(sources: Original) -> Mapping[str, int]:
-    """The bytes that each file takes, as it is allocated; by role."""
-    parts = dict.fromkeys(sources.image.parts.files, ALWAYS_ROOM_BYTES)
-    return parts | {
-        disk.target: (sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks
+def _in_the_way(
+    target: Target, sources: Sources, plan: Plan, domain: Domain, earlier: PutRecord | None
+) -> list[Finding]:
+    """What clashes, and whether there is room."""
+    there = recovery_target.pools(target, _pool_names(sources))
+    volumes = [disk.volume for disk in sources.image.disks]
+    findings = recovery_target.clashes(target, plan, domain, volumes, there, earlier)
+    if all(finding.subject != "folder" for finding in findings):
+        has = recovery_files.taken_bytes(target.shell, earlier) if earlier is not None else {}
+        needed = _needed(sources, {place.role: has.get(place.path, 0) for place in plan.places})
+        findings += recovery_target.room(target, plan, needed, growth_bytes(sources.night))
+    return findings
+
+
+def _needed(sources: Original, there_bytes: Mapping[str, int]) -> Mapping[str, Need]:
+    """The room that each file takes, by role."""
+    sizes = dict.fromkeys(sources.image.parts.files, (ALWAYS_ROOM_BYTES, ALWAYS_ROOM_BYTES)) | {
+        disk.target: ((sources.image_folder / disk.file).stat().st_blocks * 512, disk.virtual_size_bytes)
+        for disk in sources.image.disks
     }
+    return {role: Need(now, most, there_bytes.get(role, 0)) for role, (now, most) in sizes.items()}
 
 
 def _rewrite(sources: Original, plan: Plan, domain: Domain, fit: Fit, run: str) -> Rewritten:
@@ -93,29 +115,44 @@ def _rewrite(sources: Original, plan: Plan, domain: Domain, fit: Fit, run: str) 
             machine=fit.machine,
             cpu_mode=fit.cpu_mode,
             run=run or None,
+            isolated=plan.isolated,
         ),
     )
 
 
-def _elsewhere(domain: Domain, order: Order) -> list[Finding]:
-    """Whether the VM still runs on a KVM host of the inventory; one that does not answer is said."""
+def _answering(client: str, order: Order, *, second: bool) -> list[Finding]:
+    """Whether the lost system is there after all: what is restored and probed by its address would be that."""
+    if order.apart or not ssh.answers(places.target_of(client)):
+        return []
+    fix = "switch it off, or bring it back beside it: --isolated" + (" or --as" if second else "")
+    return [refused("client", f"{client} still answers at its address", fix)]
+
+
+def _elsewhere(domain: Domain, order: Order, plan: Plan) -> list[Finding]:
+    """Whether the VM still runs on a KVM host of the inventory, or the second one is there; a silent host is said."""
     # On the host that it comes to a VM of its name or UUID clashes, whether it runs or not.
-    names = [] if order.apart else [name for name in places.inventory().kvm_hosts if name != order.kvm_host]
+    names = [] if order.isolated else [name for name in places.inventory().kvm_hosts if name != order.kvm_host]
     # Side by side: of one that is dead this is known after 15 s.
     with ThreadPoolExecutor(len(names) or 1) as threads:
-        asked = [threads.submit(copy_context().run, _running_on, name, domain) for name in names]
+        asked = [threads.submit(copy_context().run, _there, name, domain, order, plan) for name in names]
     return [finding for answer in asked if (finding := answer.result()) is not None]
 
 
-def _running_on(name: str, domain: Domain) -> Finding | None:
+def _there(name: str, domain: Domain, order: Order, plan: Plan) -> Finding | None:
     try:
         with places.hypervisor(name) as (host, _):
-            running = recovery_target.runs(host, domain.uuid)
+            if order.as_name is None:
+                found = recovery_target.runs(host, domain.uuid)
+            else:
+                found = recovery_target.known(host, plan.identity)
     except GbsError as exc:
-        return Finding(verdict="note", subject=name, reason=f"it cannot be asked whether the VM runs there: {exc}")
-    if running is None:
+        return Finding(verdict="note", subject=name, reason=f"it cannot be asked for the VM: {exc}")
+    if found is None:
         return None
-    fix = f"stop it (virsh shutdown {running.name}), or bring it back beside it: --isolated or --as"
+    if order.as_name is not None:
+        reason = f"{name} has VM {found.name}: its name, UUID and MACs would be there twice"
+        return refused("second VM", reason, "choose another name, or --isolated")
+    fix = f"stop it (virsh shutdown {found.name}), or bring it back beside it: --isolated or --as"
     return refused("source VM", f"it still runs on {name}", fix)
 
 
@@ -146,16 +183,22 @@ def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding
     if order.apart:
         reason = f"its host name, addresses, ssh host keys and machine-id stay those of {sources.vm}"
         yield Finding(verdict="note", subject="guest", reason=reason)
-    if order.apart and (sources.night.dumps or places.client(sources.client).probes):
+
+
+def _unreached(sources: Sources, plan: Plan, domain: Domain) -> Iterator[Finding]:
+    """What is not done with a VM that is not reached by its client's address."""
+    if plan.reached:
+        return
+    by = "by its guest agent" if domain.guest_agent else "no longer than that it runs: it has no guest agent's channel"
+    yield Finding(verdict="note", subject="wait", reason=f"not reached by its client's address: waited for {by}")
+    if sources.night.dumps or places.client(sources.client).probes:
         reason = (
             "not restored and not probed: the guest is not reached by its client's address; its dumps are in its files"
         )
         yield Finding(verdict="missing", subject="databases, probes", reason=reason)
 
 
-def _assessment(
-    sources: Sources, order: Order, plan: Plan, findings: list[Finding], rewritten: Rewritten
-) -> Assessment:
+def _assessment(sources: Sources, plan: Plan, findings: list[Finding], rewritten: Rewritten) -> Assessment:
     definition = places.store().night_of(sources.kvm_host)
     return Assessment(
         vm=sources.vm,
@@ -171,21 +214,21 @@ def _assessment(
         databases=tuple(f"{dump.engine} {dump.database or dump.kind}" for dump in sources.night.dumps),
         dropped=rewritten.dropped,
         findings=tuple(findings),
-        expected=expect(work_of(sources, order), _past()),
+        expected=expect(work_of(sources, plan), _past()),
     )
 
 
-def work_of(sources: Sources, order: Order) -> Work:
+def work_of(sources: Sources, plan: Plan) -> Work:
     """What the recovery has to read and send."""
     image = sources.image
     allocated = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in image.disks)
     return Work(
         vm=sources.vm,
-        kvm_host=order.kvm_host,
+        kvm_host=plan.kvm_host,
         read_bytes=allocated + sources.night.size_bytes,
         send_bytes=allocated,
-        databases=bool(sources.night.dumps) and not order.apart,
-        probes=bool(places.client(sources.client).probes) and not order.apart,
+        databases=bool(sources.night.dumps) and plan.reached,
+        probes=bool(places.client(sources.client).probes) and plan.reached,
         copied_bytes_s=image.bytes_moved / image.copy_s if image.bytes_moved and image.copy_s > 1 else None,
     )
 
@@ -200,14 +243,18 @@ def _past() -> list[Recovered]:
 def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
     """The definition of a VM that is to run before its disks are there; RecoveryRefused with all that is in its way."""
     domain, volumes = parse_domain(original.xml), [disk.volume for disk in original.image.disks]
-    with places.hypervisor(plan.kvm_host) as (host, shell):
-        target = Target(host, shell)
-        there = recovery_target.pools(target, _pool_names(original))
-        findings = recovery_target.clashes(target, plan, domain, volumes, there)
-        if all(finding.subject != "folder" for finding in findings):
-            findings += recovery_target.room(target, plan, _needed(original))
-        fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
-    findings += [*lacks, *_elsewhere(domain, order)]
+    client = places.inventory().vms.get(original.vm)
+    with ThreadPoolExecutor(1) as threads:
+        # Meanwhile: of an address where nothing is this is known after 20 s.
+        answers = threads.submit(copy_context().run, _answering, client, order, second=True) if client else None
+        with places.hypervisor(plan.kvm_host) as (host, shell):
+            target = Target(host, shell)
+            there = recovery_target.pools(target, _pool_names(original))
+            findings = recovery_target.clashes(target, plan, domain, volumes, there)
+            if all(finding.subject != "folder" for finding in findings):
+                findings += recovery_target.room(target, plan, _needed(original, {}))
+            fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
+        findings += [*lacks, *_elsewhere(domain, order, plan), *(answers.result() if answers else ())]
     for finding in findings:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,18 @@ from tasks.drivers import (
     replica_check,
     replicas,
     runbooks,
-    store_clock,
 )
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
 from tasks.drivers.runbooks import Stores
-from tasks.drivers.store import read_model, write_model
-from tasks.errors import ClockDoubted, IntegrityError, NothingToRecover, UnknownName
+from tasks.drivers.store import listed_model, write_model
+from tasks.errors import IntegrityError, NothingToRecover, UnknownName
+from tasks.model.inventory import Policy
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import time_of_id
 from tasks.model.replica import Kind, Original
-from tasks.model.verify_choice import Turn, Verified, choose_turns
+from tasks.model.verify_choice import Turn, Verified, choose_turns, noted
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -75,6 +74,14 @@ def vms() -> list[str]:
     return originals.vms(places.store())
 
 
+@retryable("list replicas", retries=0)
+def vms_gone() -> list[str]:
+    """The VMs of whose images the permanent store has something, and the store nothing any more."""
+    place = places.permanent()
+    permanent.prove(place)
+    return sorted(permanent.at(place, originals.vms_kept, place.path) - {*vms()})
+
+
 @retryable("replicate images", "replicate images of {vm}")
 def replicate_images(vm: str) -> Made:
     """The VM's templates, and those of its images that are kept there, which the permanent store does not have yet."""
@@ -97,17 +104,11 @@ def retain_images(vm: str) -> list[str]:
     permanent.prove(place)
     judged = kept_replicas.verdicts(places.inventory(), store, place, vm, now)
     doomed = [one for one in judged if not one.stays]
-    try:
-        store_clock.require(place)
-    except ClockDoubted:
-        if doomed:
-            raise
-        return []
     due = now.date() + timedelta(days=places.policy_of_vm(vm).trash_days)
-    kept_replicas.give_up(place, doomed, due)
+    paths = [place.path / one.replica.place for one in doomed]
+    kept_replicas.give_up(place, paths, kept_replicas.folders_of(place, vm), due)
     for one in doomed:
-        log.info("%s: image %s goes to the trash until %s: %s", vm, one.replica.id, due, one.reason)
-    kept_replicas.tidy(place, vm)
+        log.info("%s: image %s went to the trash until %s: %s", vm, one.replica.id, due, one.reason)
     return [one.replica.id for one in doomed]
 
 
@@ -147,14 +148,23 @@ def gather() -> ServerManifest:
 
 @retryable("replicate recovery sets")
 def replicate_recovery_sets() -> Made:
-    """The recovery sets that the permanent store does not have yet; of all, the newest are kept."""
-    place, declared = places.permanent(), places.inventory()
-    wanted = originals.recovery_sets(places.store())
-    made = _replicate("replicate recovery sets", wanted)
-    if wanted:
-        folder = Path(wanted[-1].place).parent.as_posix()
-        replicas.give_up(place, folder, partial(recovery_set.beyond, count=declared.server.keep))
-    return made
+    """The recovery sets that the permanent store does not have yet."""
+    return _replicate("replicate recovery sets", originals.recovery_sets(places.store()))
+
+
+@retryable("retain recovery sets", retries=0)
+def retain_recovery_sets() -> list[str]:
+    """Give up the recovery sets beyond the wanted number, remove what is due; the ids of those that went.
+
+    Raises ClockDoubted when something should go and nothing may.
+    """
+    place, declared, today = places.permanent(), places.inventory(), datetime.now(UTC).date()
+    permanent.prove(place)
+    folder = place.path / originals.place_of_sets(declared.site)
+    doomed = permanent.at(place, recovery_set.beyond, folder, declared.server.keep)
+    due = today + timedelta(days=declared.policies.get("default", Policy()).trash_days)
+    kept_replicas.give_up(place, doomed, [folder], due)
+    return [path.name for path in doomed]
 
 
 def _replicate(called: str, wanted: Sequence[Original], bytes_per_s: int | None = None) -> Made:
@@ -208,9 +218,9 @@ def choose(older_than_days: int, at_most: int | None) -> list[Replica]:
     by_place = {original.place: original for original in known}
     found = permanent.at(place, replicas.published, place.path)
     made = {path: _made(path) for path in found}
-    records = {path: read_model(kept_replicas.record_of(store, path), Verified) for path in found}
-    read = {path: record.at for path, record in records.items() if record is not None}
-    turns = choose_turns(made, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
+    records = {path: listed_model(kept_replicas.record_of(store, path), Verified) for path in found}
+    known_of = {path: record for path, record in records.items() if record is not None}
+    turns = choose_turns(made, known_of, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
     return [_replica(turn, found[turn.name], by_place.get(turn.name)) for turn in turns]
 
 
@@ -225,30 +235,22 @@ def verify(replica: Replica, percent: float) -> Checked:
 
     It is noted what it found.
     """
-    place = places.permanent()
+    store, place = places.store(), places.permanent()
     permanent.prove(place)
-    folder = place.path / replica.place
+    folder, record = place.path / replica.place, kept_replicas.record_of(store, replica.place)
+    before = listed_model(record, Verified) or Verified(image=replica.place, at=_made(replica.place))
+    if whole := percent >= replica_check.WHOLE:
+        # First, so that one whose reading ends with this process takes no others' turn.
+        before = before.model_copy(update={"tried": datetime.now(UTC)})
+        write_model(record, before)
     with reporting(log, f"verify replica {replica.place}") as progress:
         found = replica_check.check(place, replica.kind, folder, replica.original, percent, progress.update)
-    _note(replica.place, found, percent)
+    write_model(record, noted(before, found.what, found.left, datetime.now(UTC), whole=whole))
     for path in found.healed:
         log.warning("%s/%s was damaged and is healed by its original", replica.place, path)
     if found.left:
         raise IntegrityError(str(folder / found.left[0]), "what its manifest says", "another")
     return found
-
-
-def _note(replica: str, found: Checked, percent: float) -> None:
-    """Note a reading; a sample does not make a replica whole again."""
-    path, now = kept_replicas.record_of(places.store(), replica), datetime.now(UTC)
-    before = read_model(path, Verified) or Verified(image=replica, at=_made(replica))
-    if not found.damaged and percent < replica_check.WHOLE:
-        return
-    if found.damaged:
-        before = before.model_copy(update={"hurt": now, "damaged": found.left or before.damaged})
-    if percent >= replica_check.WHOLE and not found.left:
-        before = before.model_copy(update={"at": now, "damaged": ()})
-    write_model(path, before)
 
 
 def _made(place: str) -> datetime:

@@ -15,14 +15,15 @@ from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.space import require_space
 from tasks.drivers.store import publish, read_model, verify_image, write_model
-from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused, UnknownName
+from tasks.errors import IntegrityError, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
 from tasks.model.facts import Facts
+from tasks.model.image_choice import fits, newest_fitting
 from tasks.model.image_update import update_plan
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import new_id
 from tasks.model.night_choice import Night
-from tasks.model.recovery import OVERLAY, Sources, UpdatedImage, working_disks
+from tasks.model.recovery import OVERLAY, Sources, UpdatedImage, growth_bytes, working_disks
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -36,20 +37,9 @@ def choose_sources(vm: str, client: str, definition: Definition, night: Night, w
 
     NothingToRecover when none fits, UnknownName when there is no such image.
     """
+    none = f"the store has no image of it; run: gbs-kvmimg-get {vm}, or gbs image fetch {vm}"
     images = places.store().images_of(definition.domain.name)
-    if not images:
-        raise NothingToRecover(
-            f"VM {vm}", f"the store has no image of it; run: gbs-kvmimg-get {vm}, or gbs image fetch {vm}"
-        )
-    asked = [(folder, image) for folder, image in images if wanted in (None, image.id)]
-    if not asked:
-        raise UnknownName("image", wanted, [image.id for _, image in images])
-    fitting = [found for found in asked if _fits(found[1], night.manifest.flavour)]
-    if not fitting:
-        layouts = ", ".join(f"{image.id} ({image.flavour})" for _, image in asked)
-        why = f"night {night.manifest.id} has disk layout {night.manifest.flavour}, the images have others: {layouts}"
-        raise NothingToRecover(f"VM {vm}", why)
-    folder, image = fitting[0]
+    folder, image = newest_fitting(vm, images, night.manifest, wanted, none=none)
     return Sources(
         vm=definition.domain.name,
         client=client,
@@ -66,13 +56,18 @@ def choose_sources(vm: str, client: str, definition: Definition, night: Night, w
 def with_older_image(sources: Sources) -> Sources | None:
     """The same with the VM's next older image of that disk layout; None when there is none."""
     for folder, image in () if sources.template else places.store().images_of(sources.vm):
-        if image.id < sources.image.id and _fits(image, sources.night.flavour):
+        if image.id < sources.image.id and fits(image, sources.night):
             return sources.model_copy(update={"image_folder": folder, "image": image})
     return None
 
 
-def _fits(image: ImageManifest, flavour: str) -> bool:
-    return image.flavour in ("", flavour)
+def with_image(sources: Sources, image_id: str) -> Sources:
+    """The same with that image of the VM; UnknownName when there is none."""
+    images = places.store().images_of(sources.vm)
+    for folder, image in images:
+        if image.id == image_id:
+            return sources.model_copy(update={"image_folder": folder, "image": image})
+    raise UnknownName("image", image_id, [image.id for _, image in images])
 
 
 @retryable("verify image", "verify image {image.id} of {image.vm}", retries=0)
@@ -86,12 +81,14 @@ def verify_sources(folder: Path, image: ImageManifest) -> None:
 def earlier(sources: Sources) -> UpdatedImage | None:
     """What an earlier run made of the same image and the same night, proven by its checksums again; None without one.
 
-    Both are never changed once they are published, so it is what an update would make again.
+    Both are never changed once they are published, so it is what an update would make again. The copy that a recovery
+    made for itself is none: it goes with that, and the VM may write to it by another name.
     """
     for path in sorted(places.store().recovery(sources.vm).glob(f"[!.]*/{MANIFEST}"), reverse=True):
         try:
             updated = read_model(path, UpdatedImage)
-            if updated is None or (updated.image, updated.night) != (sources.image.id, sources.night.id):
+            wanted = sources.image.id, sources.night.id
+            if updated is None or updated.passing or (updated.image, updated.night) != wanted:
                 continue
             for file in updated.files:
                 verify_record(path.parent, file)
@@ -114,7 +111,7 @@ def begin(sources: Sources) -> Path:
         log.info("remove %s, which a run that ended too early left", left)
         shutil.rmtree(left)
     needed = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks)
-    require_space(store.root, needed + sources.night.size_bytes // 4, places.reserve_bytes())
+    require_space(store.root, needed + growth_bytes(sources.night), places.reserve_bytes())
     shell = LocalShell()
     bases = {disk: str(sources.image_folder / disk.file) for disk in sources.image.disks}
     for disk, base in bases.items():
@@ -154,7 +151,9 @@ def update(sources: Sources, files: Path, folder: Path) -> UpdateResult:
 
 
 @retryable("finish update", "make the updated disks of {sources.vm} whole", retries=0)
-def finish(sources: Sources, folder: Path, result: UpdateResult, warnings: tuple[str, ...] = ()) -> UpdatedImage:
+def finish(
+    sources: Sources, folder: Path, result: UpdateResult, warnings: tuple[str, ...] = (), *, passing: bool = False
+) -> UpdatedImage:
     """Publish the updated disks: whole, without the image below them, checked by qemu-img, with checksums."""
     shell = LocalShell()
     disks = working_disks(sources.image)
@@ -183,6 +182,7 @@ def finish(sources: Sources, folder: Path, result: UpdateResult, warnings: tuple
         files_deleted=result.files_deleted,
         bytes_sent=result.bytes_sent,
         warnings=(*warnings, *result.warnings),
+        passing=passing,
     )
     write_model(folder / MANIFEST, updated)
     publish(folder, final)

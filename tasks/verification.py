@@ -10,7 +10,7 @@ from tasks.drivers import originals, permanent, qemu_img, replica_check
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.replica_check import Checked
-from tasks.drivers.store import read_model, verify_image, write_model
+from tasks.drivers.store import listed_model, read_model, verify_image, write_model
 from tasks.errors import IntegrityError, StoreError, UnknownName
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import slug
@@ -31,7 +31,7 @@ def choose(vm: str | None, older_than_days: int, at_most: int | None) -> list[tu
         raise UnknownName("VM with images", vm, sorted({image.vm for _, image in places.store().all_images()}))
     images = {key_of(image): (folder, image) for folder, image in found}
     made = {key: image.ended for key, (_, image) in images.items()}
-    read = {key: record.at for key in images if (record := read_model(_record(key), Verified)) is not None}
+    read = {key: record for key in images if (record := listed_model(_record(key), Verified)) is not None}
     turns = choose_turns(made, read, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
     return [images[turn.name] for turn in turns]
 
@@ -42,6 +42,11 @@ def verify(folder: Path, image: ImageManifest, percent: float = 100) -> Checked:
 
     A full reading that found it whole, or healed it, is noted.
     """
+    record = _record(key_of(image))
+    if percent >= WHOLE:
+        # First, so that one that stays damaged, or whose reading ends with this process, takes no others' turn.
+        before = listed_model(record, Verified) or Verified(image=image.id, at=image.ended)
+        write_model(record, before.model_copy(update={"tried": datetime.now(UTC)}))
     with reporting(log, f"verify image {image.id} of {image.vm}"):
         try:
             found = Checked(verify_image(folder, image, percent=percent))
@@ -57,7 +62,7 @@ def verify(folder: Path, image: ImageManifest, percent: float = 100) -> Checked:
             qemu_img.require_complete(qemu_img.info(shell, path, disk.format))
             qemu_img.check(shell, path, disk.format, deadline_s=CHECK_DEADLINE_S)
     if percent >= WHOLE:
-        write_model(_record(key_of(image)), Verified(image=image.id, at=datetime.now(UTC)))
+        write_model(record, Verified(image=image.id, at=datetime.now(UTC)))
     return found
 
 

@@ -6,7 +6,9 @@ from dataclasses import asdict
 import click
 
 from flows.cli import terminal
-from tasks import catalogue, file_search
+from tasks import catalogue, file_search, image_search
+from tasks.errors import ConfigError
+from tasks.model.file_history import Difference, Found, differences
 from tasks.model.names import human_bytes, one_line
 
 SHOWN_SHA256 = 12
@@ -28,6 +30,7 @@ def find_command() -> None:
     \b
     gbs find web1 fstab          every night's files with "fstab" in their path
     gbs find web1 '*.key'        by name; with a slash ('/etc/*.key') by whole path
+    gbs find web1 fstab --images the same inside its VM's images
     gbs find vm web1             a VM in the backup data of the KVM hosts
     """
 
@@ -35,13 +38,21 @@ def find_command() -> None:
 @find_command.command()
 @click.argument("client")
 @click.argument("pattern")
+@click.option("--images", is_flag=True, help="Look into all images of its VM, which takes a minute or more for each.")
+@click.option("--image", "chosen", multiple=True, metavar="ID|latest", help="Look into this image; may be repeated.")
 @terminal.json_option
-def files(client: str, pattern: str, as_json: bool) -> int:
+def files(client: str, pattern: str, images: bool, chosen: tuple[str, ...], as_json: bool) -> int:
     """Regular files of CLIENT by a part of their path, or by PATTERN with * ? [ ]: in which nights, in which version.
 
-    It reads the nights' listings alone: folders, links and devices are not in them.
+    It reads the nights' listings alone: folders, links and devices are not in them. With --image or --images it looks
+    into images of the VM instead (CLIENT may be a VM then), which libguestfs opens read-only.
     """
-    found = file_search.find(client, catalogue.nights(client), pattern)
+    inside = images or bool(chosen)
+    kind = "images" if inside else "nights"
+    if inside:
+        found = image_search.find(client, pattern, chosen)
+    else:
+        found = file_search.find(client, catalogue.nights(client), pattern)
     if as_json:
         print(json.dumps([asdict(row) for row in found], indent=1))
         return 0 if found else 10
@@ -54,8 +65,8 @@ def files(client: str, pattern: str, as_json: bool) -> int:
         for row in found
         for version in row.versions
     ]
-    columns = ("path", "sha256", "size", "since", "until", "nights", "gone in")
-    terminal.rows(f"files of {client}", columns, body, False)
+    columns = ("path", "sha256", "size", "since", "until", kind, "gone in")
+    terminal.rows(f"files of {client}, in its {kind}", columns, body, False)
     return 0 if found else 10
 
 
@@ -82,19 +93,42 @@ def vm(name: str, as_json: bool) -> None:
 def diff_command(client: str, old: str, new: str, path: str, content: bool, as_json: bool) -> None:
     """Regular files of CLIENT that were added, removed or changed between two nights, at PATH and below it.
 
-    By their listings: owners and modes are not compared. A night is latest, overnight, daily.N, an id or a date.
+    By their listings: owners and modes are not compared. A night is latest, overnight, daily.N, an id or a date;
+    image:latest and image:ID name an image of its VM, of which all files at PATH are read: give one.
     """
-    nights = catalogue.nights(client)
+    inside = _is_image(old) or _is_image(new)
     if content:
-        for line in file_search.text_diff(client, nights, old, new, path):
+        if inside:
+            fix = "recover the file from the image (gbs recover files --image) and compare them"
+            raise ConfigError("--content compares nights", "an image was named", fix)
+        for line in file_search.text_diff(client, catalogue.nights(client), old, new, path):
             print("".join(one_line(char) if char != "\t" else char for char in line))
         return
-    found = file_search.diff(client, nights, old, new, path)
+    if inside:
+        found = _differences(client, old, new, path)
+    else:
+        found = file_search.diff(client, catalogue.nights(client), old, new, path)
     if as_json:
         print(json.dumps([asdict(row) for row in found], indent=1))
         return
     body = [(row.change, one_line(row.path), _size(row.old_bytes), _size(row.new_bytes)) for row in found]
     terminal.rows(f"{client}: {old} to {new}", ("change", "path", "before", "after"), body, False, "no difference")
+
+
+def _differences(client: str, old: str, new: str, path: str) -> list[Difference]:
+    """Where a side is an image: all that is at the path on both sides, compared."""
+    nights = [] if all(map(_is_image, (old, new))) else catalogue.nights(client)
+
+    def files(word: str) -> dict[str, Found]:
+        if _is_image(word):
+            return image_search.files_at(client, word, path)
+        return file_search.files_at(client, nights, word, path)
+
+    return differences(files(old), files(new))
+
+
+def _is_image(word: str) -> bool:
+    return word.startswith(image_search.PREFIX)
 
 
 def _size(size_bytes: int | None) -> str:

@@ -121,3 +121,5 @@ def _show(recovered: Any, as_json: bool) -> None:
     ):
         for text in names:
             terminal.out.print(f"{what}: {text}", markup=False)
+    for warning in recovered.warnings:
+        terminal.out.print(f"warning: {warning}", style="yellow", markup=False)

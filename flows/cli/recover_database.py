@@ -47,3 +47,5 @@ def database(
     terminal.out.print(f"{dump}: loaded on {done.to} as {done.name}, {counted}", markup=False)
     if done.kept_aside:
         terminal.out.print(f"the old one is kept as {done.kept_aside}", markup=False)
+    for warning in done.warnings:
+        terminal.out.print(f"warning: {warning}", style="yellow", markup=False)

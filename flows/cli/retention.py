@@ -7,10 +7,13 @@ import click
 from flows.cli import terminal
 from tasks import history
 from tasks.model.names import human_age
+from tasks.model.retention import Point
 
 
-def _age(moment: datetime | None) -> str:
-    return human_age((datetime.now(UTC) - moment).total_seconds()) if moment else "no stamp: no backup"
+def _age(point: Point) -> str:
+    if point.content is not None:
+        return human_age((datetime.now(UTC) - point.content).total_seconds())
+    return "its manifest cannot be read" if point.unreadable else "no stamp: no backup"
 
 
 @click.group("retention")
@@ -23,7 +26,7 @@ def retention_command() -> None:
 @terminal.json_option
 def explain(client: str, as_json: bool) -> None:
     """Every restore point of CLIENT, and what the next night that goes well does with it. Nothing is done."""
-    body = [(row.point.name, row.point.night, _age(row.point.content), row.next) for row in history.explain(client)]
+    body = [(row.point.name, row.point.night, _age(row.point), row.next) for row in history.explain(client)]
     terminal.rows(f"restore points of {client}", ("point", "night", "age", "with the next night"), body, as_json)
 
 
@@ -54,7 +57,7 @@ def show_images(vm: str | None, as_json: bool) -> None:
 def simulate(policy: str, nights: int, every: int, as_json: bool) -> None:
     """The restore points that a policy has kept after many nights. Nothing is done."""
     points = history.simulate(policy, nights, every)
-    body = [(point.name, f"{point.content:%Y-%m-%d}", _age(point.content)) for point in points]
+    body = [(point.name, f"{point.content:%Y-%m-%d}", _age(point)) for point in points]
     terminal.rows(f"policy {policy} after {nights} nights", ("point", "content of", "age"), body, as_json)
 
 

@@ -56,7 +56,7 @@ def clock(confirm: bool, as_json: bool) -> int:
     seen = found.seen.isoformat(timespec="seconds") if found.seen else ""
     body = [
         ("this machine", found.ours.isoformat(timespec="seconds")),
-        ("the permanent store", found.theirs.isoformat(timespec="seconds")),
+        ("the permanent store", found.theirs.isoformat(timespec="seconds") if found.theirs else "takes no writes"),
         ("the latest that was seen", seen),
     ]
     terminal.rows(f"clock: {found.doubt or 'believed'}", ("by", "time"), body, as_json)

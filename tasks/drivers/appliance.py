@@ -64,7 +64,7 @@ def update_files(
 
     Owners by number, modes, times, hard links, ACLs, xattrs (capabilities too), holes and deletions included. Files are
     compared by size and modification time to the nanosecond; on vfat by two seconds, and only names, contents and times
-    are kept. `keep`: rsync patterns that begin with "/"; what they match is neither written nor deleted. A mount point
+    are kept. `keep`: patterns of rsync's --exclude; what they match is neither written nor deleted. A mount point
     that `source` does not have keeps its contents, and so does a btrfs subvolume that is not mounted. `image` is what
     messages call the disks. `fake_super`: the owners, devices and xattrs of `source` are in rsync's xattr.
 
@@ -74,8 +74,8 @@ def update_files(
     """
     called = image or str(disks[0].path)
     for pattern in keep:
-        if not pattern.startswith("/") or "\0" in pattern:
-            raise ConfigError("a kept path must begin with /", repr(pattern), "write it as the client sees it")
+        if not pattern or "\0" in pattern:
+            raise ConfigError("no pattern of what is kept", repr(pattern), "write it as rsync's --exclude has it")
     if "/" not in (system.mountpoint for system in file_systems):
         raise ConfigError("no root file system", called, "the client's facts must name what is mounted on /")
     request = {

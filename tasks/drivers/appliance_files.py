@@ -57,7 +57,7 @@ def send(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     parameters = channel.prepare(Path(request["destination"]), fake_super=False, writable=True)
     with launched(request, parameters, readonly=True) as handle:
         reporter.now("mounting the image's file systems")
-        unmounted = _mount(handle, image)
+        unmounted = mount_all(handle, image)
         for path in request["paths"]:
             _require(handle, image, f"/{path}")
         paths = channel.folder / "paths"
@@ -72,8 +72,11 @@ def send(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     return {"unmounted": unmounted}
 
 
-def _mount(handle: Any, image: str) -> list[str]:
-    """Mount what the guest's own fstab says, as libguestfs reads it; a lone file system without a system is `/`."""
+def mount_all(handle: Any, image: str) -> list[str]:
+    """Mount what the guest's own fstab says, as libguestfs reads it; a lone file system without a system is `/`.
+
+    Which could not be mounted, and why; IntegrityError when there is nothing to mount on `/`.
+    """
     roots = handle.inspect_os()
     if roots:
         places = handle.inspect_get_mountpoints(roots[0])

@@ -5,10 +5,7 @@ from collections.abc import Mapping, Sequence
 from tasks.drivers.appliance_session import Handle
 from tasks.errors import ImageUnfit, IntegrityError
 from tasks.model.boot_names import parse_blkid
-from tasks.model.image_update import COARSE, MountedBy, nested_places
-
-_COARSE_OPTIONS = "noatime,quiet,tz=UTC"
-"""Owners and modes that vfat cannot keep are no errors."""
+from tasks.model.image_update import COARSE, MountedBy, mount_options, nested_places
 
 
 def devices(handle: Handle) -> list[dict[str, str]]:
@@ -43,18 +40,12 @@ def mount(handle: Handle, image: str, found: Mapping[MountedBy, str]) -> list[st
             if handle.realpath(place) != place or not handle.is_dir(place):
                 raise ImageUnfit(image, f"a folder {place} to mount {system.uuid} on", handle.realpath(place))
         try:
-            handle.mount_options(_options(system), device, place)
+            handle.mount_options(mount_options(system), device, place)
         except RuntimeError as error:
             raise _unmountable(handle, image, system, device, str(error)) from error
         if system.fstype == "btrfs":
             nested += nested_places(system, tuple(found), _subvolumes(handle, device))
     return nested
-
-
-def _options(system: MountedBy) -> str:
-    if system.fstype == "btrfs":
-        return f"noatime,subvol={system.subvolume or '/'}"
-    return _COARSE_OPTIONS if system.fstype == "vfat" else "noatime"
 
 
 def _device(image: str, system: MountedBy, rows: Sequence[Mapping[str, str]]) -> str:

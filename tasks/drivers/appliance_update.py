@@ -23,10 +23,6 @@ from tasks.model import boot_names, image_update
 from tasks.model.image_update import MountedBy
 
 SYSROOT = "/sysroot"
-# Deletions first: the night may need the room. Nanoseconds: a file rewritten within the second of the image is found.
-_TREE = "-aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1"
-# What vfat cannot keep is not compared; its times are even seconds, its folders' are left alone.
-_COARSE = "-rtO --whole-file --delete-before --modify-window=1"
 _PASS = f"""rsync {{options}} --from0 --filter='. /tmp/{{rules}}' --stats --no-human-readable --info=progress2 \
  --outbuf=N --log-file=/tmp/gbs-log --log-file-format=%i {appliance_channel.SOURCE} {SYSROOT}/ \
  >>{appliance_channel.OUTPUT_PORT} 2>>gbs-errors"""
@@ -169,9 +165,9 @@ def _prepare(handle: Handle, folder: Path, mounts: list[MountedBy], keep: list[s
 
 
 def _script(mounts: list[MountedBy]) -> str:
-    passes = [_PASS.format(options=_TREE, rules="gbs-tree")]
+    passes = [_PASS.format(options=image_update.TREE_OPTIONS, rules="gbs-tree")]
     if any(map(appliance_mounts.is_coarse, mounts)):
-        passes.append(_PASS.format(options=_COARSE, rules="gbs-coarse"))
+        passes.append(_PASS.format(options=image_update.COARSE_OPTIONS, rules="gbs-coarse"))
     return "cd /tmp && : >gbs-log && : >gbs-errors\n" + " &&\n".join(passes) + _ENDED
 
 

@@ -7,11 +7,19 @@ from tasks.drivers.appliance_adoption import adopt
 from tasks.drivers.appliance_boot import make_bootable
 from tasks.drivers.appliance_files import send
 from tasks.drivers.appliance_layout import read_shape
+from tasks.drivers.appliance_listing import list_files
 from tasks.drivers.appliance_session import Reporter
 from tasks.drivers.appliance_update import update
 from tasks.errors import GbsError
 
-_ANSWERS = {"update": update, "shape": read_shape, "files": send, "adopt": adopt, "make bootable": make_bootable}
+_ANSWERS = {
+    "update": update,
+    "shape": read_shape,
+    "files": send,
+    "listing": list_files,
+    "adopt": adopt,
+    "make bootable": make_bootable,
+}
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from tasks.drivers.digest import parse_listing_line, sha256_file
 from tasks.drivers.store import Store
 from tasks.errors import Ambiguous, ConfigError, IntegrityError, NothingToRecover
 from tasks.model.definition import Definition
+from tasks.model.domain_recovery import is_isolated_copy
 from tasks.model.domain_xml import parse_domain
 from tasks.model.manifest import LISTING, NightManifest
 
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def find(store: Store, hosts: Mapping[str, str], vm: str) -> Definition:
-    """The newest verified definition of the VM with that name or UUID.
+    """The newest verified definition of the VM with that name or UUID; what a recovery isolated is a copy of it.
 
     `hosts` maps each KVM host to the folder of its definitions on it. Raises NothingToRecover when no host's backup
     data has the VM, Ambiguous when two different VMs answer to the name, IntegrityError when its file is damaged.
@@ -51,6 +52,9 @@ def _definitions(store: Store, host: str, folder: str, vm: str) -> list[Definiti
             log.warning("%s is no VM definition that can be read: %s", file, exc)
             continue
         if vm in (domain.name, domain.uuid):
+            if is_isolated_copy(xml):
+                log.info("%s is an isolated copy of VM %s, not the VM", file, vm)
+                continue
             _verify(root, file, night)
             found.append(Definition(host, night.id, file, xml, domain))
     return found

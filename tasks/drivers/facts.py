@@ -3,8 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from tasks.drivers.host_shell import run_each
-from tasks.drivers.ssh import Shell
+from tasks.drivers.host_shell import SystemShell, run_each
 from tasks.errors import CommandFailed
 from tasks.model.facts import FACTS, Facts, assemble
 from tasks.model.names import one_line
@@ -14,7 +13,7 @@ _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionErro
 """What a parser raises on output of another form, or on hostile output."""
 
 
-def collect(shell: Shell, now: datetime) -> Facts:
+def collect(shell: SystemShell, now: datetime) -> Facts:
     """The facts of the client behind `shell`, as of `now`.
 
     Raises CommandFailed naming the command when a fact that must be there cannot be had or read.
@@ -23,7 +22,7 @@ def collect(shell: Shell, now: datetime) -> Facts:
     unread: list[str] = []
     outputs = run_each(shell, [fact.command for fact in FACTS.values()], deadline_s=DEADLINE_S)
     for (name, fact), output in zip(FACTS.items(), outputs, strict=True):
-        called = f"{fact.command[0]} on {shell.target.name}"
+        called = f"{fact.command[0]} on {shell.name}"
         if output.status != 0:
             if fact.optional or fact.informative:
                 continue

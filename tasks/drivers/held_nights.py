@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+from tasks.drivers import store_clock
 from tasks.drivers.engines import Engine
 from tasks.drivers.permanent import at
 from tasks.drivers.restore_points import HELD, RECORD, give_up, held, hide, in_trash, pin, pins
@@ -47,17 +48,18 @@ def brake(engine: Engine) -> Braked:
     Nothing is judged without a point to compare with.
     """
     change, damaged = engine.changes()
-    return replace(at(engine.ground.place, _judged, engine.ground.root, change, engine.ground.policy), damaged=damaged)
+    ground = engine.ground
+    return replace(at(ground.place, _judged, ground.root, ground.place.path, change, ground.policy), damaged=damaged)
 
 
-def _judged(root: Path, change: Change | None, policy: Policy) -> Braked:
+def _judged(root: Path, store: Path, change: Change | None, policy: Policy) -> Braked:
     waiting = tuple(one.night for one in held(root))
     if change is None or change.against == change.night:
         return Braked(change, waiting=waiting)
     past = _past(root)
     reasons = tuple(judge(change, past, policy.ceilings))
     if reasons and policy.brake == "hold":
-        return Braked(change, reasons, True, waiting, _hold(root, change, reasons, policy))
+        return Braked(change, reasons, True, waiting, _hold(root, store, change, reasons, policy))
     write_model(root / PAST, past.with_night(PastNight(change=change)))
     return Braked(change, reasons, waiting=waiting)
 
@@ -69,8 +71,11 @@ def _past(root: Path) -> Past:
         return Past()  # it is known too little of the client then, as at its beginning
 
 
-def _hold(root: Path, change: Change, reasons: tuple[str, ...], policy: Policy) -> tuple[str, ...]:
-    """Keep the sync aside; which nights had to go for it. The first one stays: it has changed the least."""
+def _hold(root: Path, store: Path, change: Change, reasons: tuple[str, ...], policy: Policy) -> tuple[str, ...]:
+    """Keep the sync aside; which nights had to go for it, none while the clock of `store` is in doubt.
+
+    The first one stays: it has changed the least.
+    """
     now = datetime.now(UTC)
     final = root / f"{HELD}{change.night}"
     if final.exists():
@@ -80,6 +85,8 @@ def _hold(root: Path, change: Change, reasons: tuple[str, ...], policy: Policy) 
         (root / SYNC).rename(final)
     nights = [one.night for one in held(root)]
     too_many = nights[1 : 1 + len(nights) - policy.held_nights] if len(nights) > policy.held_nights else []
+    if too_many and store_clock.doubt(store, now) is not None:
+        too_many = []
     for night in too_many:
         give_up(root / f"{HELD}{night}", now.date() + timedelta(days=policy.trash_days))
     sync_folder(root)

@@ -1,6 +1,6 @@
 """The replicas of a VM's images as retention looks at them, what it says of each, and the trash they go to.
 
-A replica that is given up stands as `.trash-<day>-<its id>-…` in its VM's folder of the permanent store until that day.
+A replica that is given up stands as `.trash-<day>-<its id>-…` beside the others until that day.
 """
 
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 
-from tasks.drivers import originals, restore_points
+from tasks.drivers import originals, restore_points, store_clock
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.permanent import PermanentPlace, at
 from tasks.drivers.store import Store, read_model, sync_folder
-from tasks.errors import IntegrityError
+from tasks.errors import ClockDoubted, IntegrityError
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import slug
@@ -46,7 +46,10 @@ def verdicts(
         ]
     count = declared.policy_of_vm(vm).image_replicas
     flavours = _flavours(declared, store, place, vm) if len(replicas) > count else set()
-    judged = judge(replicas, count, flavours, now, f"the clock is in doubt: {doubt}" if doubt else None)
+    stay = f"the clock is in doubt: {doubt}" if doubt else None
+    if vm not in declared.vms and not store.images_of(vm):
+        stay = "no client is this VM, and the store has no image of it: for you to remove"
+    judged = judge(replicas, count, flavours, now, stay)
     undoubted = judge([replace(one, hurt=None) for one in replicas], count, flavours, now)
     return [one if one.replica.there else other for one, other in zip(judged, undoubted, strict=True)]
 
@@ -56,14 +59,25 @@ def record_of(store: Store, place: str) -> Path:
     return store.root / "verified" / "replicas" / f"{slug(place)}.json"
 
 
-def give_up(place: PermanentPlace, doomed: Sequence[Verdict], due: date) -> None:
-    """Put replicas out of sight; they can be had back until they are removed, from the day `due` on."""
-    at(place, _give_up, [place.path / one.replica.place for one in doomed], due)
+def give_up(place: PermanentPlace, doomed: Sequence[Path], folders: Sequence[Path], due: date) -> None:
+    """Put replicas out of sight until the day `due`, and remove what of those in `folders` was given up and is due.
+
+    Raises ClockDoubted when something should go and nothing may.
+    """
+    try:
+        store_clock.require(place)
+    except ClockDoubted:
+        if doomed:
+            raise
+        return
+    at(place, _give_up, doomed, due)
+    for folder in folders:
+        restore_points.tidy(place, folder)
 
 
-def tidy(place: PermanentPlace, vm: str) -> int:
-    """Remove what was given up of a VM's replicas and is due; how many."""
-    return sum(restore_points.tidy(place, folder) for folder in at(place, _folders, place.path, vm))
+def folders_of(place: PermanentPlace, vm: str) -> list[Path]:
+    """Where the replicas of a VM's images lie, a folder for each KVM host."""
+    return at(place, _folders, place.path, vm)
 
 
 def pin(place: PermanentPlace, folder: Path, wanted: Pin | None) -> None:
@@ -107,7 +121,7 @@ def _folders(root: Path, vm: str) -> list[Path]:
     return sorted(root.glob(f"{IMAGES}/*/{slug(vm)}"))
 
 
-def _give_up(folders: list[Path], due: date) -> None:
+def _give_up(folders: Sequence[Path], due: date) -> None:
     for folder in folders:
         restore_points.give_up(folder, due)
         sync_folder(folder.parent)

@@ -6,16 +6,16 @@ where the night lies in a folder. What touches the permanent store is called by 
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from tasks.drivers import night_changes
 from tasks.drivers.digest import listing_line, opened, parse_listing_line
-from tasks.drivers.night_changes import differences, proven
+from tasks.drivers.night_changes import proven
 from tasks.errors import IntegrityError
-from tasks.model.file_history import Difference, Found
+from tasks.model.file_history import Difference, Found, differences
 from tasks.model.manifest import LISTING, NightManifest
 from tasks.model.name_pattern import NamePattern
 
@@ -51,17 +51,26 @@ def compare(old: ListedNight, new: ListedNight, below: str = "/") -> list[Differ
 
     IntegrityError when a listing is not the one of its manifest.
     """
+    gone, came = night_changes.differences(
+        proven(old.folder / LISTING, old.manifest), proven(new.folder / LISTING, new.manifest)
+    )
+    return differences(_found(old, gone, below), _found(new, came, below))
+
+
+def at(night: ListedNight, below: str = "/") -> dict[str, Found]:
+    """The files of a night at a path and below it: path from `/` → file.
+
+    IntegrityError when its listing is not the one of its manifest.
+    """
+    return _found(night, lines_of(proven(night.folder / LISTING, night.manifest), [below]), below)
+
+
+def _found(night: ListedNight, sums: Mapping[bytes, str], below: str) -> dict[str, Found]:
     folder = os.fsencode(below.strip("/"))
-    gone, came = differences(proven(old.folder / LISTING, old.manifest), proven(new.folder / LISTING, new.manifest))
-    rows = []
-    with _data(old) as before, _data(new) as after:
-        for path in sorted(gone.keys() | came.keys()):
-            if is_below(path, folder):
-                change: Literal["added", "removed", "changed"]
-                change = "changed" if path in gone and path in came else "added" if path in came else "removed"
-                sizes = (_size(before, path) if path in gone else None, _size(after, path) if path in came else None)
-                rows.append(Difference(shown(path), change, *sizes))
-    return rows
+    with _data(night) as data:
+        return {
+            shown(path): Found(sha256, _size(data, path)) for path, sha256 in sums.items() if is_below(path, folder)
+        }
 
 
 def lines_of(listing: Path, paths: Sequence[str]) -> dict[bytes, str]:

@@ -1,6 +1,7 @@
 """What the store has published that the permanent store is to have, too."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from tasks.drivers.store import Store, listed_model
@@ -55,7 +56,7 @@ def configurations(store: Store, devices: Sequence[str]) -> list[Original]:
 def recovery_sets(store: Store) -> list[Original]:
     """The GBS server's own recovery sets, oldest first."""
     return [
-        Original("server", kept.site, kept.id, folder, f"{SERVER}/{slug(kept.site)}/{kept.id}", kept.files)
+        Original("server", kept.site, kept.id, folder, f"{place_of_sets(kept.site)}/{kept.id}", kept.files)
         for path in sorted(store.recovery_sets.glob(f"[!.]*/{MANIFEST}"))
         if (kept := listed_model(path, ServerManifest)) is not None
         for folder in [path.parent]
@@ -89,9 +90,23 @@ def vms_there(permanent: Path) -> list[str]:
     return sorted({image.vm for image in found if image is not None})
 
 
+def vms_kept(permanent: Path) -> set[str]:
+    """The VMs of whose images anything lies in the permanent store, and be it in the trash."""
+    found = set()
+    for folder in permanent.glob(f"{IMAGES}/*/*"):
+        images = (listed_model(path, ImageManifest) for path in sorted(folder.glob(f"*/{MANIFEST}")))
+        found |= {image.vm for image in islice(filter(None, images), 1)}
+    return found
+
+
 def place_of(image: ImageManifest) -> str:
     """Where an image's replica lies below the permanent store."""
     return f"{IMAGES}/{slug(image.kvm_host)}/{slug(image.vm)}/{image.id}"
+
+
+def place_of_sets(site: str) -> str:
+    """Where the replicas of a site's recovery sets lie below the permanent store."""
+    return f"{SERVER}/{slug(site)}"
 
 
 def _templates(store: Store) -> list[tuple[Path, ImageManifest]]:

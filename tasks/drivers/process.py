@@ -41,6 +41,8 @@ class Finished:
     status: int
     stdout: bytes
     stderr: str
+    cut: bool = False
+    """Whether there was more on standard error, before what is here."""
 
     @property
     def text(self) -> str:
@@ -107,7 +109,8 @@ def run(
         raise CommandFailed(called, 126, f"{argv[0]} cannot be started: {exc.strerror}") from exc
     try:
         ends_at = time.monotonic() + deadline_s
-        stdout, stderr = _communicate(process, stdin, ends_at, on_output, watch)
+        stdout, err = _communicate(process, stdin, ends_at, on_output, watch)
+        stderr = _tail(err)
         status = _wait(process, ends_at, stderr)
     except TimeoutError as exc:
         kill_session(process)
@@ -121,7 +124,7 @@ def run(
                     pipe.close()
     if not accept(status):
         raise CommandFailed(called, status, stderr or stdout[-TAIL_BYTES:].decode("utf-8", "replace").strip())
-    return Finished(tuple(argv), status, stdout, stderr)
+    return Finished(tuple(argv), status, stdout, stderr, cut=len(err) > TAIL_BYTES)
 
 
 def _communicate(
@@ -130,8 +133,11 @@ def _communicate(
     ends_at: float,
     on_output: Callable[[bytes], None] | None,
     watch: Watch | None,
-) -> tuple[bytes, str]:
-    """Feed and drain the pipes until both outputs close; TimeoutError carries the end of standard error."""
+) -> tuple[bytes, bytearray]:
+    """Feed and drain the pipes until both outputs close; TimeoutError carries the end of standard error.
+
+    Of standard error more than TAIL_BYTES are returned when there were more.
+    """
     assert process.stdout is not None  # noqa: S101 - both are pipes: `run` asked for them
     assert process.stderr is not None  # noqa: S101
     out, err = bytearray(), bytearray()
@@ -166,7 +172,7 @@ def _communicate(
                     key.data.extend(chunk)
                 if key.data is err and len(err) > 16 * TAIL_BYTES:
                     del err[: -8 * TAIL_BYTES]
-    return bytes(out), _tail(err)
+    return bytes(out), err
 
 
 def _wait(process: subprocess.Popen[bytes], ends_at: float, stderr: str) -> int:

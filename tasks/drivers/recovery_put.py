@@ -1,11 +1,11 @@
 """Put a VM on a KVM host step by step, and take away again what an interrupted run left, by its record.
 
-The record is written before each step. A file is under way with the run's id in its name; its inode is noted before it
-gets its own name, so that what stands there later is known to be ours or somebody else's. The VM bears the run's id.
+The record is written before each step. A file is under way with the run's id in its name; which file it is is noted
+before it gets its own name, so that what stands there later is known to be ours or somebody else's. The VM bears the
+run's id.
 """
 
 import contextlib
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,17 +13,17 @@ from typing import Any
 
 import libvirt
 
-from tasks.drivers.host_files import DEADLINE_S, stat_files
+from tasks.drivers import recovery_files
+from tasks.drivers.host_files import DEADLINE_S
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.drivers.store import Store, read_model, write_model
-from tasks.errors import CommandFailed, IntegrityError, LeftBehind, RecoveryRefused
+from tasks.errors import CommandFailed, IntegrityError, RecoveryRefused
 from tasks.model.domain_recovery import run_of
 from tasks.model.names import slug
 from tasks.model.recovery_plan import ISOLATED, Place
-from tasks.model.recovery_record import PutFile, PutRecord, isolated_network
+from tasks.model.recovery_record import PutRecord, Settlement, isolated_network, settlement
 
-log = logging.getLogger(__name__)
 COPY_DEADLINE_S = 6 * 3600
 REFRESH_DEADLINE_S = 600
 """libvirt opens every volume of a pool."""
@@ -40,8 +40,6 @@ _NAME = (
     'if [ -d "$1" ]; then [ ! -e "$2" ] && exec mv -T -- "$1" "$2"; else ln -T -- "$1" "$2" && exec rm -f -- "$1"; fi'
 )
 _UNPACK = 'umask 022 && rm -rf -- "$2" && mkdir -- "$2" && exec tar -C "$2" --strip-components=1 -xf "$1"'
-# Also the names by which rsync has a file until its end.
-_REMOVE_PARTIAL = 'rm -rf -- "$1" && exec rm -f -- "$2"/."$3".??????'
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -113,19 +111,17 @@ def place_file(
             sent = send(source, partial)
         if status != _SHARED:
             _require_whole(shell, partial, sha256)
-    (stat,) = stat_files(shell, [partial])
-    if stat is None:
+    (found,) = recovery_files.identify(shell, [partial])
+    if found is None:
         raise IntegrityError(partial, "the file that was sent", "nothing")
-    ledger.write(record.noting(place.role, stat.inode))
+    ledger.write(record.noting(place.role, found))
     shell.run(["sh", "-c", _NAME, "sh", partial, place.path], deadline_s=DEADLINE_S, name=f"name {place.path}")
     return sent
 
 
 def _is_named(shell: HostShell, record: PutRecord, place: Place) -> bool:
     """Whether it was done already, when it is tried again after the connection broke."""
-    noted = next((file.inode for file in record.files if file.role == place.role), None)
-    (stat,) = stat_files(shell, [place.path])
-    return stat is not None and stat.inode == noted
+    return bool(recovery_files.own(shell, [file for file in record.files if file.role == place.role]))
 
 
 def _nearby(shell: HostShell, source: Path, partial: str, boot_id: str) -> int:
@@ -182,14 +178,16 @@ def define_and_start(host: Host, ledger: Ledger, xml: str, pools: Sequence[str],
             reason = f"a VM of its UUID has come to {record.kvm_host} meanwhile"
             raise RecoveryRefused(f"VM {record.name}", reason, "look at it: virsh list --all --uuid --name")
         host.define(xml, record.name)
-    start(host.domain(record.uuid))
+    start(host, ledger)
     if autostart:
         host.domain(record.uuid).call("set autostart", lambda handle: handle.setAutostart(1))
 
 
-def start(domain: HostDomain) -> None:
-    """Start a VM that is defined, unless it runs."""
-    domain.call("start", lambda handle: handle.isActive() or handle.create())
+def start(host: Host, ledger: Ledger) -> None:
+    """Start the recovery's VM unless it runs; that is noted before, as somebody may use it from then on."""
+    record = _required(ledger)
+    ledger.write(record.model_copy(update={"started": True}))
+    host.domain(record.uuid).call("start", lambda handle: handle.isActive() or handle.create())
 
 
 def made_by(host: Host, record: PutRecord) -> HostDomain | None:
@@ -199,10 +197,19 @@ def made_by(host: Host, record: PutRecord) -> HostDomain | None:
     return domain if domain is not None and run_of(text) == record.run else None
 
 
+def settlement_of(host: Host, shell: HostShell, earlier: PutRecord, wanted: PutRecord) -> Settlement:
+    """What becomes of an earlier run's VM and files, now that `wanted` is asked for. Nothing is changed."""
+    domain = made_by(host, earlier)
+    runs = domain is not None and domain.call("ask whether it runs", lambda handle: bool(handle.isActive()))
+    left = [file.path for file in recovery_files.own(shell, earlier.files)]
+    return settlement(earlier, wanted, there=domain is not None, runs=runs, left=left)
+
+
 def clear(host: Host, shell: HostShell, ledger: Ledger) -> list[str]:
     """Take away all that the record's recovery put there; what it was. Nothing else is touched.
 
-    Something in a place of ours that is not ours is left and said. LeftBehind when something cannot be removed.
+    For the run itself that fails, for a drill, and for what was never started: see `settlement`.
+    What is left alone see `recovery_files.remove`. LeftBehind when something cannot be removed.
     """
     record = ledger.read()
     if record is None:
@@ -212,32 +219,13 @@ def clear(host: Host, shell: HostShell, ledger: Ledger) -> list[str]:
         domain.call("stop", lambda handle: handle.destroy() if handle.isActive() else 0)
         domain.call("undefine", lambda handle: handle.undefineFlags(_UNDEFINE))
         removed.append(f"VM {record.name}")
-    for file in record.files:
-        removed += _remove(shell, record, file)
+    removed += recovery_files.remove(host, shell, record)
     if record.isolated and _remove_network(host):
         removed.append(f"network {ISOLATED}")
     if record.working_copy is not None:
         shutil.rmtree(record.working_copy, ignore_errors=True)
     ledger.end()
     return removed
-
-
-def _remove(shell: HostShell, record: PutRecord, file: PutFile) -> list[str]:
-    partial = record.partial(file.path)
-    folder, name = str(PurePosixPath(partial).parent), PurePosixPath(partial).name
-    for path, called in ((partial, name), (f"{partial}.tar", f"{name}.tar")):
-        shell.run(["sh", "-c", _REMOVE_PARTIAL, "sh", path, folder, called], deadline_s=DEADLINE_S, name=f"rm {path}")
-    (stat,) = stat_files(shell, [file.path])
-    if stat is None:
-        return []
-    if stat.inode != file.inode:
-        log.warning("%s on %s is not what the recovery put there: it is left alone", file.path, record.kvm_host)
-        return []
-    done = shell.run(["rm", "-rf", "--", file.path], deadline_s=DEADLINE_S, check=False)
-    if done.status != 0:
-        undo = f"rm -r {file.path}"
-        raise LeftBehind(f"{file.path} on {record.kvm_host}", done.stderr.strip(), undo)
-    return [file.path]
 
 
 def _remove_network(host: Host) -> bool:

@@ -6,15 +6,18 @@ from typing import Any
 
 import libvirt
 
+from tasks.drivers import recovery_files
 from tasks.drivers.host_files import DEADLINE_S, folder_of, free_space
 from tasks.drivers.host_shell import HostShell, run_each
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.errors import HypervisorError
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Capabilities, Fit, fit, machine_family, parse_capabilities
-from tasks.model.domain_xml import Domain, names_path, parse_domain, read_tree
+from tasks.model.domain_recovery import run_of
+from tasks.model.domain_xml import Domain, names_file, parse_domain, read_tree
 from tasks.model.names import human_bytes
-from tasks.model.recovery_plan import ISOLATED, Place, Plan, Pool
+from tasks.model.recovery_plan import ISOLATED, Identity, Plan, Pool
+from tasks.model.recovery_record import PutRecord
 
 OTHER_HOST = "choose another KVM host with --to"
 _FILE_POOLS = ("dir", "fs", "netfs")
@@ -64,23 +67,33 @@ def pools(target: Target, names: Iterable[str]) -> dict[str, Pool]:
 
 
 def clashes(
-    target: Target, plan: Plan, domain: Domain, volumes: Iterable[str], there: Mapping[str, Pool]
+    target: Target,
+    plan: Plan,
+    domain: Domain,
+    volumes: Iterable[str],
+    there: Mapping[str, Pool],
+    earlier: PutRecord | None = None,
 ) -> list[Finding]:
-    """Why the VM cannot be put there: names, UUIDs, MACs, files and volumes in use, networks and pools that lack."""
+    """Why the VM cannot be put there: names, UUIDs, MACs, files and volumes in use, networks and pools that lack.
+
+    What an `earlier` run put there is in nobody's way: it is removed first.
+    """
     return [
-        *_identities(target, plan, domain),
-        *_files(target, plan),
+        *_identities(target, plan, domain, earlier),
+        *_files(target, plan, earlier),
         *_pools(volumes, there),
         *_networks(target, plan, domain),
         *_secret(target, plan, domain),
     ]
 
 
-def _identities(target: Target, plan: Plan, domain: Domain) -> list[Finding]:
+def _identities(target: Target, plan: Plan, domain: Domain, earlier: PutRecord | None) -> list[Finding]:
     identity, where, found = plan.identity, target.host.name, []
     macs = {identity.macs.get(mac, mac) for mac in domain.macs}
     for other in target.host.domains():
         texts = [other.xml(), *filter(None, [other.inactive_xml()])]
+        if earlier is not None and run_of(texts[-1]) == earlier.run:
+            continue
         if other.name == identity.name:
             fix = f"shut it down and rename it: virsh domrename {other.name} NEW-NAME; or bring back a second one: --as"
             found.append(refused("name", f"{where} has a VM of that name", fix))
@@ -91,26 +104,22 @@ def _identities(target: Target, plan: Plan, domain: Domain) -> list[Finding]:
             fix = "change that one's, or bring back a second VM: --as"
             found.append(refused("MAC", f"{', '.join(taken)} belongs to VM {other.name} on {where}", fix))
         for place in plan.places:
-            if other.uuid != identity.uuid and any(_names(text, place) for text in texts):
+            if other.uuid != identity.uuid and any(names_file(text, place.path, place.volume) for text in texts):
                 fix = "that VM would share it: remove it from its definition"
                 found.append(refused(f"file of {place.role}", f"VM {other.name} on {where} names {place.path}", fix))
     return found
 
 
-def _names(text: str, place: Place) -> bool:
-    disks = {disk.source for disk in parse_domain(text).disks}
-    return names_path(text, place.path) or bool(place.volume and place.volume in disks)
-
-
-def _files(target: Target, plan: Plan) -> list[Finding]:
+def _files(target: Target, plan: Plan, earlier: PutRecord | None) -> list[Finding]:
     """One round trip for all of them; a path is taken by whatever lies there, a dangling link too."""
     places = plan.places
     looks = [["test", *test, place.path] for place in places for test in (("-e",), ("-L",))]
     folders = sorted({folder_of(disk.path) for disk in plan.disks})
     answers = run_each(target.shell, [*looks, *(["test", "-d", folder] for folder in folders)], deadline_s=DEADLINE_S)
     found = []
+    ours = {file.path for file in recovery_files.own(target.shell, earlier.files)} if earlier is not None else ()
     for number, place in enumerate(places):
-        if 0 in (answers[2 * number].status, answers[2 * number + 1].status):
+        if place.path not in ours and 0 in (answers[2 * number].status, answers[2 * number + 1].status):
             reason = f"{place.path} exists on {target.host.name}"
             found.append(refused(f"file of {place.role}", reason, "move it away; it is never overwritten"))
     for folder, answer in zip(folders, answers[len(looks) :], strict=True):
@@ -190,21 +199,43 @@ def leads_out(text: str) -> bool:
     return root.find("forward") is not None or root.find("ip") is not None
 
 
-def room(target: Target, plan: Plan, needed: Mapping[str, int]) -> list[Finding]:
-    """Refused where the files of a file system (bytes by role, as they are allocated) do not fit together."""
-    sums: dict[str, tuple[int, int, str]] = {}
+@dataclass(frozen=True)
+class Need:
+    """The bytes that a file takes as it is allocated now, that it may take at most, and that it has there already."""
+
+    size_bytes: int
+    most_bytes: int = 0
+    there_bytes: int = 0
+
+
+def room(target: Target, plan: Plan, needed: Mapping[str, Need], growth_bytes: int = 0) -> list[Finding]:
+    """Refused where the files of a file system do not fit together; `needed` by role.
+
+    They may grow by so many bytes before they come there, all of it in any of them.
+    """
+    needs: dict[str, list[Need]] = {}
+    where: dict[str, tuple[int, str]] = {}
     for place in plan.places:
         folder = folder_of(place.path)
         left = free_space(target.shell, folder)
-        taken, _, first = sums.get(left.file_system, (0, 0, folder))
-        sums[left.file_system] = taken + needed.get(place.role, 0), left.size_bytes, first
+        needs.setdefault(left.file_system, []).append(needed.get(place.role, Need(0)))
+        where.setdefault(left.file_system, (left.size_bytes, folder))
+    sums = {
+        system: min(
+            sum(need.size_bytes for need in files) + growth_bytes,
+            sum(max(need.size_bytes, need.most_bytes) for need in files),
+        )
+        - sum(need.there_bytes for need in files)
+        for system, files in needs.items()
+    }
     return [
         refused(
             "room",
             f"{folder} on {target.host.name} has {human_bytes(free)} free, {human_bytes(taken)} are needed",
             "make room or " + OTHER_HOST,
         )
-        for taken, free, folder in sums.values()
+        for system, taken in sums.items()
+        for free, folder in (where[system],)
         if free < taken
     ]
 
@@ -231,6 +262,11 @@ def _capabilities(target: Target, domain: Domain, machine: str | None) -> Capabi
             lambda connection: str(connection.getDomainCapabilities(None, domain.arch, machine, domain.type, 0)),
         )
     )
+
+
+def known(host: Host, identity: Identity) -> HostDomain | None:
+    """The VM of that name or UUID, whether it runs or not."""
+    return host.find(identity.name) or host.find_uuid(identity.uuid)
 
 
 def runs(host: Host, uuid: str) -> HostDomain | None:

@@ -52,8 +52,9 @@ class _NotAlike(Exception):
 def begin(root: Path, source: Path, renewal: Renewal, newest: str, today: date) -> bool:
     """Make `.sync` of the point `newest` but for what changed, and the list of what rsync has to copy from `source`.
 
-    False when it is not to be had so, and what is there as `.sync` is no good then: the point is not of the night that
-    was compared with, or not sound, or lacks a file that did not change. Called by `permanent.at`.
+    A tree that was given up and is due by `today` may become it. False when it is not to be had so, and what is there
+    as `.sync` is no good then: the point is not of the night that was compared with, or not sound, or lacks a file that
+    did not change. Called by `permanent.at`.
     """
     point = next((point for point in retained(root) if point.name == newest), None)
     if point is None or not point.sound or point.night != renewal.changed.since:

@@ -3,6 +3,7 @@
 It works the other way round, too: `folder` may be the original, and `good` its replica.
 """
 
+import hashlib
 import os
 import random
 from contextlib import closing, suppress
@@ -29,17 +30,27 @@ class Checked:
     read_bytes: int = 0
     damaged: tuple[str, ...] = ()
     healed: tuple[str, ...] = ()
+    chunks: frozenset[tuple[str, int]] = frozenset()
+    """The damaged chunks of disks, as far as it is some chunks and not the file."""
 
     @property
     def left(self) -> tuple[str, ...]:
         """What stays damaged."""
         return tuple(path for path in self.damaged if path not in self.healed)
 
+    @property
+    def what(self) -> dict[str, str]:
+        """The files that were damaged, and a digest of what of each: the same as long as the damage is."""
+        chunks: dict[str, list[int]] = {path: [] for path in self.damaged}
+        for path, number in sorted(self.chunks):
+            chunks[path].append(number)
+        return {path: hashlib.sha256(repr(numbers).encode()).hexdigest() for path, numbers in chunks.items()}
+
     def __add__(self, other: "Checked") -> "Checked":
         damaged = tuple(dict.fromkeys((*self.damaged, *other.damaged)))
         left = {*self.left, *other.left}
         healed = tuple(path for path in damaged if path not in left)
-        return Checked(self.read_bytes + other.read_bytes, damaged, healed)
+        return Checked(self.read_bytes + other.read_bytes, damaged, healed, self.chunks | other.chunks)
 
 
 def check(
@@ -173,4 +184,5 @@ def _check_chunks(folder: Path, file: FileRecord, chunks: Digests, good: Path | 
             wanted = {number: chunks[number] for number in bad}
             copy_chunks(good / file.path, path, file.size_bytes, wanted, doubt=True)
             healed = True
-    return Checked(size_bytes, (file.path,), (file.path,) if healed else ())
+    where = frozenset((file.path, number) for number in bad)
+    return Checked(size_bytes, (file.path,), (file.path,) if healed else (), where)

@@ -92,17 +92,6 @@ def forget_partial(place: PermanentPlace, folder: str, wanted: set[str]) -> None
             remove(left, watching(place))
 
 
-def give_up(place: PermanentPlace, folder: str, chosen: Callable[[Path], list[Path]]) -> None:
-    """Remove the replicas in `folder` of the store that a module's function chooses, out of sight first."""
-    for doomed in at(place, _hide, place.path / folder, chosen):
-        remove(doomed, watching(place))
-
-
-def _hide(folder: Path, chosen: Callable[[Path], list[Path]]) -> list[Path]:
-    hidden = [path.rename(path.with_name(f".delete-{path.name}")) for path in chosen(folder)]
-    return [*(path for path in folder.glob(".delete-*") if path not in hidden), *hidden]
-
-
 def published(root: Path) -> dict[str, Kind]:
     """What replicas there are: their places below the permanent store, and what they are."""
     return {

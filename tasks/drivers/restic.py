@@ -1,6 +1,7 @@
 """restic 0.14 and later: what is done with a repository (`tasks.drivers.restic_repository`)."""
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -9,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.drivers import process
 from tasks.drivers.process import Watch
 from tasks.drivers.restic_repository import QUICK_S, Repository, run, time_of
-from tasks.errors import CommandFailed, CommandTimedOut, StoreNotMounted, is_transient
+from tasks.errors import CommandFailed, CommandTimedOut, IntegrityError, StoreNotMounted, is_transient
+from tasks.model.names import one_line
 
 INCOMPLETE = 3
 STALLED_S = 1800
@@ -23,6 +24,15 @@ _ABOUT_DAMAGE = re.compile(
     r"does not exist|unexpected file size|does not match|not found|[Ff]ailed|contains|error|[Dd]amaged"
 )
 _READ_PACKS = re.compile(r"(\d+) / \d+ packs")
+_UNREADABLE = re.compile(
+    r"ciphertext verification failed|invalid data returned|(?:invalid|wrong) hash|not found in repository"
+    r"|ReadFull\(<data/\w+>\): (?:unexpected )?EOF|/[0-9a-f]{64}: no such file or directory"
+    r"|specified key does not exist|from \d+ packs failed"
+)
+"""What restic says of something that is damaged or gone, and not only out of reach."""
+_UNLISTED = re.compile("could not load snapshot|Ignoring ")
+_NO_SUCH_PATH = re.compile(r"path .* not found in snapshot")
+log = logging.getLogger(__name__)
 LONGEST_WORDS = 300
 _PATTERN = re.compile(r"[\\*?\[\]]")
 """What is no plain character in a pattern of restic's."""
@@ -47,11 +57,18 @@ class Made:
 
 
 def snapshots(repository: Repository) -> list[Snapshot] | None:
-    """Every snapshot, oldest first; None when there is no repository."""
+    """Every snapshot, oldest first; None when there is no repository.
+
+    One that is damaged is told and left out, as restic does with any that it cannot read: CommandFailed for the others.
+    """
     try:
         finished = run(repository, "snapshots", "--json", "--no-lock", deadline_s=QUICK_S)
     except StoreNotMounted:
         return None
+    for line in filter(_UNLISTED.match, finished.stderr.splitlines()):
+        if not _UNREADABLE.search(line):
+            raise CommandFailed("restic snapshots", finished.status, line)
+        log.error("restic repository %s: %s", repository.url, line)
     rows: list[dict[str, Any]] = json.loads(finished.text or "[]") or []
     found = [Snapshot(row["id"], row["tree"], time_of(row["time"]), tuple(row.get("tags") or ())) for row in rows]
     return sorted(found, key=lambda snapshot: snapshot.time)
@@ -188,9 +205,24 @@ def sizes(repository: Repository, snapshot: str, paths: Collection[str], deadlin
     return found
 
 
-def dump(repository: Repository, snapshot: str, path: str) -> bytes:
-    """The content of a file in a snapshot."""
-    return run(repository, "dump", "--no-lock", snapshot, path, deadline_s=QUICK_S).stdout
+def dump(repository: Repository, snapshot: str, path: str) -> bytes | None:
+    """The content of a file in a snapshot; None when it has no such file, IntegrityError when that is damaged.
+
+    Any other failure is no word about what is kept.
+    """
+    try:
+        return run(repository, "dump", "--no-lock", snapshot, path, deadline_s=QUICK_S).stdout
+    except CommandFailed as exc:
+        if _NO_SUCH_PATH.search(str(exc)):
+            return None
+        if is_damage(exc):
+            raise IntegrityError(f"snapshot {snapshot[:8]}: {path}", "what was stored", one_line(str(exc))) from exc
+        raise
+
+
+def is_damage(error: CommandFailed) -> bool:
+    """Whether it failed as something that is kept is damaged or gone; else it is no word about that."""
+    return not is_transient(error) and _UNREADABLE.search(str(error)) is not None
 
 
 @dataclass(frozen=True)
@@ -220,7 +252,7 @@ def check(repository: Repository, percent: float, deadline_s: float) -> Found:
     if finished.status == 0:
         return Found(read, frozenset(), "")
     packs, said = parse_damage(f"{finished.text}\n{finished.stderr}")
-    return Found(read, frozenset(packs if len(finished.stderr) < process.TAIL_BYTES else ()), said)
+    return Found(read, frozenset(() if finished.cut else packs), said)
 
 
 def stored_bytes(repository: Repository, deadline_s: float) -> int:

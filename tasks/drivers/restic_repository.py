@@ -36,7 +36,10 @@ _NONE = re.compile(
 )
 """What restic says of an unopened repository when it is none, and not only out of reach."""
 DEAD_AFTER = timedelta(minutes=30)
-"""restic writes its lock anew every five minutes, and calls one this old stale."""
+"""restic writes its lock anew every five minutes, and `unlock` asks no more whether the process of one this old lives.
+
+Of another host's lock this says nothing: its time is by that host's clock.
+"""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _locks(repository: Repository) -> list[str]:
 
 def _remove_dead_locks(repository: Repository) -> None:
     """Remove what killed ones left, and no lock that came since; Locked when one may be somebody's who works."""
-    now, dead = datetime.now(UTC), dict[str, Mapping[str, Any]]()
+    dead = dict[str, Mapping[str, Any]]()
     for lock in _locks(repository):
         try:
             held = json.loads(run(repository, "cat", "lock", lock, "--no-lock", deadline_s=QUICK_S).text)
@@ -151,7 +154,7 @@ def _remove_dead_locks(repository: Repository) -> None:
             if lock in _locks(repository):
                 raise  # whose it is is not known
             continue  # it is gone meanwhile
-        if not _is_dead(held, now):
+        if not _is_dead(held):
             raise _locked(repository, held)
         dead[lock] = held
     if dead and repository.folder is not None:
@@ -159,20 +162,25 @@ def _remove_dead_locks(repository: Repository) -> None:
         process.run(argv, deadline_s=QUICK_S, watch=repository.watch, name=f"removal of locks in {repository.url}")
     elif dead:
         for held in dead.values():
-            if not _is_old(held, now) and os.path.exists(f"/proc/{held['pid']}"):
+            if not _is_old(held, datetime.now(UTC)) and os.path.exists(f"/proc/{held['pid']}"):
                 raise _locked(repository, held)  # `unlock` would send a SIGHUP to whoever has that number by now
         run(repository, "unlock", deadline_s=QUICK_S)
 
 
 def _locked(repository: Repository, held: Mapping[str, Any]) -> Locked:
     who = f"{held.get('username')} on {held.get('hostname')}, process {held.get('pid')}, since {held['time']}"
+    if not _is_ours(held):
+        who += "; if none works there any more: restic unlock"
     return Locked(f"restic repository {repository.url}", who)
 
 
-def _is_dead(held: Mapping[str, Any], now: datetime) -> bool:
-    if _is_old(held, now):
-        return True
-    if held.get("hostname") != socket.gethostname():
+def _is_ours(held: Mapping[str, Any]) -> bool:
+    return bool(held.get("hostname") == socket.gethostname())
+
+
+def _is_dead(held: Mapping[str, Any]) -> bool:
+    """Whether it is of a process of this machine that is gone; of another's nobody here can tell."""
+    if not _is_ours(held):
         return False
     try:
         return "restic" not in os.path.basename(os.readlink(f"/proc/{held['pid']}/exe"))

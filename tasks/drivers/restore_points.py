@@ -6,7 +6,7 @@ permanent store and are called by `tasks.drivers.permanent.at`; those that are g
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from tasks.drivers.store import read_model, remove, sync_folder, write_model
 from tasks.errors import IntegrityError
 from tasks.model.anomaly import HeldNight
 from tasks.model.manifest import MANIFEST, NightManifest
-from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Rules, plan
+from tasks.model.names import one_line
+from tasks.model.retention import KEPT, SYNC, Move, Pin, Pins, Point, Reading, Readings, Rules, night_of, plan
 
 PINS, READINGS = ".pins.json", ".readings.json"
 HELD, RECORD = ".held-", "held.json"
@@ -83,15 +84,36 @@ def pinned(root: Path) -> dict[str, Pin]:
     }
 
 
-def retained(root: Path, found: Mapping[str, NightManifest | None] | None = None) -> list[Point]:
-    """The restore points as retention looks at them: those below the root, or those that another engine has `found`."""
-    kept, read = pinned(root), readings(root).nights
-    return [
-        Point(name, night.id, night.ended, kept.get(night.id), night.id in read and bool(read[night.id].damaged))
-        if night
-        else Point(name)
-        for name, night in (points(root) if found is None else found).items()
-    ]
+def _pin_of(root: Path) -> Callable[[str | None], Pin | None]:
+    """The pin of a night; each has one while it cannot be told which do."""
+    try:
+        pins_by_night = pinned(root)
+        unclear = next((f"{HELD}{one.night}: {RECORD} cannot be read" for one in held(root) if not one.change), None)
+    except IntegrityError as exc:
+        pins_by_night, unclear = {}, one_line(str(exc))
+
+    def pin_of(night: str | None) -> Pin | None:
+        if night is None or night in pins_by_night or unclear is None:
+            return pins_by_night.get(night or "")
+        return Pin(night=night, until=date.max, reason=f"which nights are cannot be read: {unclear}")
+
+    return pin_of
+
+
+def retained(root: Path, found: Mapping[str, tuple[str, NightManifest | None]] | None = None) -> list[Point]:
+    """The restore points as retention looks at them: those below the root, or those that another engine has `found`.
+
+    It says their nights also of those whose manifests cannot be read, as the names of `kept.` ones do.
+    """
+    there = {name: (night_of(name), manifest) for name, manifest in points(root).items()} if found is None else found
+    pin_of, read = _pin_of(root), readings(root).nights
+    retained = list[Point]()
+    for name, (told, manifest) in there.items():
+        night, content = (manifest.id, manifest.ended) if manifest else (told, None)
+        unreadable = manifest is None and (found is not None or (root / name / MANIFEST).exists())
+        damaged = manifest is None or (night in read and bool(read[manifest.id].damaged))
+        retained.append(Point(name, night, content, pin_of(night), damaged, unreadable))
+    return retained
 
 
 def readings(root: Path) -> Readings:
@@ -127,28 +149,57 @@ def _order(name: str) -> tuple[int, int | str]:
     return (_INTERVALS.index(interval), int(number)) if interval in _INTERVALS else (len(_INTERVALS), number)
 
 
-def planned(root: Path, rules: Rules, now: datetime, sync: str) -> list[Move]:
-    """The moves that `rotate` would make."""
-    return plan(retained(root), rules, stamp_of(root / sync).ended, now, sync)
+def planned(root: Path, store: Path, rules: Rules, now: datetime, sync: str) -> list[Move]:
+    """The moves that `rotate` would make, and the errors that it would raise before."""
+    stamp, newest = stamp_of(root / sync), root / f"{rules.retain[0].interval}.0"
+    return moves(store, retained(root), (str(newest), _manifest_of(newest)), stamp, rules, now, sync)
+
+
+def moves(
+    store: Path,
+    there: Sequence[Point],
+    newest: tuple[str, NightManifest | None],
+    stamp: NightManifest,
+    rules: Rules,
+    now: datetime,
+    sync: str,
+) -> list[Move]:
+    """What taking a stamped sync in does to the points of any engine; [] when it is the newest one already.
+
+    `newest` is what that is called, and its manifest. The clock of the permanent store, whose root is `store`, is asked
+    when something moves, since to ask is to write there. IntegrityError when the newest point is of a later time:
+    nothing would rotate until then.
+    """
+    found = plan(there, rules, stamp.ended, now, sync)
+    if found:
+        doubt = store_clock.doubt(store, now)
+        return found if doubt is None else plan(there, rules, stamp.ended, now, sync, doubt)
+    where, manifest = newest
+    if manifest is not None and manifest != stamp:
+        expected = f"the stamp of night {stamp.id}"
+        raise IntegrityError(where, expected, f"that of {manifest.id}: was a clock wrong?")
+    return []
 
 
 def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int, sync: str = SYNC) -> list[Move]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
     What is given up is out of sight, and removed by `tidy` once `trash_days` have passed; while the clock is in doubt
-    nothing is. Raises IntegrityError when
-    there is no stamped sync, when its stamp did not arrive in the newest point, or when the newest point is of a later
-    time: nothing would rotate until then.
+    nothing is. Raises IntegrityError when there is no stamped sync, or when the newest point is of a later time:
+    nothing would rotate until then.
     """
-    now = datetime.now(UTC)
-    return at(place, _rotate, root, rules, now, trash_days, sync, place.path)
+    return at(place, _rotate, root, place.path, rules, datetime.now(UTC), trash_days, sync)
 
 
 def tidy(place: PermanentPlace, root: Path) -> int:
-    """Remove what was given up and is due, and what failed runs left; how many trees."""
+    """Remove what was given up and is due, and what failed runs left; how many trees.
+
+    IntegrityError in the end when it cannot be told what is pinned: nothing is given up then.
+    """
     doomed = at(place, _doomed, root, datetime.now(UTC).date())
     for folder in doomed:
         remove(folder, watching(place))
+    at(place, pins, root)
     return len(doomed)
 
 
@@ -160,33 +211,20 @@ def stamp_of(sync: Path) -> NightManifest:
     return stamp
 
 
-def _rotate(
-    root: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC, store: Path | None = None
-) -> list[Move]:
-    """As `rotate`; the clock of `store` is asked when something moves, since to ask is to write there."""
+def _rotate(root: Path, store: Path, rules: Rules, now: datetime, trash_days: int, sync: str = SYNC) -> list[Move]:
+    """As `rotate`."""
     mend(root)
-    stamp = stamp_of(root / sync)
-    moves = plan(retained(root), rules, stamp.ended, now, sync)
-    if moves and store is not None and (doubt := store_clock.doubt(store, now)) is not None:
-        moves = plan(retained(root), rules, stamp.ended, now, sync, doubt)
-    _make(root, moves, rules, stamp, now.date() + timedelta(days=trash_days))
-    return moves
+    made = planned(root, store, rules, now, sync)
+    _make(root, made, root / f"{rules.retain[0].interval}.0", now.date() + timedelta(days=trash_days))
+    return made
 
 
-def _make(root: Path, moves: Sequence[Move], rules: Rules, stamp: NightManifest, due: date) -> None:
-    """Make planned moves; what is given up may be removed from the day `due`.
-
-    IntegrityError when the newest point then has another stamp.
-    """
+def _make(root: Path, moves: Sequence[Move], newest: Path, due: date) -> None:
+    """Make planned moves; what is given up may be removed from the day `due`."""
     leaving = [_aside(root / move.point) for move in moves if move.to is None]
     for move in moves:
         if move.to is not None:
             (root / move.point).rename(root / move.to)
-    newest = root / f"{rules.retain[0].interval}.0"
-    found = read_model(newest / MANIFEST, NightManifest)
-    if found != stamp:
-        expected = f"the stamp of night {stamp.id}"
-        raise IntegrityError(str(newest), expected, f"that of {found.id}: was a clock wrong?" if found else "none")
     (newest / RECORD).unlink(missing_ok=True)  # of a night that was held
     for folder in leaving:
         give_up(folder, due)

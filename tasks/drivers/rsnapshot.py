@@ -11,10 +11,10 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
-from tasks.drivers import process
+from tasks.drivers import process, store_clock
 from tasks.drivers.permanent import PermanentPlace, at, watching
 from tasks.drivers.renewal import FULL_EVERY, Renewal, begin
 from tasks.drivers.restore_points import hide, mend, remains
@@ -128,7 +128,9 @@ def _renewed(place: PermanentPlace, source: Path, root: Path, deadline_s: float,
 
 
 def _renew(place: PermanentPlace, source: Path, root: Path, deadline_s: float, renewal: Renewal) -> bool:
-    if not at(place, begin, root, source, renewal, NEWEST, datetime.now(UTC).date()):
+    now = datetime.now(UTC)
+    doubt = at(place, store_clock.doubt, place.path, now)
+    if not at(place, begin, root, source, renewal, NEWEST, now.date() if doubt is None else date.min):
         return False
     argv = ["rsync", EVERYTHING, *renewal.options]
     places = [f"{source}/", f"{root / SYNC}/"]

@@ -55,11 +55,6 @@ class Transferred:
     vanished: tuple[str, ...] = ()
 
 
-def escaped(path: str) -> str:
-    """The pattern that matches this path only (rsync(1), "Pattern matching rules": without wildcards it is literal)."""
-    return re.sub(r"([*?\[\\])", r"\\\1", path) if re.search(r"[*?\[]", path) else path
-
-
 @dataclass(frozen=True)
 class Wanted:
     """What is pulled, and how: what is kept of files, patterns that are left out, trees that are linked to."""

@@ -98,12 +98,21 @@ def _image(stores: Stores, wish: Wish, night: Night) -> tuple[Path, ImageManifes
     """The image that the night fits, where it lies, the definition, and which KVM host had that."""
     if wish.permanent:
         replicas = permanent.at(stores.place, _replicas, stores.place.path, wish.vm)
-        folder, image = newest_fitting(wish.vm, replicas, night.manifest)
+        folder, image = newest_fitting(wish.vm, replicas, night.manifest, none=_no_image(wish, "permanent store"))
         return folder, image, permanent.at(stores.place, _text, folder / DEFINITION), image.kvm_host
     hosts = {host: section.definitions for host, section in stores.declared.kvm_hosts.items()}
     found = definitions.find(stores.store, hosts, wish.vm)
-    folder, image = newest_fitting(wish.vm, stores.store.images_of(found.domain.name), night.manifest)
+    images = stores.store.images_of(found.domain.name)
+    folder, image = newest_fitting(wish.vm, images, night.manifest, none=_no_image(wish, "store"))
     return folder, image, found.xml, found.kvm_host
+
+
+def _no_image(wish: Wish, where: str) -> str:
+    take = f"gbs-kvmimg-get {wish.vm}" if where == "store" else "gbs run replicate"
+    return (
+        f"a runbook begins with an image of the VM itself, and the {where} has none; take one: {take}; "
+        f"from a template only GBS can rebuild it: gbs recover vm {wish.vm}"
+    )
 
 
 def keep(stores: Stores, vm: str, now: datetime) -> Path:

@@ -167,6 +167,15 @@ def kept_open() -> Iterator[None]:
         kept.close()
 
 
+def answers(target: SshTarget) -> bool:
+    """Whether anything accepts connections at the address, whoever it lets in."""
+    try:
+        socket.create_connection((target.address, target.port), timeout=CONNECT_DEADLINE_S).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def connect(target: SshTarget) -> Iterator[Shell]:
     """An open connection to `target`, closed at the end unless `kept_open` says otherwise.

@@ -15,6 +15,7 @@ from tasks.model.client_volumes import Group, Volume
 from tasks.model.facts_mounts import REMOTE_OR_VIRTUAL
 from tasks.model.manifest import SourceKind, SourceRecord
 from tasks.model.mountinfo import Mount, mount_of
+from tasks.model.rsync_pattern import literal
 
 WantedSnapshot = Literal["none", "lvm", "btrfs", "auto"]
 
@@ -204,11 +205,6 @@ def _above(place: str, mounts: list[Mount]) -> str:
     return mount_of(place.rpartition("/")[0] or "/", mounts).mountpoint
 
 
-def hidden_pattern(place: str) -> str:
-    """The rsync pattern of all that lies in a folder (rsync(1): with a wildcard, a backslash must be escaped)."""
-    return re.sub(r"([*?\[\\])", r"\\\1", place) + "/*"
-
-
 def local_places(survey: Survey) -> list[str]:
     """Where file systems of the client's own disks are mounted."""
     return [
@@ -260,7 +256,7 @@ def tree_of(
         mounted={tree_path(run_id, part.mount.mountpoint): part.mount.mountpoint for part in snapshots},
         volumes={part.snapshot: part.mount.mountpoint for part in snapshots if part.kind == "lvm"},
         left_out=(
-            *(hidden_pattern(place) for place in hidden),
+            *(literal(place, "/*") for place in hidden),
             *(f"{place.rstrip('/')}/{BTRFS_FOLDER}" for place in own),
         ),
         warnings=(*survey.complaints, *_warnings(parts, linked)),

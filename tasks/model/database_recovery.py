@@ -27,6 +27,8 @@ class RecoveredDatabase(BaseModel):
     """Counted when the night's dump was proven; None where that was not asked for."""
     kept_aside: str | None = None
     """What the old one is called now, or the dump that was made of it."""
+    warnings: tuple[str, ...] = ()
+    """What is left to do."""
     dry_run: bool = False
 
 

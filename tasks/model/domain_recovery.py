@@ -11,7 +11,8 @@ from tasks.errors import ConfigError
 from tasks.model.domain_devices import DEVICES, SYSTEM
 from tasks.model.domain_interface import rewrite_interface
 from tasks.model.domain_whitelist import Wishes, keep
-from tasks.model.domain_xml import GUEST_AGENT_CHANNEL, RECOVERY, read_tree, write_tree
+from tasks.model.domain_xml import GUEST_AGENT_CHANNEL, RECOVERY, parse_domain, read_tree, write_tree
+from tasks.model.recovery_plan import ISOLATED
 
 _CPU_OF_THE_HOST = frozenset({"host-passthrough", "host-model", "maximum"})
 _RANDOM_SOURCES = frozenset({"/dev/urandom", "/dev/random"})
@@ -41,7 +42,8 @@ def rewrite_for_recovery(text: str, wishes: Wishes) -> Rewritten:
         if kept is not None:
             new.append(kept)
     if wishes.run is not None:
-        ET.SubElement(ET.SubElement(new, "metadata"), f"{{{RECOVERY}}}recovery", {"run": wishes.run})
+        mark = {"run": wishes.run} | ({"isolated": "yes"} if wishes.isolated else {})
+        ET.SubElement(ET.SubElement(new, "metadata"), f"{{{RECOVERY}}}recovery", mark)
     _boot_files(old, new, wishes)
     _firmware(old, new, wishes)
     _machine(new, wishes)
@@ -53,8 +55,20 @@ def rewrite_for_recovery(text: str, wishes: Wishes) -> Rewritten:
 
 def run_of(text: str) -> str | None:
     """The recovery that made a VM, by its definition; None for any other VM."""
-    found = read_tree(text).find(f"metadata/{{{RECOVERY}}}recovery")
-    return found.get("run") if found is not None else None
+    mark = _mark(text)
+    return mark.get("run") if mark is not None else None
+
+
+def is_isolated_copy(text: str) -> bool:
+    """Whether a recovery made the VM apart from the one that it is of, and nobody has connected it since."""
+    mark, cards = _mark(text), parse_domain(text).interfaces
+    if mark is None or any(card.source != ISOLATED for card in cards):
+        return False
+    return bool(cards) or mark.get("isolated") == "yes"
+
+
+def _mark(text: str) -> ET.Element | None:
+    return read_tree(text).find(f"metadata/{{{RECOVERY}}}recovery")
 
 
 def _boot_files(old: ET.Element, new: ET.Element, wishes: Wishes) -> None:

@@ -41,6 +41,8 @@ class Wishes:
     cpu_mode: str | None = None
     run: str | None = None
     """Marks the VM as what that recovery made."""
+    isolated: bool = False
+    """Marks it as a copy that is kept apart from the VM that it is of."""
     dropped: list[str] = field(default_factory=list, init=False)
     """What of the old definition is not in the new one, noted on the way."""
 

@@ -236,6 +236,11 @@ def names_path(text: str, path: str) -> bool:
     )
 
 
+def names_file(text: str, path: str, volume: str = "") -> bool:
+    """As `names_path`; or whether one of its disks is `volume`, POOL/VOLUME of a pool, which names no path."""
+    return names_path(text, path) or (bool(volume) and volume in {disk.source for disk in parse_domain(text).disks})
+
+
 def set_disk_source(text: str, target: str, kind: SourceKind, source: str, disk_format: str) -> str:
     """The definition with the disk `target` on `source` (as `Disk.source`) of that kind and format, all else untouched.
 

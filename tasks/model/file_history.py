@@ -60,3 +60,16 @@ class Difference:
     change: Literal["added", "removed", "changed"]
     old_bytes: int | None
     new_bytes: int | None
+
+
+def differences(old: Mapping[str, Found], new: Mapping[str, Found]) -> list[Difference]:
+    """What of two sets of files, by their paths, is not the same; sorted by path."""
+    rows = []
+    for path in sorted(old.keys() | new.keys()):
+        before, after = old.get(path), new.get(path)
+        if before and after and before.sha256 == after.sha256:
+            continue
+        change: Literal["added", "removed", "changed"] = "added" if not before else "changed" if after else "removed"
+        sizes = (before.size_bytes if before else None, after.size_bytes if after else None)
+        rows.append(Difference(path, change, *sizes))
+    return rows

@@ -1,20 +1,25 @@
 """What an update of an image mounts, and what of it is left as it is: rules from a client's facts and its night."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tasks.model.facts import Facts
 from tasks.model.facts_mounts import FileSystem, subvolume_of
 from tasks.model.manifest import NightManifest
+from tasks.model.rsync_pattern import exclude_rule, literal
 
 BELONGS_TO_DISK = ("/boot/grub/i386-pc/", "/boot/grub2/i386-pc/")
 """GRUB's modules fit the core image in the boot sector of the very disk, which is not a file."""
 COARSE = frozenset(("vfat", "msdos", "exfat"))
 """File systems without owners, modes, links and xattrs, whose times are of two seconds."""
+# Deletions first: the night may need the room. Nanoseconds: a file rewritten within the second of the image is found.
+TREE_OPTIONS = "-aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1"
+"""rsync's for all but the coarse file systems."""
+# What vfat cannot keep is not compared; its times are even seconds, its folders' are left alone.
+COARSE_OPTIONS = "-rtO --whole-file --delete-before --modify-window=1"
+"""rsync's for the coarse ones."""
 RELABEL = "/.autorelabel"
 """SELinux labels the whole system anew when it finds this at boot."""
-_WILD = re.compile(r"([\[*?\\])")
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,14 @@ class MountedBy:
     uuid: str
     fstype: str
     subvolume: str = ""
+
+
+def mount_options(system: MountedBy) -> str:
+    """How it is mounted for an update, for mount(8)."""
+    if system.fstype == "btrfs":
+        return f"noatime,subvol={system.subvolume or '/'}"
+    # Owners and modes that vfat cannot keep are no errors.
+    return "noatime,quiet,tz=UTC" if system.fstype == "vfat" else "noatime"
 
 
 @dataclass(frozen=True)
@@ -59,9 +72,9 @@ def update_plan(facts: Facts, night: NightManifest) -> UpdatePlan:
         mounts.append(mount)
     shown = [place for place in (*facts.bind_mounts, *again) if place not in {mount.mountpoint for mount in mounts}]
     keep = [
-        *(pattern for pattern in night.excluded if pattern.startswith("/")),
-        *(f"{literal(mount.mountpoint)}/lost+found" for mount in mounts),
-        *(f"{literal(place)}/*" for place in dict.fromkeys(shown)),
+        *night.excluded,
+        *(literal(mount.mountpoint, "/lost+found") for mount in mounts),
+        *(literal(place, "/*") for place in dict.fromkeys(shown)),
         *BELONGS_TO_DISK,
     ]
     return UpdatePlan(tuple(mounts), tuple(keep), tuple(warnings))
@@ -72,31 +85,30 @@ def _mounted(row: FileSystem) -> MountedBy:
     return MountedBy(row.mountpoint, row.uuid or "", row.fstype, subvolume)
 
 
-def literal(place: str) -> str:
-    """A path as a pattern of rsync's that matches it alone; the root is empty."""
-    return _WILD.sub(r"\\\1", place.rstrip("/"))
-
-
 def tree_rules(mounts: Sequence[MountedBy], keep: Iterable[str], nested: Iterable[str]) -> list[str]:
     """rsync's rules for all but the coarse file systems: mount points and `nested` subvolumes are never deleted."""
-    rules = [f"- {pattern}" for pattern in keep]
+    rules = [exclude_rule(pattern) for pattern in keep]
+    places = [mount.mountpoint for mount in mounts]
     rules += [f"- {literal(mount.mountpoint)}" for mount in mounts if mount.fstype in COARSE]
-    places = [literal(mount.mountpoint) for mount in mounts]
-    rules += [f"P {place}" for place in places if place] + [f"P {place}/lost+found" for place in places]
-    rules += [rule for place in nested for rule in (f"P {literal(place)}", f"P {literal(place)}/**")]
+    rules += [f"P {literal(place)}" for place in places if place != "/"]
+    rules += [f"P {literal(place, '/lost+found')}" for place in places]
+    rules += [rule for place in nested for rule in (f"P {literal(place)}", f"P {literal(place, '/**')}")]
     return [*rules, f"P {RELABEL}"]
 
 
 def coarse_rules(mounts: Sequence[MountedBy], keep: Iterable[str]) -> list[str]:
-    """rsync's rules for the coarse file systems alone; empty when there are none."""
-    places = [literal(mount.mountpoint) for mount in mounts if mount.fstype in COARSE]
+    """rsync's rules for the coarse file systems alone; empty when there are none.
+
+    One that the night does not have keeps what it holds.
+    """
+    places = [mount.mountpoint for mount in mounts if mount.fstype in COARSE]
     if not places:
         return []
-    rules = [f"- {pattern}" for pattern in keep]
+    rules = [*(exclude_rule(pattern) for pattern in keep), *(f"P {literal(place)}" for place in places)]
     for place in places:
-        parts = place.split("/")[1:]
-        rules += [f"+ /{'/'.join(parts[:depth])}/" for depth in range(1, len(parts) + 1)]
-        rules.append(f"+ {place}/**")
+        parts = place.split("/")
+        rules += [f"+ {literal('/'.join(parts[:depth]), '/')}" for depth in range(2, len(parts) + 1)]
+        rules.append(f"+ {literal(place, '/**')}")
     return [*rules, "- *"]
 
 

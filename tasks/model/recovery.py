@@ -39,6 +39,11 @@ class Sources(Original):
     """Set when the image is a template: what its disks are to become must be set on the copy first."""
 
 
+def growth_bytes(night: NightManifest) -> int:
+    """What an update may add to an image, beyond which it would rather need a new image: a quarter of the night."""
+    return night.size_bytes // 4
+
+
 def working_disks(image: ImageManifest) -> tuple[DiskRecord, ...]:
     """The disks of an image as a working copy has them: in the formats that the VM had, so that thin stays thin."""
     return tuple(
@@ -72,6 +77,8 @@ class UpdatedImage(_Frozen):
     bytes_sent: int
     warnings: tuple[str, ...] = ()
     """Images that were of no use for it, and what it lacks and boots without."""
+    passing: bool = False
+    """It is one run's own and goes with that; else it stays for whoever wants the same."""
 
     @property
     def outcome(self) -> Outcome:
@@ -111,5 +118,7 @@ class Recovered(_Frozen):
     """What the definition lost on its way through the whitelist."""
     steps: tuple[Step, ...]
     bytes_moved: int
+    warnings: tuple[str, ...] = ()
+    """What is to be known of it, all the same: an older image, what was repaired so that it boots."""
     problems: tuple[str, ...] = ()
     """What did not come back, or does not answer."""

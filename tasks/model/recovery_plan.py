@@ -1,6 +1,7 @@
 """Where a VM that is brought back goes, and as whom: its identity, its files and its networks on the KVM host."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal
@@ -37,7 +38,7 @@ class Order(_Frozen):
 
     @property
     def apart(self) -> bool:
-        """Whether the VM is not reached by the address of its client: that may be the first one's."""
+        """Whether the VM is another than its client: the first one may be at its address."""
         return self.isolated or self.as_name is not None
 
 
@@ -78,6 +79,8 @@ class Plan(_Frozen):
     networks: dict[str, str] | None = None
     """As `rewrite_for_recovery` takes it."""
     isolated: bool = False
+    reached: bool = True
+    """Whether the VM is the one at its client's address: not one apart, nor one without a network."""
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -145,10 +148,18 @@ def networks_of(domain: Domain, order: Order) -> dict[str, str] | None:
     return {name: to for name, to in (kept | order.networks).items() if to != LINK_DOWN}
 
 
+def _is_connected(domain: Domain, networks: Mapping[str, str] | None) -> bool:
+    """Whether any network card of the VM that is brought back has its link up, see `rewrite_interface`."""
+    if networks is not None:
+        return bool(networks)
+    known = ("network", "bridge")
+    return any(card.kind == "user" or (card.source and card.kind in known) for card in domain.interfaces)
+
+
 def plan_of(sources: Original, order: Order, image_folder: str, pools: Mapping[str, Pool]) -> Plan:
     """Where everything of the VM goes on the KVM host that `order` names."""
     domain = parse_domain(sources.xml)
-    identity = identity_of(domain, order.as_name)
+    identity, networks = identity_of(domain, order.as_name), networks_of(domain, order)
     same_host = order.kvm_host == sources.kvm_host
     disks = tuple(
         _place(disk, identity, image_folder, pools, same_host=same_host, second=order.as_name is not None)
@@ -161,14 +172,38 @@ def plan_of(sources: Original, order: Order, image_folder: str, pools: Mapping[s
               for role, file in parts.files.items()]  # fmt: skip
     if parts.tpm_state is not None:
         others.append(Place(role="tpm", file=parts.tpm_state, path=f"{TPM_FOLDER}/{identity.uuid}", format="tar"))
+    disks = _told_apart(disks, identity)
+    _require_one_place_each((*disks, *others))
     return Plan(
         kvm_host=order.kvm_host,
         identity=identity,
         disks=disks,
         parts=tuple(others),
-        networks=networks_of(domain, order),
+        networks=networks,
         isolated=order.isolated,
+        reached=not order.apart and _is_connected(domain, networks),
     )
+
+
+def _told_apart(disks: tuple[Place, ...], identity: Identity) -> tuple[Place, ...]:
+    """Disks from several folders or pools may have one name where they go: those get names of their own."""
+    often = Counter(disk.path for disk in disks)
+    return tuple(_with_own_name(disk, identity) if often[disk.path] > 1 else disk for disk in disks)
+
+
+def _with_own_name(place: Place, identity: Identity) -> Place:
+    name = f"{slug(identity.name)}-{place.role}.{place.format}"
+    pool = place.volume.partition("/")[0]
+    path = str(PurePosixPath(place.path).with_name(name))
+    return place.model_copy(update={"path": path, "volume": f"{pool}/{name}" if pool else ""})
+
+
+def _require_one_place_each(places: Sequence[Place]) -> None:
+    often = Counter(place.path for place in places)
+    for path in (path for path, count in often.items() if count > 1):
+        roles = " and ".join(place.role for place in places if place.path == path)
+        fix = "bring it to the host that had it, or back as a second VM with --as: its files have names of their own"
+        raise ConfigError(f"{roles} of the VM would be one file", path, fix)
 
 
 def _place(

@@ -1,5 +1,9 @@
 """What a recovery puts on a KVM host, noted in the store before each step: a run that was killed is undone by it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
 from pydantic import BaseModel, ConfigDict
 
 from tasks.model.recovery_plan import ISOLATED, Plan
@@ -7,14 +11,35 @@ from tasks.model.recovery_plan import ISOLATED, Plan
 PARTIAL = ".gbs-partial"
 
 
+class FileId(NamedTuple):
+    """Which file it is, whatever it is called: an inode is given to another file as soon as the first is gone."""
+
+    device: int
+    inode: int
+    born: str
+    """When it was made, to the nanosecond; empty where the file system does not know."""
+
+
 class PutFile(BaseModel):
-    """A file or folder on the host; it is ours there when it is the inode that was noted before it got its name."""
+    """A file or folder on the host; it is ours there when it is the one that was noted before it got its name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: str
     path: str
+    volume: str = ""
+    """POOL/VOLUME of a pool there."""
     inode: int | None = None
+    device: int | None = None
+    born: str = ""
+
+    def is_it(self, found: FileId | None) -> bool:
+        """Whether what was found in its place is what was noted; not when that cannot be told."""
+        if found is None or found.inode != self.inode:
+            return False
+        if self.born and found.born:
+            return found.born == self.born  # enough with the inode; a device may have another number after a boot
+        return found.device == self.device
 
 
 class PutRecord(BaseModel):
@@ -29,19 +54,26 @@ class PutRecord(BaseModel):
     name: str
     uuid: str
     image: str
+    instead_of: str | None = None
+    """The image that was chosen first, and was of no use."""
     night: str
     isolated: bool
+    networks: dict[str, str] | None = None
+    """As the plan has them."""
     files: tuple[PutFile, ...]
     working_copy: str | None = None
     """The folder in the store where its updated image is made."""
+    started: bool = False
+    """It is or was about to be started: from then on somebody may use the VM."""
 
     def partial(self, path: str) -> str:
         """What a file is called until it is whole."""
         return f"{path}{PARTIAL}-{self.run}"
 
-    def noting(self, role: str, inode: int) -> "PutRecord":
-        """The record with the inode of one of its files."""
-        files = tuple(file.model_copy(update={"inode": inode}) if file.role == role else file for file in self.files)
+    def noting(self, role: str, found: FileId) -> "PutRecord":
+        """The record with which file one of its files is."""
+        noted = found._asdict()
+        files = tuple(file.model_copy(update=noted) if file.role == role else file for file in self.files)
         return self.model_copy(update={"files": files})
 
 
@@ -56,8 +88,45 @@ def record_of(plan: Plan, run: str, vm: str, image: str, night: str) -> PutRecor
         image=image,
         night=night,
         isolated=plan.isolated,
-        files=tuple(PutFile(role=place.role, path=place.path) for place in plan.places),
+        networks=plan.networks,
+        files=tuple(PutFile(role=place.role, path=place.path, volume=place.volume) for place in plan.places),
     )
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What becomes of an earlier run's VM and files when a recovery is asked for; `reason` and `fix` of a refusal."""
+
+    verdict: Literal["go on", "clear", "refused"]
+    reason: str = ""
+    fix: str = ""
+    runs: bool = False
+    """Whether the earlier run's VM runs now."""
+
+
+def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool, left: Sequence[str]) -> Settlement:
+    """Go on with the very recovery that is asked for; clear what was never started; leave alone what may be in use.
+
+    `there`: its VM is defined. `left`: those of its files that are still there and its own.
+    """
+    started = f"an earlier run started it on {earlier.kvm_host} as of image {earlier.image}, night {earlier.night}"
+    same_image = wanted.image in (earlier.image, earlier.instead_of)
+    if there and same_image and _asks_for(wanted) == _asks_for(earlier):
+        return Settlement("go on", runs=runs)
+    if there and (earlier.started or runs):
+        reason = f"{started}, other than is asked for now: it may be in use"
+        remove = f"virsh destroy {earlier.name}; virsh undefine {earlier.name} --nvram --remove-all-storage"
+        fix = f"go on with that one (--from {earlier.night}, its networks), or remove it with its disks: {remove}"
+        return Settlement("refused", reason, fix, runs)
+    if not there and earlier.started and left:
+        reason = f"{started}; it is gone, but not its files: {', '.join(left)}"
+        fix = "see that no VM of any host uses them (it may have moved), then remove them"
+        return Settlement("refused", reason, fix)
+    return Settlement("clear")
+
+
+def _asks_for(record: PutRecord) -> tuple[str, bool, dict[str, str] | None]:
+    return record.night, record.isolated, record.networks
 
 
 def isolated_network(run: str) -> str:

@@ -4,16 +4,18 @@ The intervals are rsnapshot's, and form its cascade: `daily` pushes every daily 
 daily and `monthly` the oldest weekly. A rotation is due only when a new verified sync is there to take the freed place.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from itertools import pairwise
+from itertools import count, pairwise
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 SYNC = ".sync"
 """Where rsnapshot makes the next point (sync_first)."""
 KEPT = "kept."
+_KEPT_NIGHT = re.compile(re.escape(KEPT) + r"(\d{8}T\d{6}Z)(-[0-9a-f]{8})?")
 SPACING = {"weekly": timedelta(days=7), "monthly": timedelta(days=28)}
 
 
@@ -113,17 +115,20 @@ class Point:
 
     name: str
     night: str | None = None
-    """The id of the night that its stamp names; None without a stamp: that is no backup."""
+    """The id of the night that its stamp, or else its name, names; None when neither does."""
     content: datetime | None = None
     """When its content was pulled."""
     pin: Pin | None = None
     damaged: bool = False
     """Whether the last reading found files that are not what their listing says, and no good copy of them."""
 
+    unreadable: bool = False
+    """Whether it has a stamp that cannot be read. Without one it is no backup; with this it may be a pinned one."""
+
     @property
     def sound(self) -> bool:
         """Whether it can be recovered from, as far as is known."""
-        return self.night is not None and not self.damaged
+        return self.night is not None and not self.damaged and not self.unreadable
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,8 @@ def plan(
     `sync` is where that lies.
     [] when the sync is not newer than the newest point. Otherwise what rsnapshot's rotations do (rsnapshot(1), "HOW
     IT WORKS"), but a point that would go stays as `kept.<night>` while it is pinned, or while fewer than `rules.least`
-    sound ones would be left, or for a reason to doubt `now`; and what a policy that was made smaller no longer keeps
-    goes, too.
+    sound ones would be left, or for a reason to doubt `now`, or as its stamp cannot be read; and what a policy that was
+    made smaller no longer keeps goes, too.
     """
     due = due_rotations({point.name: point.content for point in points if _interval(point)}, rules.retain, synced)
     if not due:
@@ -168,8 +173,8 @@ def plan(
     left = 1 + sum(point.sound for point in points if point.name not in leaving)
     stays: dict[str, str] = {}
     held: set[str | None] = set()
-    for point in sorted(points, key=lambda point: (point.night or "", point.name), reverse=True):
-        if point.name not in leaving or point.night is None or point.night in held:
+    for point in sorted(points, key=lambda point: (point.night or "", point.sound, point.name), reverse=True):
+        if point.name not in leaving or point.night in held or (point.night is None and not point.unreadable):
             continue
         if doubt is not None:
             stays[point.name] = f"the clock is in doubt: {doubt}"
@@ -177,10 +182,12 @@ def plan(
             stays[point.name] = point.pin.text
         elif point.sound and left < rules.least:
             stays[point.name] = f"only {left} others are sound, and {rules.least} are the least"
-        if point.name in stays:
+        elif point.unreadable:
+            stays[point.name] = "its manifest cannot be read"
+        if point.name in stays and point.night is not None:
             left += point.sound
             held.add(point.night)
-    nights = {point.name: f"{KEPT}{point.night}" for point in points}
+    nights = _kept_names(points)
     found = []
     for move in moves:
         if move.to is not None or move.point not in stays:
@@ -188,6 +195,22 @@ def plan(
         elif move.point != nights[move.point]:
             found.append(Move(move.point, nights[move.point], stays[move.point]))
     return found
+
+
+def night_of(name: str) -> str | None:
+    """The night that the name of a point outside of the cascade tells, also of one that a killed rotation left."""
+    found = _KEPT_NIGHT.fullmatch(name)
+    return found[1] if found else None
+
+
+def _kept_names(points: Sequence[Point]) -> dict[str, str]:
+    """What each point is called outside of the cascade."""
+    names = {point.name for point in points}
+    free = (name for number in count() if (name := f"{KEPT}unknown.{number}") not in names)
+    return {
+        point.name: f"{KEPT}{point.night}" if point.night else next(free) if _interval(point) else point.name
+        for point in points
+    }
 
 
 def _interval(point: Point) -> bool:

@@ -47,12 +47,22 @@ names=$(on_virsh list --all --name)
 uuids=$(on_virsh list --all --uuid)
 [ "$(grep -cxF -e "$VM" <<<"$names")" = 0 ] || fail "the KVM host has a VM of that name: rename it (virsh domrename)"
 [ "$(grep -cxF -e "$UUID" <<<"$uuids")" = 0 ] || fail "the KVM host has a VM with the UUID $UUID: undefine that first"
+"""
+_ROOM = r"""
+declare -A needed # bytes by mount point on the KVM host: disks that lie on one file system share its room
 room_for() { # FILE PATH: what a disk of the image takes, where it goes on the KVM host
-    local free need
+    local free where
     on_host test ! -e "$2" || fail "$2 is there already on the KVM host: move it away"
-    free=$(on_host df -B1 --output=avail -- "$(dirname -- "$2")" | tail -n 1)
-    need=$(($(stat -c %b -- "$1") * 512))
-    [ "$free" -gt "$need" ] || fail "no room for $2 on the KVM host: $free bytes are free, it needs $need"
+    read -r free where < <(on_host df -B1 --output=avail,target -- "$(dirname -- "$2")" | tail -n 1)
+    needed[$where]=$((${needed[$where]:-0} + $(stat -c %b -- "$1") * 512))
+    [ "$free" -gt "${needed[$where]}" ] ||
+        fail "no room for $2 on the KVM host: $free bytes are free on $where, its disks need ${needed[$where]}"
+}
+room_to_work() { # BYTES: for the copies; on the KVM host itself beside the disks that go there
+    local free where need=$1
+    read -r free where < <(df -B1 --output=avail,target -- "$WORK" | tail -n 1)
+    [ -n "$KVM_HOST" ] || need=$((need + ${needed[$where]:-0}))
+    [ "$free" -gt "$need" ] || fail "no room in $WORK: $free bytes are free on $where, $need are needed there"
 }
 """
 _PROVE_CHUNKS = r"""
@@ -70,19 +80,28 @@ prove_chunks() { # FILE LISTING SIZE: sha256 of each 4 MiB that is not all zero
 
 def look(runbook: Runbook) -> str:
     """What must be there, what must not, and room."""
-    sources = [_path(f"$IMAGE/{disk.file}") for disk in runbook.image.disks]
     night = '[ -d "$NIGHT/data" ] || fail "there is no night in $NIGHT: is the store mounted there?"'
-    total = " + ".join(f"$(stat -c %b -- {source})" for source in sources)
-    extra = runbook.night.size_bytes if runbook.bringing else runbook.night.size_bytes // 4
     return "\n".join(
         [
             _LOOK.strip(),
             *([night] if runbook.night_place is not None else []),
             _WORK.strip(),
-            *(f'room_for {source} "$DISK_{number}"' for number, source in enumerate(sources, 1)),
-            'free=$(df -B1 --output=avail -- "$WORK" | tail -n 1)',
-            f'[ "$free" -gt "$((({total}) * 512 + {extra}))" ] || fail "no room in $WORK: $free bytes are free"',
+            room(runbook),
             'ok "all is there, and nothing is in the way"',
+        ]
+    )
+
+
+def room(runbook: Runbook) -> str:
+    """Room for the disks on the KVM host and for their copies here, by file system."""
+    sources = [_path(f"$IMAGE/{disk.file}") for disk in runbook.image.disks]
+    total = " + ".join(f"$(stat -c %b -- {source})" for source in sources)
+    extra = runbook.night.size_bytes if runbook.bringing else runbook.night.size_bytes // 4
+    return "\n".join(
+        [
+            _ROOM.strip(),
+            *(f'room_for {source} "$DISK_{number}"' for number, source in enumerate(sources, 1)),
+            f"room_to_work $((({total}) * 512 + {extra}))",
         ]
     )
 

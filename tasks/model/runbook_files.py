@@ -3,28 +3,44 @@
 from collections.abc import Iterator
 from posixpath import join
 
-from tasks.model.facts_mounts import FileSystem
+from tasks.model.image_update import (
+    COARSE_OPTIONS,
+    TREE_OPTIONS,
+    MountedBy,
+    coarse_rules,
+    mount_options,
+    tree_rules,
+    update_plan,
+)
 from tasks.model.runbook import Runbook
 from tasks.model.runbook_disks import working
 from tasks.model.shell_text import document, word, words
 
-BELONGS_TO_DISK = ("/boot/grub/i386-pc/", "/boot/grub2/i386-pc/")
-"""GRUB's modules fit the core image in the boot sector of the very disk, which is not a file."""
-_FAT = frozenset({"vfat", "msdos", "exfat"})
-"""File systems without owners, modes and links, and with times of two seconds."""
-_TREE = "-aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1 --from0 --filter='. /tmp/rules'"
-_FAT_TREE = "-rtO --whole-file --delete-before --modify-window=2 --exclude=/lost+found"
+_OPTIONS = {"tree": TREE_OPTIONS, "coarse": COARSE_OPTIONS}
 _MOUNT = r"""
-mount_at() { # UUID TYPE OPTIONS PLACE: a file system of the disks, by its UUID, where the VM has it
+protect_nested() { # DEVICE SUBVOLUME PLACE: no night has what is in subvolumes that nobody mounts
+    local path place escaped
+    appliance btrfs-subvolume-list "$1" | sed -n 's/^ *btrfssubvolume_path: //p' >"$WORK/subvolumes"
+    while IFS= read -r path; do
+        case $path in "$2"*) ;; *) continue ;; esac
+        place=${3%/}/${path#"$2"}
+        if grep -qxF -e "$place" <<<"$PLACES"; then continue; fi
+        escaped=$(sed 's/[[*?\\]/\\&/g' <<<"$place")
+        case $place in *[[*?]*) place=$escaped ;; esac # only beside a wildcard a backslash escapes
+        printf '%s\0' "P $place" "P $escaped/**" >>"$WORK/tree-rules"
+    done <"$WORK/subvolumes"
+}
+mount_at() { # UUID TYPE OPTIONS SUBVOLUME PLACE: a file system of the disks, by its UUID, where the VM has it
     local device
-    device=$(appliance findfs-uuid "$1") || fail "the disks hold no file system $1 ($4)"
-    [ "$(appliance vfs-type "$device")" = "$2" ] || fail "$device ($4) is no $2"
-    if [ "$4" != / ]; then
-        appliance mkdir-p "$4"
-        [ "$(appliance realpath "$4")" = "$4" ] || fail "$4 leads elsewhere in the disks"
+    device=$(appliance findfs-uuid "$1") || fail "the disks hold no file system $1 ($5)"
+    [ "$(appliance vfs-type "$device")" = "$2" ] || fail "$device ($5) is no $2"
+    if [ "$5" != / ]; then
+        appliance mkdir-p "$5"
+        [ "$(appliance realpath "$5")" = "$5" ] || fail "$5 leads elsewhere in the disks"
     fi
-    appliance mount-options "$3" "$device" "$4"
-    ok "$4 is $device"
+    appliance mount-options "$3" "$device" "$5"
+    [ "$2" != btrfs ] || protect_nested "$device" "$4" "$5"
+    ok "$5 is $device"
 }
 holds_files() { # PLACE: a night that was taken while it was not mounted must not empty it
     [ ! -e "$NIGHT/data$1" ] || [ -n "$(ls -A --ignore=lost+found -- "$NIGHT/data$1")" ] ||
@@ -57,14 +73,14 @@ card=$(ls /sys/class/net | grep -v '^lo$')
 ip link set "$card" up && ip addr add 169.254.2.10/16 dev "$card" || exit
 cd /tmp
 from=rsync://169.254.2.100/night
-again() { # PREFIX OPTION... : bring one tree, then ask whether anything still differs
-    below=$1
+again() { # WHAT OPTION... : bring the night's files of some file systems, then ask whether anything still differs
+    what=$1
     shift
-    rsync "$@" "$from$below/" "/sysroot$below/" >log 2>&1
-    echo "status $? of rsync to $below/"
+    rsync "$@" --from0 --filter=". /tmp/$what-rules" "$from/" /sysroot/ >log 2>&1
+    echo "status $? of rsync: $what"
     tail -n 5 log
-    rsync "$@" --dry-run --itemize-changes "$from$below/" "/sysroot$below/" >log 2>&1
-    echo "still different in $below/: $(grep -c . log)"
+    rsync "$@" --from0 --filter=". /tmp/$what-rules" --dry-run --itemize-changes "$from/" /sysroot/ >log 2>&1
+    echo "still different, $what: $(grep -vc '^skipping non-regular file' log)"
     head -n 5 log
 }
 """
@@ -75,12 +91,12 @@ appliance run
 appliance debug sh "command -v rsync" >/dev/null || fail "libguestfs's appliance has no rsync: install libguestfs-rsync"
 """
 _PUT = r"""
-appliance debug-upload "$WORK/rules" /tmp/rules 0600
+for rules in "$WORK"/*-rules; do appliance debug-upload "$rules" "/tmp/${rules##*/}" 0600; done
 appliance debug-upload "$WORK/update" /tmp/update 0700
 said=$(appliance debug sh "sh /tmp/update")
 printf '%s\n' "$said"
-[ "$(grep -c '^status 0 of rsync' <<<"$said")" = {count} ] || fail "rsync into the disks did not succeed; see above"
-if [ "$(grep -c '^still different .*: 0$' <<<"$said")" = {count} ]; then
+[ "$(grep -c '^status 0 of rsync: ' <<<"$said")" = {count} ] || fail "rsync into the disks did not succeed; see above"
+if [ "$(grep -c '^still different, .*: 0$' <<<"$said")" = {count} ]; then
     ok "a second comparison of the disks with the night finds no difference"
 else
     printf 'LOOK: some files in the disks still differ from the night, as listed above; going on\n' >&2
@@ -93,57 +109,50 @@ GUESTFISH_PID=
 
 
 def update(runbook: Runbook) -> str:
-    """The night's files in the copies: all that the night has, and nothing that it has not."""
+    """The night's files in the copies: all that the night has, and nothing that it has not; by an update's rules."""
     facts, why_not = runbook.facts, runbook.why_no_files
     if facts is None or why_not is not None:
         return f"printf '   not done: %s\\n' {word(why_not or '')}"
-    pulled = set(runbook.night.paths)
-    # By name, so that what is mounted below another one comes after it.
-    systems = sorted((row for row in facts.file_systems if row.mountpoint in pulled), key=lambda row: row.mountpoint)
-    fat = [row.mountpoint for row in systems if row.fstype in _FAT]
+    plan = update_plan(facts, runbook.night)
+    rules = {"tree": tree_rules(plan.mounts, plan.keep, ()), "coarse": coarse_rules(plan.mounts, plan.keep)}
+    passes = [f"again {name} {_OPTIONS[name]}" for name, lines in rules.items() if lines]
     drives = " ".join(
         f"--format={disk.format} -a {working(number, disk)}" for number, (disk, _) in enumerate(runbook.disks, 1)
     )
-    tree = _UPDATE + "\n".join([f"again '' {_TREE}", *(f"again {word(place)} {_FAT_TREE}" for place in fat)]) + "\n"
-    rules = " \\\n    ".join(word(rule) for rule in _rules(runbook, systems, fat))
-    kept = set(runbook.night.excluded)
+    places = [mount.mountpoint for mount in plan.mounts]
     return "\n".join(
         [
             _MOUNT.strip(),
+            f"PLACES={word(chr(10).join(places))}",
             _CHANNEL.replace("{fake_super}", "yes" if runbook.night.fake_super else "no").strip(),
             "# rsync's rules: what is neither deleted (P) nor touched at all (-).",
-            f"printf '%s\\0' \\\n    {rules} \\\n    >\"$WORK/rules\"",
-            f'cat >"$WORK/update" {document("UPDATE", tree)}',
+            *(_written(name, lines) for name, lines in rules.items() if lines),
+            f'cat >"$WORK/update" {document("UPDATE", _UPDATE + chr(10).join([*passes, ""]))}',
             f'eval "$(guestfish --listen --rw {drives})"',
             _RUN.strip(),
-            *(f"mount_at {words([row.uuid or '', row.fstype, _options(row), row.mountpoint])}" for row in systems),
-            *(f"holds_files {word(row.mountpoint)}" for row in systems if join(row.mountpoint, "*") not in kept),
-            _PUT.replace("{count}", str(1 + len(fat))).strip(),
+            *(f"mount_at {words(_mounted(mount))}" for mount in plan.mounts),
+            *(f"holds_files {word(place)}" for place in places if join(place, "*") not in plan.keep),
+            _PUT.replace("{count}", str(len(passes))).strip(),
             *_checks(runbook),
         ]
     )
 
 
-def _options(row: FileSystem) -> str:
-    """Options of mount(8); a subvolume of btrfs stands in its source, as findmnt shows it."""
-    _, bracket, subvolume = row.source.partition("[")
-    return f"noatime,subvol={subvolume.removesuffix(']')}" if bracket and row.fstype == "btrfs" else "noatime"
+def warnings(runbook: Runbook) -> tuple[str, ...]:
+    """What of the disks it leaves as the image has it."""
+    if runbook.facts is None or runbook.why_no_files is not None:
+        return ()
+    return update_plan(runbook.facts, runbook.night).warnings
 
 
-def _rules(runbook: Runbook, systems: list[FileSystem], fat: list[str]) -> Iterator[str]:
-    places = [row.mountpoint.rstrip("/") for row in systems if row.mountpoint not in fat]
-    yield from (f"P {_literal(place)}" for place in places if place)
-    yield from (f"- {_literal(place)}/lost+found" for place in places)
-    # Not even the folder's own time, which FAT does not keep; what is in it is brought apart.
-    yield from (f"- {_literal(place)}" for place in fat)
-    yield from (f"- {pattern}" for pattern in (*runbook.night.excluded, *BELONGS_TO_DISK) if pattern.startswith("/"))
+def _written(name: str, rules: list[str]) -> str:
+    listed = " \\\n    ".join(word(rule) for rule in rules)
+    return f"printf '%s\\0' \\\n    {listed} \\\n    >\"$WORK/{name}-rules\""
 
 
-def _literal(path: str) -> str:
-    """The pattern that matches this path only: a backslash escapes in a pattern with wildcards, and only there."""
-    if not any(char in path for char in "[*?"):
-        return path
-    return "".join(f"\\{char}" if char in "[*?\\" else char for char in path)
+def _mounted(mount: MountedBy) -> list[str]:
+    inside = mount.subvolume.strip("/")
+    return [mount.uuid, mount.fstype, mount_options(mount), f"{inside}/" if inside else "", mount.mountpoint]
 
 
 def _checks(runbook: Runbook) -> Iterator[str]:

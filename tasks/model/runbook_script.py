@@ -66,6 +66,7 @@ def _gaps(runbook: Runbook) -> Iterator[str]:
             f"the night's files are not put into the disks: {reason}. The VM comes back as of its image; "
             "copy what you need from NIGHT/data when it runs, and load the dumps that are there."
         )
+    yield from runbook_files.warnings(runbook)
     yield from runbook.gaps
     for secret in runbook.image.parts.secrets:
         yield f"libvirt's secret {secret} is in no backup: define it on the KVM host before the VM is started."

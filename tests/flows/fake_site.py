@@ -91,6 +91,7 @@ DOMAIN_XML = f"""<domain type='kvm'>
       <source file='/var/lib/libvirt/images/web1.raw'/>
       <target dev='vda' bus='virtio'/>
     </disk>
+    <interface type='network'><source network='lan'/><mac address='52:54:00:00:00:01'/></interface>
   </devices>
 </domain>
 """
@@ -111,6 +112,8 @@ class FakeSite:
         self.policies: dict[str, Any] = {}
         self.snapshot_warnings: tuple[str, ...] = ()
         self.snapshots_left: list[str] = []
+        self.answering: set[str] = set()
+        """The clients that answer at their address before they are brought back."""
         self._last_night: dict[str, int] = {}
         self._failures: dict[tuple[str, str], list[Exception]] = {}
 
@@ -330,6 +333,7 @@ class FakeSite:
         """Put the fakes in the places of the tools, and let tasks retry at once."""
         patch.setenv("GBS_INVENTORY", str(self.inventory))
         patch.setattr(ssh, "connect", self.connect)
+        patch.setattr(ssh, "answers", lambda target: target.name in self.answering)
         patch.setattr(libvirt_host, "connect", self.hypervisor)
         patch.setattr(facts, "collect", self.facts)
         patch.setattr(databases, "running_engines", self._running)

@@ -76,7 +76,10 @@ def test_restore_points_are_explained_simulated_and_pinned(site: FakeSite, run) 
     for _ in range(3):
         assert run("run", "nightly", "--client", "db1").code == 0
         time.sleep(1)  # a night's id is of the second
+    before = {path: path.lstat().st_ctime_ns for path in (site.permanent, *site.permanent.rglob("*"))}
     rows = json.loads(run("retention", "explain", "db1", "--json").out)
+    assert run("retention", "images").code == 0
+    assert {path: path.lstat().st_ctime_ns for path in (site.permanent, *site.permanent.rglob("*"))} == before
     assert [(row["point"], row["with the next night"]) for row in rows] == [
         (f"daily.{number}", f"becomes daily.{number + 1}: a newer one takes its place") for number in range(3)
     ]

@@ -151,7 +151,10 @@ def test_vm_that_runs_on_another_host_is_not_started_a_second_time(
     ended = run("instant", "start", "web1")
     assert (ended.code, kvm.did, record_of(site)) == (1, [], None)
     assert "it still runs on kvm2" in ended.errors[0]
-    assert "kvm3: it cannot be asked whether the VM runs there" in caplog.text
+    assert "kvm3: it cannot be asked for the VM" in caplog.text
+    site.answering = {"web1"}
+    assert "web1 still answers at its address" in run("instant", "start", "web1").errors[0]
+    assert (kvm.did, record_of(site)) == ([], None)
 
 
 def test_runs_that_were_killed_are_reconciled(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811

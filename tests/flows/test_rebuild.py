@@ -15,8 +15,8 @@ from flows.template_add import template_add as template_add_flow
 from tasks.drivers import adoption, appliance, libvirt_host, recovery_put
 from tasks.drivers.adoption import Bootable
 from tasks.drivers.appliance import DiskFile, UpdateResult
-from tasks.drivers.store import Store, read_model, verify_image
-from tasks.errors import NothingToRecover, RecoveredPartly, RecoveryRefused, UnknownName
+from tasks.drivers.store import Store, read_model, verify_image, write_model
+from tasks.errors import ConfigError, NothingToRecover, RecoveryRefused, UnknownName
 from tasks.model.domain_xml import parse_domain
 from tasks.model.facts import Facts
 from tasks.model.manifest import MANIFEST, ImageManifest
@@ -98,6 +98,24 @@ def test_without_image_and_template_both_are_said(site: FakeSite, in_appliance: 
         kvmimg_update("web1")
 
 
+def test_an_image_that_was_asked_for_never_becomes_a_template(site: FakeSite, in_appliance: list[str]) -> None:
+    nightly(["kvm1", "web1"])
+    template_add("web1")
+    (path,) = (site.store / "images").glob(f"*/*/*/{MANIFEST}")
+    image = read_model(path, ImageManifest)
+    assert image is not None
+    write_model(path, image.model_copy(update={"flavour": "of-other-disks"}))
+    in_appliance.clear()
+    with pytest.raises(NothingToRecover, match=f"the images have others: {image.id} .of-other-disks"):
+        kvmimg_update("web1", image=image.id)
+    with pytest.raises(ConfigError, match="an image and a template were asked for"):
+        kvmimg_update("web1", image=image.id, template="any")
+    shutil.rmtree(site.store / "images")
+    with pytest.raises(UnknownName, match=f"no image named '{image.id}': known are none"):
+        kvmimg_update("web1", image=image.id)
+    assert in_appliance == []
+
+
 def test_a_physical_client_gets_a_definition_and_a_place(site: FakeSite, in_appliance: list[str]) -> None:
     nightly(["kvm1", "web1", "db1"])
     template_add("web1")
@@ -124,15 +142,18 @@ def test_a_physical_client_comes_back_as_a_vm_and_not_while_it_answers(
     monkeypatch.setattr(libvirt_host, "connect", lambda *_: contextlib.nullcontext(host))
     monkeypatch.setattr(recovery_put, "isolate", lambda *_: target.done.append("isolate"))
     asked = {"to": "kvm1", "network": "bridge:br0", "memory_mib": 1024, "processors": 2}
-    with pytest.raises(RecoveryRefused, match="client db1 refused: it still answers at its address: switch it off"):
+    site.answering = {"db1"}
+    with pytest.raises(RecoveryRefused, match=r"db1 still answers at its address: switch it off.*: --isolated$"):
         recover_physical("db1", **asked)
+    site.answering = set()
     with pytest.raises(RecoveryRefused, match="gbs recover vm web1"):
         recover_physical("web1", **asked)
     assert recover_physical("db1", **asked, isolated=True, dry_run=True).plan.identity.name == "db1"
     assert target.done == []
     in_appliance.clear()
-    with pytest.raises(RecoveredPartly, match="VM db1 runs on kvm1, but: rebuilt from template web1/"):
-        recover_physical("db1", **asked, isolated=True)
+    warnings = recover_physical("db1", **asked, isolated=True).warnings
+    assert warnings[0].startswith("rebuilt from template web1/")
+    assert warnings[1] == "GRUB was written"
     assert in_appliance == ["adopt", "make bootable"]
     assert target.done == ["place vda", "isolate", "start"]
     assert "<name>db1</name>" in target.xml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,18 +18,21 @@ from click.testing import CliRunner
 from flows.cli.main import gbs
 from flows.recover_database import recover_database as recover_database_flow
 from flows.recover_files import recover_files as recover_files_flow
-from tasks import places
+from tasks import database_recovery, places
 from tasks.drivers import appliance_files, databases, ssh
 from tasks.drivers.appliance import DiskFile
+from tasks.drivers.databases import recovering
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.store import write_model
 from tasks.errors import (
     Ambiguous,
+    CommandFailed,
+    CommandTimedOut,
     ConfigError,
-    DumpFailed,
     IntegrityError,
     NothingToRecover,
     RecoveryRefused,
+    RestoreFailed,
 )
 from tasks.model.databases import Server
 from tasks.model.manifest import DumpRecord
@@ -139,6 +143,32 @@ def test_what_cannot_be_is_refused(nights: FakeSite, paths: list[str], to: str |
         to = str(nights.store / "overnight" / "db1" / "data")
     with pytest.raises(problem):
         recover_files("db1", paths, to=to)
+
+
+def test_files_inside_an_image_are_found_and_compared_with_a_night(nights: FakeSite, tmp_path: Path) -> None:
+    """A real image in libguestfs's real appliance."""
+    tree, folder = tmp_path / "tree", nights.store / "images/kvm1/db1/20261124T000000Z"
+    for name, text in {"etc/hosts": "new\n", "srv/deep/b": "changed", "only/here": "x"}.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    folder.mkdir(parents=True)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(folder / "vda.raw"), "16M"], check=True)
+    write_model(folder / "manifest.json", pulled_image(vm="db1"))
+
+    def gbs_says(*words: str) -> Any:
+        done = CliRunner().invoke(gbs, [*words, "--json"], catch_exceptions=False, standalone_mode=False)
+        return json.loads(done.stdout)
+
+    (hosts,) = gbs_says("find", "db1", "hosts", "--images")
+    sums = hashlib.sha256(b"new\n").hexdigest()
+    version = {"sha256": sums, "size_bytes": 4, "nights": ["20261124T000000Z"]}
+    assert hosts == {"path": "/etc/hosts", "versions": [version], "deleted": None}
+    found = gbs_says("diff", "db1", "image:latest", "latest", "/srv")
+    assert [(row["change"], row["path"]) for row in found] == [("added", "/srv/a"), ("changed", "/srv/deep/b")]
+    with pytest.raises(NothingToRecover, match="20261124T000000Z"):
+        gbs_says("find", "db1", "hosts", "--image", "20200101T000000Z")
+    with pytest.raises(ConfigError, match="--content compares nights"):
+        gbs_says("diff", "db1", "image:latest", "latest", "/etc/hosts", "--content")
 
 
 def test_image_serves_where_there_are_no_files(site: FakeSite, tmp_path: Path, monkeypatch: Any) -> None:
@@ -265,10 +295,10 @@ def test_dump_that_does_not_come_back_whole_leaves_the_old_database(
     db1.engine(engine, "fill", name)
     before = db1.engine(engine, "read_back", name)
     dumped(nights, db1, engine, name, tables=7)
-    with pytest.raises(DumpFailed, match=r"1 tables came back, 7 were counted"):
+    with pytest.raises(RestoreFailed, match=r"1 tables came back, 7 were counted"):
         recover_database("db1", name, replace=True)
     assert db1.engine(engine, "read_back", name) == before
-    with pytest.raises(DumpFailed, match=r"1 tables came back, 7 were counted"):
+    with pytest.raises(RestoreFailed, match=r"1 tables came back, 7 were counted"):
         recover_database("db1", name, name="fresh")
     assert not recover_database("db1", name, name="fresh", dry_run=True).exists
     damaged = next((nights.store / "overnight/db1/data/var/backups/gbs" / engine).glob("kept*"))
@@ -276,6 +306,75 @@ def test_dump_that_does_not_come_back_whole_leaves_the_old_database(
     with pytest.raises(IntegrityError, match="take another night"):
         recover_database("db1", name, replace=True)
     assert db1.engine(engine, "read_back", name) == before
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "mariadb", "sqlite"])
+@pytest.mark.parametrize("done", [False, True], ids=["not begun", "done"])
+def test_old_database_that_could_not_be_put_aside_is_there_as_it_was(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch, engine: str, done: bool
+) -> None:
+    name = f"/srv/app/aside {done}" if engine == "sqlite" else f"aside {done}"
+    db1.engine(engine, "fill", name)
+    before = db1.engine(engine, "read_back", name)
+    dumped(nights, db1, engine, name)
+    verb = "drop" if engine == "mariadb" else "rename"
+    real, called = getattr(recovering, verb), []
+
+    def breaks(*words: Any) -> None:
+        called.append(words)
+        if done or len(called) > 1:
+            real(*words)
+        if len(called) == 1:
+            raise CommandTimedOut(verb, 60, "")
+
+    monkeypatch.setattr(recovering, verb, breaks)
+    with pytest.raises(CommandTimedOut):
+        recover_database("db1", name, replace=True)
+    assert db1.engine(engine, "read_back", name) == before
+
+
+def test_database_that_came_while_the_dump_was_sent_refuses_the_run(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db1.engine("mariadb", "fill", "early")
+    dumped(nights, db1, "mariadb", "early")
+    real = database_recovery.send
+
+    def sent(*words: Any) -> Any:
+        db1.engine("mariadb", "fill", "late")
+        return real(*words)
+
+    monkeypatch.setattr(database_recovery, "send", sent)
+    with pytest.raises(RecoveryRefused, match=r"'late' on db1 refused: it exists: --replace"):
+        recover_database("db1", "early", name="late")
+    assert db1.engine("mariadb", "read_back", "late").startswith("5000")
+
+
+def test_dump_that_cannot_be_removed_hides_nothing(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db1.engine("mariadb", "fill", "stays")
+    dumped(nights, db1, "mariadb", "stays", tables=7)
+
+    def breaks(_: Any) -> None:
+        raise CommandFailed("rm", 1, "read-only")
+
+    monkeypatch.setattr(database_recovery, "remove", breaks)
+    with pytest.raises(RestoreFailed, match="7 were counted"):
+        recover_database("db1", "stays", name="stays 2")
+    dumped(nights, db1, "mariadb", "stays")
+    (said,) = recover_database("db1", "stays", name="stays 2").warnings
+    assert re.fullmatch(r"the dump that was sent is left on db1: rm failed .* read-only", said)
+
+
+@pytest.mark.parametrize(("engine", "name"), [("postgresql", "postgres"), ("postgresql", "é" * 32), ("sqlite", "shop")])
+def test_name_that_a_database_cannot_have_is_refused(
+    nights: FakeSite, db1: DatabaseClient, engine: Any, name: str
+) -> None:
+    record = {"path": "/var/backups/gbs/x", "size_bytes": 1, "sha256": "0" * 64}
+    publish(nights.store / "overnight/db1", 3, {}, dumps=(DumpRecord(engine=engine, database="crm", **record),))
+    with pytest.raises(ConfigError, match="--as"):
+        recover_database("db1", "crm", name=name)
 
 
 def test_database_that_is_not_dumped_or_of_an_engine_without_names_is_refused(

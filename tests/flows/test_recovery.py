@@ -5,6 +5,7 @@ import json
 import threading
 import time
 import types
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,22 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, Fl
 from prefect.client.schemas.objects import StateType
 
 from flows import recovery_approval
+from flows.kvmimg_get import kvmimg_get
 from flows.nightly import nightly as nightly_flow
 from flows.recover_vm import recover_vm as recover_vm_flow
-from tasks import recovery
+from tasks import declaration, places, recovery
 from tasks.drivers import appliance, libvirt_host, recovery_put, recovery_target
 from tasks.drivers.appliance import UpdateResult
+from tasks.drivers.digest import record
 from tasks.drivers.recovery_target import refused
-from tasks.errors import AccessDenied, RecoveryRefused
+from tasks.drivers.store import write_model
+from tasks.errors import AccessDenied, LeftBehind, RecoveryRefused
 from tasks.model.assessment import Assessment, Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import run_of
+from tasks.model.domain_xml import parse_domain
+from tasks.model.manifest import MANIFEST
+from tasks.model.names import new_id
 from tasks.model.recovery_record import PutRecord
 from tests.flows.fake_site import UUID, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
@@ -71,7 +78,7 @@ def target(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> Target:
     monkeypatch.setattr(recovery_target, "capabilities", lambda *_, **__: (Fit(), []))
     monkeypatch.setattr(recovery_put, "place_file", found.place)
     monkeypatch.setattr(recovery_put, "define_and_start", found.start)
-    monkeypatch.setattr(recovery_put, "start", lambda _: found.done.append("start again"))
+    monkeypatch.setattr(recovery_put, "start", lambda *_: found.done.append("start again"))
     monkeypatch.setattr(recovery_put, "clear", found.clear)
     monkeypatch.setattr(recovery_put, "made_by", lambda *_: found.made)
     monkeypatch.setattr(appliance, "update_files", lambda *_, **__: UpdateResult(1, 0, 4, 1.0, 1.0))
@@ -86,7 +93,7 @@ def test_recover_vm_without_a_terminal_only_assesses(site: FakeSite, target: Tar
         assert word in " ".join(ended.out.split())
     assessment = Assessment.model_validate_json(run("recover", "vm", "web1", "--json", "--as", "web2").out)
     assert assessment.plan.identity.name == "web2"
-    assert {finding.subject for finding in assessment.findings} == {"guest"}
+    assert {finding.subject for finding in assessment.findings} == {"guest", "wait"}
     target.clashes = [refused("name", "kvm1 has a VM of that name", "rename it"), refused("room", "there is none", "x")]
     for words in ((), ("--yes",)):
         ended = run("recover", "vm", "web1", *words)
@@ -136,6 +143,84 @@ def test_second_vm_is_waited_for_by_its_agent_and_never_reached_by_the_first_one
     assert "<name>web2</name>" in target.xml
 
 
+def test_recovery_while_the_old_system_answers_is_refused_and_one_beside_it_is_not(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.answering = {"web1"}
+    (said,) = recover_vm("web1", dry_run=True).refusals
+    assert (said.subject, said.reason) == ("client", "web1 still answers at its address")
+    with pytest.raises(RecoveryRefused, match=r"web1 still answers at its address: switch it off, or .* or --as$"):
+        recover_vm("web1")
+    assert target.done == []
+    assert recover_vm("web1", as_name="web2", dry_run=True).refusals == ()
+    site.answering = set()
+    place = target.place
+
+    def comes_back(*given: Any, **options: Any) -> int:
+        site.answering = {"web1"}
+        return place(*given, **options)
+
+    monkeypatch.setattr(recovery_put, "place_file", comes_back)
+    with pytest.raises(RecoveryRefused, match="client web1 refused: something answers at its address"):
+        recover_vm("web1")
+    assert target.done == ["place vda", "clear"], "it was back before the VM was started"
+    assert site.count("answer", "web1") == 0
+
+
+def test_an_older_image_that_had_to_be_taken_comes_back_with_its_own_disks_and_parts(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((folder, older),) = places.store().images_of("web1")
+    while new_id(datetime.now(UTC)) <= older.id:
+        time.sleep(0.05)
+    newer = kvmimg_get("web1", full=True)
+    (folder / "kernel").write_bytes(b"kernel")
+    disk = older.disks[0].model_copy(update={"source": "/images/older.qcow2", "source_format": "qcow2"})
+    parts = older.parts.model_copy(update={"files": {"kernel": "kernel"}})
+    changed = {"disks": (disk,), "parts": parts, "files": (*older.files, record(folder / "kernel", folder))}
+    write_model(folder / MANIFEST, older.model_copy(update=changed))
+    with (folder.parent / newer.id / newer.disks[0].file).open("r+b") as file:
+        file.write(b"damage")
+    recovered = recover_vm("web1")
+    assert (recovered.image, recovered.disks[0].path) == (older.id, "/images/older.qcow2")
+    assert target.done == ["place vda", "place kernel", "start"]
+    (got,) = parse_domain(target.xml).disks
+    assert (got.source, got.format) == ("/images/older.qcow2", "qcow2")
+    (warning,) = recovered.warnings
+    assert f"image {older.id} was taken instead" in warning
+    assert recovered.problems == ()
+
+
+def test_second_vm_that_another_host_has_is_refused_unless_it_is_isolated(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.declare({name: {"address": f"{name}.test", "paths": ["/etc"]} for name in ("kvm1", "kvm2")}, site.clients())
+    declaration.apply(declaration.load(site.inventory))
+    places.forget_blocks()
+    monkeypatch.setattr(
+        recovery_target, "known", lambda host, _: types.SimpleNamespace(name="web2") if host.name == "kvm2" else None
+    )
+    (said,) = recover_vm("web1", as_name="web2", dry_run=True).refusals
+    assert said.reason == "kvm2 has VM web2: its name, UUID and MACs would be there twice"
+    assert recover_vm("web1", as_name="web2", isolated=True, dry_run=True).refusals == ()
+
+
+def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = types.SimpleNamespace(call=lambda *_: True)
+    host = types.SimpleNamespace(name="kvm1", domain=lambda _: running)
+    monkeypatch.setattr(libvirt_host, "connect", lambda *_: contextlib.nullcontext(host))
+    (said,) = recover_vm("web1", networks=["lan=none"], dry_run=True).findings
+    assert said.words == (
+        "wait: not reached by its client's address: waited for no longer than that it runs: "
+        "it has no guest agent's channel"
+    )
+    assert recover_vm("web1", networks=["lan=none"]).name == "web1"
+    assert target.done == ["place vda", "start"]
+    assert site.count("answer", "web1") == 0
+
+
 def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSite, target: Target) -> None:
     def left(**changed: Any) -> None:
         assessment = recover_vm("web1", dry_run=True)
@@ -148,20 +233,57 @@ def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSit
 
     left()
     target.made = types.SimpleNamespace(call=lambda *_: True)
+    site.answering, target.clashes = {"web1"}, [refused("UUID", "it is there", "x")]
+    assert recover_vm("web1", dry_run=True).refusals == (), "it is the VM that answers"
+    with pytest.raises(RecoveryRefused, match="something answers at its address"):
+        recover_vm("web1")  # its libvirt is a fake that says of every VM that it does not run
+    site.answering, target.clashes = set(), []
     recovered = recover_vm("web1")
     assert (target.done, recovered.name) == (["start again"], "web1")
     assert recovery.ledger("kvm1", UUID).read() is None
     left(night="20200101T000000Z")
-    with pytest.raises(RecoveryRefused, match=r"an earlier run has it running on kvm1 .*, night 20200101T000000Z"):
+    with pytest.raises(RecoveryRefused, match=r"an earlier run started it on kvm1 .*, night 20200101T000000Z"):
         recover_vm("web1")
+    assert [each.subject for each in recover_vm("web1", dry_run=True).refusals] == ["earlier run"]
     assert target.done == ["start again"]
     target.made = None
     target.clashes = [refused("file of vda", "it exists", "move it")]
     assessment = recover_vm("web1", dry_run=True)
-    assert assessment.refusals == (), "it may be the earlier run's own"
+    assert [each.subject for each in assessment.refusals] == ["file of vda"], "what is not the earlier run's own"
     target.clashes = []
+    assert [each.words for each in recover_vm("web1", dry_run=True).findings] == [
+        "earlier run: it did not end: what it put on kvm1 is removed first"
+    ]
     recover_vm("web1")
     assert target.done == ["start again", "clear", "place vda", "start"]
+
+
+def test_vm_that_a_killed_run_had_started_is_never_removed(site: FakeSite, target: Target) -> None:
+    def left(**changed: Any) -> None:
+        assessment = recover_vm("web1", dry_run=True)
+        record = PutRecord(
+            run="r",
+            vm="web1",
+            kvm_host="kvm1",
+            name="web1",
+            uuid=UUID,
+            isolated=False,
+            **{"files": (), "image": assessment.image, "night": assessment.night, "started": True, **changed},
+        )
+        recovery.ledger("kvm1", UUID).write(record)
+
+    target.made = types.SimpleNamespace(call=lambda *_: False)
+    for other in ({"night": "20200101T000000Z"}, {"image": "old"}, {"networks": {"lan": "user"}}):
+        left(**other)
+        with pytest.raises(RecoveryRefused, match="it may be in use: go on with that one"):
+            recover_vm("web1")
+    left()
+    site.fail("answer", "web1", AccessDenied("web1", "login failed", "authorise the key"))
+    with pytest.raises(LeftBehind, match="VM web1 on kvm1, of an earlier run, was left behind: web1 refused"):
+        recover_vm("web1")
+    assert target.done == ["start again"]
+    assert recover_vm("web1").name == "web1"
+    assert recovery.ledger("kvm1", UUID).read() is None
 
 
 @pytest.mark.parametrize("approve", [True, False])

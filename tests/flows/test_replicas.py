@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from flows.image_fetch import image_fetch as image_fetch_flow
 from flows.kvmimg_get import kvmimg_get as kvmimg_get_flow
@@ -181,6 +183,67 @@ def test_old_replicas_go_by_way_of_the_trash_and_do_not_come_back(site: FakeSite
     assert not list((site.permanent / "_images/kvm1/web1").glob(".trash-*"))
 
 
+def in_trash(folder: Path) -> list[Path]:
+    """What was given up there, all of it due by now."""
+    found = sorted(folder.glob(".trash-*"))
+    return [path.rename(path.with_name(f".trash-2026-01-01-{path.name[18:]}")) for path in found]
+
+
+def test_trash_of_a_vm_that_the_store_has_lost_is_emptied_and_its_replicas_stay(site: FakeSite) -> None:
+    site.policies = {"default": {"image_replicas": 2, "trash_days": 3}}
+    site.create()
+    nightly(["kvm1", "web1"])
+    images = take(site, 2)
+    replicate()
+    assert replicas_of(site) == images[1:]
+    shutil.rmtree(site.store / "images/kvm1/web1")
+    assert len(in_trash(site.permanent / "_images/kvm1/web1")) == 1
+    for _ in range(2):
+        assert outcomes(replicate()).get("web1 retain replicas") is None
+        assert not in_trash(site.permanent / "_images/kvm1/web1")
+        assert replicas_of(site) == images[1:]
+
+
+def test_replicas_of_a_vm_that_neither_the_store_nor_the_inventory_knows_all_stay(site: FakeSite) -> None:
+    site.policies = {"default": {"image_replicas": 4}}
+    site.create()
+    nightly(["kvm1", "web1"])
+    images = take(site, 3)
+    replicate()
+    shutil.rmtree(site.store / "images/kvm1/web1")
+    clients = site.clients()
+    del clients["web1"]
+    site.policies = {}
+    site.declare({"kvm1": {"address": "kvm1.test", "paths": ["/etc"]}}, clients)
+    replicate()
+    assert replicas_of(site) == images
+
+
+def test_recovery_sets_beyond_those_wanted_go_by_way_of_the_trash(site: FakeSite) -> None:
+    site.policies = {"default": {"trash_days": 5}}
+    site.create()
+    declared = yaml.safe_load(site.inventory.read_text())
+    declared.setdefault("server", {})["keep"] = 2
+    site.inventory.write_text(yaml.safe_dump(declared))
+    folder = site.permanent / "_server/test"
+    for _ in range(3):
+        replicate()
+        time.sleep(1)  # a set's id is of the second
+    kept = sorted(path.name for path in folder.glob("[!.]*"))
+    assert len(kept) == 2
+    due = datetime.now(UTC).date() + timedelta(days=5)
+    (gone,) = folder.glob(".*")
+    assert gone.name.startswith(f".trash-{due}-")
+    assert (gone / "inventory.yaml").exists()
+    in_trash(folder)
+    (site.permanent / ".gbs-clock").touch()
+    os.utime(site.permanent / ".gbs-clock", (1, 1))
+    rows = {f"{row.client} {row.stage}": row for row in replicate()}
+    assert rows["GBS server retain replicas"].outcome.value == "WARNING"
+    assert len(list(folder.glob("[!.]*"))) == 3
+    assert len(list(folder.glob(".trash-2026-01-01-*"))) == 1
+
+
 def test_damage_that_nobody_healed_keeps_an_older_replica(site: FakeSite) -> None:
     site.policies = {"default": {"image_replicas": 1}}
     site.create()
@@ -198,6 +261,46 @@ def test_damage_that_nobody_healed_keeps_an_older_replica(site: FakeSite) -> Non
     verify_replicas()
     replicate()
     assert replicas_of(site) == [second.name]
+
+
+def damage(folder: Path) -> None:
+    with (folder / "vda.raw").open("r+b") as disk:
+        disk.write(b"damage")
+
+
+def test_known_damage_puts_the_others_in_doubt_but_once(site: FakeSite) -> None:
+    site.policies = {"default": {"image_replicas": 1}}
+    site.create()
+    nightly(["kvm1", "web1"])
+    folder = site.permanent / "_images/kvm1/web1"
+    _, second, third = take(site, 2)
+    for image in (second, third):
+        shutil.copytree(site.store / "images/kvm1/web1" / image, folder / image)
+    damage(folder / third)
+    shutil.rmtree(site.store / "images/kvm1/web1" / third)
+    for _ in range(2):  # the others, which are read before it, are read since in the second turn
+        with pytest.raises(ClientsFailed, match=r"vda\.raw is damaged"):
+            verify_replicas()
+    replicate()
+    assert replicas_of(site) == [second, third]
+
+
+@pytest.mark.parametrize("verify", [verify_replicas, verify_images])
+def test_one_that_stays_damaged_takes_no_others_turn(site: FakeSite, verify: Any) -> None:
+    nightly(["kvm1", "web1"])
+    take(site)
+    replicate()
+    shutil.rmtree(site.permanent / "_server")
+    here, there = site.permanent / "_images/kvm1/web1", site.store / "images/kvm1/web1"
+    bad, good = (here, there) if verify is verify_replicas else (there, here)
+    (first, second) = replicas_of(site)
+    damage(bad / first)
+    shutil.rmtree(good / first)
+    for _ in range(2):
+        with pytest.raises(ClientsFailed, match=rf"{first}/vda\.raw.* is damaged"):
+            verify(at_most=1)
+        (row,) = verify(at_most=1)
+        assert row.produced.endswith(second)
 
 
 def test_an_image_of_the_disk_layout_of_an_old_night_stays(site: FakeSite) -> None:

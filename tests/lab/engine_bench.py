@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +199,12 @@ class Bench(Site):
         return set(self.restic("list", "locks", "--no-lock").split())
 
     @contextmanager
-    def other_restic(self) -> Iterator[int]:
-        """Another restic works on the repository meanwhile, and is killed then; its process number."""
+    def other_restic(self, host: str | None = None) -> Iterator[int]:
+        """Another restic works on the repository meanwhile, on a `host`, and is killed then; its process number."""
         before = self.locks
         argv = self.argv("backup", "--stdin")
+        if host is not None:
+            argv = ["unshare", "--uts", "sh", "-c", f'hostname {host}; exec "$@"', "sh", *argv]
         pipe = subprocess.PIPE
         with subprocess.Popen(argv, stdin=pipe, stdout=subprocess.DEVNULL, env=self.environment) as other:
             while self.locks <= before:
@@ -284,8 +286,8 @@ def lock_that_comes_late_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     with ExitStack() as late:
         others = list[int]()
 
-        def told(held: Mapping[str, Any], now: datetime) -> bool:
-            found = real(held, now)
+        def told(held: Mapping[str, Any]) -> bool:
+            found = real(held)
             if not others:
                 others.append(late.enter_context(bench.other_restic()))
             return found

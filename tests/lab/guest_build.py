@@ -73,12 +73,19 @@ def building(name: str) -> Iterator[Path]:
 
 
 def bootstrap(
-    name: str, root_tar: Path, *, packages: Sequence[str], overlay: Path, customize: Path, left_out: Sequence[str] = ()
+    name: str,
+    root_tar: Path,
+    *,
+    packages: Sequence[str],
+    overlay: Path,
+    customize: Path,
+    left_out: Sequence[str] = (),
+    kept: Sequence[str] = (),
 ) -> None:
     """Make the tar of guest `name`'s root file system with mmdebstrap, from the machine's own package sources.
 
     The files below `overlay` are there before the packages are; the hook `customize` runs at the end. `left_out` are
-    paths of packages that are not unpacked, besides what no guest needs.
+    paths of packages that are not unpacked, besides what no guest needs; those of it that match `kept` are.
     """
     files = root_tar.with_name("overlay.tar")
     with tarfile.open(files, "w") as archive:
@@ -86,6 +93,7 @@ def bootstrap(
     argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"]
     argv += ['--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"']
     argv += ["--dpkgopt=force-unsafe-io", *(f"--dpkgopt=path-exclude={path}" for path in (*_LEFT_OUT, *left_out))]
+    argv += [f"--dpkgopt=path-include={path}" for path in kept]
     argv += [f"--essential-hook=tar-in {files} /", f"--customize-hook={customize}"]
     log = cache_folder() / f"mmdebstrap-{name}.log"
     with log.open("wb") as output:

@@ -27,7 +27,7 @@ def killed_rotate(root: Path, rules: Rules, renames: int) -> None:
         return rename(self, target)
 
     Path.rename = counted  # type: ignore[method-assign, assignment]
-    restore_points._rotate(root, rules, datetime.now(UTC), 0)
+    restore_points._rotate(root, root.parent, rules, datetime.now(UTC), 0)
 
 
 def main(folder: Path) -> None:

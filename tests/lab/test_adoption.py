@@ -133,7 +133,11 @@ def _said(handle: Any, command: tuple[str, ...]) -> str:
 
 
 def _devices(handle: Any, first: str, second: str) -> list[dict[str, Any]]:
-    """What lsblk says of two disks, which are called sda and sdb in it."""
+    """What lsblk says of two disks, which are called sda and sdb in it.
+
+    lsblk tells file systems by udev's database, which learns of a new one some time after mkfs has ended.
+    """
+    handle.debug("sh", ["udevadm trigger --subsystem-match=block && udevadm settle"])
     text = _said(handle, FACTS["block_devices"].command)
     rows = [row for row in json.loads(text)["blockdevices"] if row["name"] in (first[5:], second[5:])]
     text = json.dumps(rows)

@@ -264,9 +264,10 @@ def test_source_without_the_files_of_a_file_system_is_refused(
         _update(_overlay(base, "refused.qcow2"), systems, tmp_path)
 
 
-def test_relative_kept_path_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", ["", "a\0b"])
+def test_pattern_that_rsync_cannot_have_is_refused(tmp_path: Path, pattern: str) -> None:
     with pytest.raises(ConfigError):
-        _update(tmp_path / "none", [MountedBy("/", "u", "ext4")], tmp_path, keep=["var/*"])
+        _update(tmp_path / "none", [MountedBy("/", "u", "ext4")], tmp_path, keep=[pattern])
 
 
 def test_killed_parent_leaves_no_qemu(lab: tuple[Path, Path, list[MountedBy]]) -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from tasks.drivers import appliance, appliance_files
 from tasks.drivers.appliance import DiskFile
+from tasks.drivers.appliance_listing import files_in
 from tasks.drivers.digest import sha256_file
 from tasks.errors import CommandFailed, IntegrityError, NothingToRecover
+from tasks.model.file_history import Found
 from tests.lab.hostile_tree import NAMES, looks, make_tree
 
 pytestmark = pytest.mark.timeout(900)
@@ -51,6 +53,13 @@ def make_guest(image: Path, tree: Path) -> None:
         handle.shutdown()
 
 
+def by_sha256sum(folder: Path) -> dict[bytes, str]:
+    """Name → sha256 of the regular files below a folder."""
+    argv = ["find", ".", "-type", "f", "-exec", "sha256sum", "-z", "--", "{}", "+"]
+    said = subprocess.run(argv, cwd=folder, capture_output=True, check=True).stdout
+    return {line[68:]: line[:64].decode() for line in said.split(b"\0")[:-1]}
+
+
 def out(image: Path, paths: list[str], destination: Path) -> tuple[str, ...]:
     destination.mkdir()
     done = appliance_files.copy_out(
@@ -81,6 +90,11 @@ def test_files_come_out_as_the_guest_has_them(tmp_path: Path) -> None:
     assert [line for line in got if line not in expected] == []
     assert len(got) == len(expected)
     assert sha256_file(image) == before
+    listed = files_in([DiskFile(image, "raw")], below="/srv/names", deadline_s=600, on_progress=lambda *_: None)
+    assert listed.unmounted == ()
+    assert {os.fsencode(path)[11:]: row.sha256 for path, row in listed.files.items()} == by_sha256sum(tree / "names")
+    named = files_in([DiskFile(image, "raw")], pattern="hostname", deadline_s=600, on_progress=lambda *_: None)
+    assert named.files == {"/etc/hostname": Found(sha256_file(found / "etc/hostname"), 5)}
     with pytest.raises(NothingToRecover, match="/srv/away is /etc: ask for the path there"):
         out(image, ["srv/away/fstab"], tmp_path / "refused")
 

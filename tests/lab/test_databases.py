@@ -13,7 +13,7 @@ import pytest
 from tasks.drivers import databases, process, ssh
 from tasks.drivers.databases import command, proving, recovering
 from tasks.drivers.ssh import Shell
-from tasks.errors import CommandTimedOut, DumpFailed
+from tasks.errors import CommandTimedOut, DumpFailed, RestoreFailed
 from tasks.model.databases import DumpCommand, EngineName, Server
 from tasks.model.manifest import DumpRecord
 from tests.lab.database_client import DatabaseClient
@@ -269,9 +269,9 @@ def test_command_makes_its_files_and_brings_them_back(client: Client) -> None:
     command.restore(client.shell, ORACLE, dumps, 30)
     assert client.run("tail -n 1 /srv/restored") == "1000\n"
     client.run('echo more >> "$1"', dumps[0].path)
-    with pytest.raises(DumpFailed, match="sha256 differs"):
+    with pytest.raises(RestoreFailed, match=r"^restore of .*sha256 differs"):
         command.restore(client.shell, ORACLE, dumps, 30)
-    with pytest.raises(DumpFailed, match="no restore is declared"):
+    with pytest.raises(RestoreFailed, match="no restore is declared"):
         command.restore(client.shell, dataclasses.replace(ORACLE, restore=()), dumps, 30)
 
 
@@ -350,11 +350,11 @@ def test_dump_that_does_not_load_leaves_no_database(client: Client, case: Case) 
     client.prepare(case)
     dump = client.dump(case)
     client.run('truncate -s $(($(stat -c %s "$1") / 2)) "$1"', dump.path)
-    with pytest.raises(DumpFailed, match="sha256 differs"):
+    with pytest.raises(RestoreFailed, match=r"^restore of .*sha256 differs"):
         recovering.load(client.shell, case.server, dump, "/srv/app/other", 60)
     cut = dump.model_copy(update={"sha256": content(client, dump)})
     if case.engine != "mariadb":  # half of its dump is good SQL
-        with pytest.raises(DumpFailed):
+        with pytest.raises(RestoreFailed):
             recovering.load(client.shell, case.server, cut, "/srv/app/other", 60)
     names = databases.list_databases(client.shell, case.server, [case.names[0]])
     assert "/srv/app/other" not in names
@@ -368,9 +368,69 @@ def test_old_database_is_kept_under_another_name_and_can_be_had_back(client: Cli
     name = case.names[-1]
     before = client.system.engine(case.engine, "read_back", name)
     aside = recovering.aside_name(case.engine, name, "20261126T220000Z")
-    assert recovering.rename(client.shell, case.server, name, aside, 60)
+    recovering.rename(client.shell, case.server, name, aside, 60)
     try:
         assert client.system.engine(case.engine, "read_back", aside) == before
     finally:
         recovering.rename(client.shell, case.server, aside, name, 60)
+    assert client.system.engine(case.engine, "read_back", name) == before
+
+
+@pytest.mark.parametrize(("engine", "name"), [("postgresql", "locked"), ("mariadb", "sys"), ("sqlite", "/srv/app/own")])
+def test_database_that_a_recovery_did_not_make_is_never_dropped(client: Client, engine: EngineName, name: str) -> None:
+    case = BY_NAME[engine]
+    client.prepare(case)
+    if engine == "postgresql":
+        sql = "CREATE DATABASE locked ALLOW_CONNECTIONS false"
+        client.run('runuser -u postgres -- psql -Xqc "$1"', sql)
+    elif engine == "sqlite":
+        client.run('sqlite3 "$1" "CREATE TABLE mine (n int)"', name)
+    dump = client.dump(case)
+    for called in (dump.database, name):  # under its own name, too
+        with pytest.raises(RestoreFailed, match="exists"):
+            recovering.load(client.shell, case.server, dump.model_copy(update={"database": called}), name, 60)
+    asked = {
+        "postgresql": "runuser -u postgres -- psql -XAtqc \"SELECT 1 FROM pg_database WHERE datname = 'locked'\"",
+        "mariadb": "mariadb -NBe 'SELECT count(*) > 0 FROM information_schema.tables WHERE table_schema = \"sys\"'",
+        "sqlite": "sqlite3 /srv/app/own 'SELECT count(*) + 1 FROM mine'",
+    }
+    assert client.run(asked[engine]) == "1\n"
+    assert recovering.is_there(client.shell, case.server, name)
+    assert not recovering.is_there(client.shell, case.server, f"{name}2")
+
+
+_OLDER_POSTGRESQL = """
+as() { runuser -u postgres -- psql -Xqd "$1" -c "$2"; }
+as postgres "ALTER SYSTEM SET allow_system_table_mods = on"
+as postgres "SELECT pg_reload_conf()" > /dev/null
+as postgres "ALTER FUNCTION pg_catalog.pg_terminate_backend(int, bigint) RENAME TO pg_newer"
+as postgres "CREATE FUNCTION pg_catalog.pg_terminate_backend(int) RETURNS bool LANGUAGE sql AS 'SELECT pg_newer(\\$1)'"
+"""
+_NEWER_POSTGRESQL = """
+as() { runuser -u postgres -- psql -Xqd "$1" -c "$2"; }
+as postgres "DROP FUNCTION pg_catalog.pg_terminate_backend(int)"
+as postgres "ALTER FUNCTION pg_catalog.pg_newer(int, bigint) RENAME TO pg_terminate_backend"
+as postgres "ALTER SYSTEM RESET allow_system_table_mods"
+as postgres "SELECT pg_reload_conf()" > /dev/null
+"""
+
+
+def test_postgresql_12_can_rename_and_replace_a_database_that_is_connected_to(client: Client) -> None:
+    case, name = BY_NAME["postgresql"], "crm"
+    client.prepare(case)
+    dump, before = client.dump(case, name), client.system.engine(case.engine, "read_back", name)
+    client.instead_of("dropdb", 'for word do [ "$word" != --force ] || exit 1; done; exec "$real" "$@"')
+    client.run(_OLDER_POSTGRESQL)
+    connected = "runuser -u postgres -- psql -Xqd crm -c 'SELECT pg_sleep(600)' > /dev/null 2>&1 & sleep 1"
+    try:
+        client.run(connected)
+        recovering.rename(client.shell, case.server, name, "crm-old", 60)
+        recovering.rename(client.shell, case.server, "crm-old", name, 60)
+        client.run(connected)
+        databases.restore(client.shell, case.server, [dump], 60)
+        client.run(connected)
+        recovering.drop(client.shell, case.server, name, 60)
+        recovering.load(client.shell, case.server, dump, name, 60)
+    finally:
+        client.run(_NEWER_POSTGRESQL)
     assert client.system.engine(case.engine, "read_back", name) == before

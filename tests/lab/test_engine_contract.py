@@ -38,6 +38,7 @@ from tasks.errors import (
 )
 from tasks.model.anomaly import Decision, Past
 from tasks.model.inventory import Policy
+from tasks.model.manifest import NightManifest
 from tasks.model.retention import Pin, Reading
 from tests.lab.engine_bench import (
     CODES,
@@ -59,6 +60,13 @@ OTHERS = ("restic", "command")
 WORDS = ("hold", "accept", "reject", "tidy")
 KILLED = [(kind, word) for kind in KINDS for word in WORDS if (kind, word) != ("restic", "reject")]
 """A rejection does the same whatever the engine, and each look at a repository takes restic a second."""
+SPOILT = [
+    ("command", "key.json", "{"),
+    ("restic", "key.json", "{"),
+    ("restic", "key.json", None),
+    ("restic", "manifest.json", "{"),
+]
+"""What is damaged or gone of the folder of a held night."""
 MIB = 1 << 20
 
 
@@ -398,6 +406,51 @@ class TestHeld:
         past = read_model(bench.root / held_nights.PAST, Past)
         assert past is None or not any(night.accepted for night in past.nights)
 
+    @pytest.mark.parametrize(("stock", "name", "content"), SPOILT, indirect=["stock"])
+    def test_damaged_folder_of_a_held_night_is_said_and_stops_nothing(
+        self, bench: Bench, name: str, content: str | None
+    ) -> None:
+        """All of the client's stage 2 stopped; or, where the file was gone, the held night was forgotten."""
+        stage2(bench, 4, encrypted(plain_tree()))
+        bench.reject(id_of(4))
+        tomorrow(bench)
+        spoilt = bench.root / f".held-{id_of(3)}" / name
+        spoilt.unlink() if content is None else spoilt.write_text(content)
+        bench.content(5, plain_tree() | {"log": b"night 5"})
+        assert not bench.judged().held
+        assert bench.engine().rotate()
+        for _ in range(2):
+            with pytest.raises(IntegrityError, match=rf"\.held-{id_of(3)}"):
+                bench.engine().tidy()
+            assert not list(bench.root.glob(".trash-*-held-*")), "what is due besides is removed"
+            assert copies(bench) == 4, "three points and the held night"
+            assert bench.waiting() == [3]
+        assert bench.nights() == {"daily.0": 5, "daily.1": 2, "weekly.0": 1}
+
+    @pytest.mark.parametrize("stock", OTHERS, indirect=True)
+    def test_damaged_folder_in_the_trash_is_said_and_left_alone(self, bench: Bench) -> None:
+        """What the engine calls its night cannot be told, and is not guessed."""
+        bench.reject(id_of(3))
+        tomorrow(bench)
+        (trash,) = bench.root.glob(".trash-*-held-*")
+        (trash / "key.json").write_text("{")
+        assert stage_2_says(bench, 4)
+        assert trash.exists()
+        assert copies(bench) == 4
+        assert bench.nights() == {"daily.0": 4, "daily.1": 2, "weekly.0": 1}
+
+    @pytest.mark.parametrize("stock", OTHERS, indirect=True)
+    def test_night_that_is_held_again_stays_when_its_first_folder_is_due(self, bench: Bench) -> None:
+        """Both folders name the same night of the engine, and one of them cannot be read."""
+        bench.reject(id_of(3))
+        (trash,) = bench.root.glob(".trash-*-held-*")
+        subprocess.run(["cp", "-a", str(trash), str(bench.root / f".held-{id_of(3)}")], check=True)
+        (bench.root / f".held-{id_of(3)}" / "key.json").write_text("{")
+        tomorrow(bench)
+        with pytest.raises(IntegrityError, match=rf"\.held-{id_of(3)}"):
+            bench.engine().tidy()
+        assert copies(bench) == 3
+
     @pytest.mark.parametrize(("stock", "word"), KILLED, indirect=["stock"])
     def test_killed_between_any_two_steps_nothing_is_lost(self, stock: Bench, tmp_path: Path, word: str) -> None:
         prepared = copy_of(stock, tmp_path / "prepared")
@@ -443,6 +496,16 @@ def stage2(bench: Bench, number: int, tree: Tree) -> tuple[str, ...]:
         bench.engine().rotate()
     bench.engine().tidy()
     return found.reasons
+
+
+def stage_2_says(bench: Bench, number: int) -> str:
+    """What hinders the end of a night that is like the good ones, and not its point."""
+    bench.content(number, plain_tree() | {"log": f"night {number}".encode()})
+    assert not bench.judged().held
+    assert bench.engine().rotate()
+    with pytest.raises(IntegrityError) as caught:
+        bench.engine().tidy()
+    return str(caught.value)
 
 
 def copy_of(bench: Bench, folder: Path) -> Bench:
@@ -532,6 +595,39 @@ class TestOthers:
         assert PASSWORD not in caplog.text
         assert KEY not in caplog.text
 
+    def test_point_whose_manifest_cannot_be_read_is_not_given_up(self, kind: str, tmp_path: Path) -> None:
+        """The pin of its night was lost with the manifest, and it went."""
+        bench = Bench(kind, tmp_path, Policy(daily=2, weekly=0, monthly=0, least=1, trash_days=0))
+        bench.kept(1)
+        pin = Pin(night=id_of(1), until=datetime.now(UTC).date() + timedelta(days=30), reason="audit")
+        restore_points.pin(bench.root, pin, id_of(1))
+        bench.kept(2)
+        bench.kept(3)
+        (spoilt,) = (
+            [bench.root / ".nights" / f"{id_of(1)}.json"]
+            if kind == "command"
+            else [path for path in bench.store.root.glob("restic/web1/*.json") if id_of(1) in path.read_text()]
+        )
+        spoilt.write_text("{")
+        for number in (4, 5):
+            bench.kept(number)
+            (kept,) = [point for point in bench.engine().retained() if point.name == f"kept.{id_of(1)}"]
+            assert (kept.night, kept.pin, kept.sound) == (id_of(1), pin, False)
+        assert bench.days() == {"daily.0": 5, "daily.1": 4}
+        assert copies(bench) == 3
+
+    def test_while_pins_cannot_be_read_nights_go_on_and_none_is_given_up(self, kind: str, tmp_path: Path) -> None:
+        bench = Bench(kind, tmp_path)
+        bench.kept(1)
+        (bench.root / restore_points.PINS).write_text("{")
+        for number in range(2, 5):
+            bench.night(number)
+            bench.engine().sync(bench.manifest, nothing)
+            bench.engine().rotate()
+        with pytest.raises(IntegrityError, match=r"\.pins\.json is damaged"):
+            bench.engine().tidy()
+        assert set(bench.days().values()) == {1, 2, 3, 4}
+
     def test_point_is_opened_where_there_is_room(self, kind: str, tmp_path: Path) -> None:
         bench = Bench(kind, tmp_path)
         bench.kept(1)
@@ -576,6 +672,23 @@ class TestRestic:
         assert bench.sync_and_rotate() == ["daily"]
         assert not bench.locks
         assert bench.days() == {"daily.0": 2, "daily.1": 1}
+
+    def test_lock_of_another_host_is_never_taken_for_dead_as_its_clock_may_be_wrong(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.kept(1)
+        monkeypatch.setattr(restic_repository, "DEAD_AFTER", timedelta(0))  # as if its clock were far behind
+        bench.night(2)
+        with bench.other_restic("elsewhere"):
+            bench.engine().sync(bench.manifest, nothing)
+            with pytest.raises(Locked, match=r"root on elsewhere, .*if none works there any more: restic unlock"):
+                bench.engine().rotate()
+            (lock,) = bench.locks
+        with pytest.raises(Locked, match="root on elsewhere"):
+            bench.engine().rotate()
+        assert bench.locks == {lock}, "nor when it is dead, which nobody can tell here"
+        bench.restic("unlock", "--remove-all")
+        assert bench.sync_and_rotate() == ["daily"]
 
     def test_lock_that_comes_while_dead_ones_are_removed_stays(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -630,6 +743,21 @@ class TestRestic:
         assert all(row.damaged and row.healed == row.damaged for row in bench.engine().verify(100))
         assert "no errors were found" in bench.restic("check", "--read-data", "--no-cache")
 
+    def test_so_much_damage_that_not_all_of_it_is_told_names_no_pack_and_blames_every_point(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RESTIC_PACK_SIZE", "4")
+        bench.kept(1)
+        noise(bench, 2, 128)
+        bench.sync_and_rotate()
+        packs = [path for path in (bench.repository / "data").rglob("*") if path.is_file()]
+        large = [path for path in packs if path.stat().st_size > MIB]
+        for path in large:
+            flip(path, 1000)
+        said = subprocess.run(bench.argv("check", "--read-data"), check=False, capture_output=True).stderr
+        assert len(large) > said[-process.TAIL_BYTES :].count(b"want "), "the end of it has not all of them"
+        assert [row.damaged[0].partition(":")[0] for row in bench.engine().verify(100)] == ["the repository"] * 2
+
     def test_night_that_cannot_be_read_whole_is_no_snapshot(self, bench: Bench) -> None:
         bench.kept(1)
         bench.night(2)
@@ -673,14 +801,50 @@ class TestRestic:
             bench.accept()
         assert (bench.waiting(), bench.days()) == ([2], {"daily.0": 1})
 
-    def test_manifest_that_cannot_be_read_is_no_backup(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("lost", ["packs", "index", "file"])
+    def test_manifest_that_is_damaged_or_gone_is_no_backup(self, bench: Bench, lost: str) -> None:
         bench.kept(1)
         shutil.rmtree(bench.store.root / "restic")
-        packs = [path for path in (bench.repository / "data").rglob("*") if path.is_file()]
-        for path in packs:
-            path.chmod(0o600)
-            path.write_bytes(b"x" * path.stat().st_size)
+        for path in (bench.repository / "data").rglob("*") if lost == "packs" else ():
+            if path.is_file():
+                path.chmod(0o600)
+                path.write_bytes(b"x" * path.stat().st_size)
+        if lost == "index":
+            shutil.rmtree(bench.repository / "index")
+        if lost == "file":
+            tags = ("--tag", f"gbs-point,night-{id_of(1)}")
+            (snapshot,) = json.loads(bench.restic("snapshots", "--json"))
+            bench.restic("forget", snapshot["id"])
+            subprocess.run(bench.argv("backup", "--quiet", *tags, "facts.json"), cwd=bench.source, check=True)
         assert bench.engine().points() == {"daily.0": None}
+
+    def test_manifest_that_was_not_read_for_another_reason_is_none_that_is_lost(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.kept(1)
+        shutil.rmtree(bench.store.root / "restic")
+        program = bench.folder / "bin" / "restic"
+        program.parent.mkdir()
+        killed = 'case " $* " in *" dump "*) kill -9 $$ ;; esac'
+        program.write_text(f'#!/bin/sh\n{killed}\nexec {shutil.which("restic")} "$@"\n')
+        program.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+            with pytest.raises(CommandFailed, match="restic dump failed with status -9"):
+                bench.engine().points()
+        assert bench.days() == {"daily.0": 1}
+
+    def test_damaged_copy_of_a_manifest_in_the_store_is_made_anew(self, bench: Bench) -> None:
+        bench.kept(1)
+        (copy,) = (bench.store.root / "restic" / "web1").glob("*.json")
+        copy.write_text("{")
+        assert bench.days() == {"daily.0": 1}
+        assert NightManifest.model_validate_json(copy.read_text()).id == id_of(1)
+
+    def test_file_that_a_point_does_not_have_is_none(self, bench: Bench) -> None:
+        bench.kept(1)
+        assert bench.engine().read("daily.0", "data/same") == b"always"
+        assert bench.engine().read("daily.0", "data/nowhere") is None
 
 
 class TestCommand:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tasks.drivers import restic
 from tasks.drivers.engines import Engine
 from tasks.errors import AccessDenied, GbsError, StoreNotMounted
 from tasks.model.inventory import Policy
@@ -149,6 +152,29 @@ def test_server_that_goes_in_the_middle_costs_nothing(bench: S3Bench) -> None:
     assert bench.sync_and_rotate() == ["daily"]
     assert bench.nights() == {"daily.0": 2, "daily.1": 1}
     assert not bench.restic("list", "locks", "--no-lock").split(), "the lock of the one that was killed is removed"
+
+
+def test_server_that_goes_before_a_manifest_is_read_is_no_lost_manifest(
+    bench: S3Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.kept(1)
+    shutil.rmtree(bench.store.root / "restic")
+    real = restic.dump
+
+    def dump(*what: Any) -> bytes | None:
+        bench.server.kill()
+        monkeypatch.setattr(restic, "QUICK_S", 20)  # restic itself tries for a quarter of an hour
+        return real(*what)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(restic, "dump", dump)
+            with pytest.raises(GbsError) as caught:
+                bench.engine().points()
+            assert caught.value.transient, caught.value
+    finally:
+        bench.server.start()
+    assert bench.days() == {"daily.0": 1}
 
 
 def test_lock_that_comes_while_dead_ones_are_removed_stays(bench: S3Bench, monkeypatch: pytest.MonkeyPatch) -> None:

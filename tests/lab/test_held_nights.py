@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.drivers import held_nights, night_changes, permanent, restore_points
+from tasks.drivers import held_nights, night_changes, permanent, restore_points, store_clock
 from tasks.drivers.held_nights import PAST, Braked
 from tasks.drivers.restore_points import pins, points, retained
-from tasks.drivers.store import read_model
-from tasks.errors import ConfigError, UnknownName
+from tasks.drivers.store import read_model, write_model
+from tasks.errors import ConfigError, IntegrityError, UnknownName
 from tasks.model.anomaly import Decision, Past
 from tasks.model.inventory import Policy
 from tasks.model.retention import Pin
@@ -290,3 +291,48 @@ def test_killed_between_any_two_renames_the_next_run_goes_on(
     assert site.days() == kept
     assert site.stage2(5, plain_tree() | {"log": b"night 2"}).change is not None
     assert points(site.root)["daily.0"] is not None
+
+
+@pytest.mark.parametrize("days", [400, -400])
+def test_while_the_clock_is_in_doubt_no_held_night_is_given_up(site: Held, days: int) -> None:
+    """A clock that was behind put them into the trash with a day that was over once it was right."""
+    store_clock.doubt(site.far.path, datetime.now(UTC))
+    then = time.time() + days * 86400
+    os.utime(site.far.path / store_clock.SEEN, (then, then))
+    for number in range(3, 6):
+        braked = site.stage2(number, encrypted(plain_tree()))
+        assert (braked.held, braked.given_up) == (True, ())
+    assert site.waiting() == [3, 4, 5]
+    assert not list(site.root.glob(".trash-*"))
+    store_clock.confirm(site.far.path, datetime.now(UTC))
+    assert site.stage2(6, encrypted(plain_tree())).given_up == (id_of(4), id_of(5))
+    assert site.waiting() == [3, 6]
+
+
+def test_while_pins_cannot_be_read_nights_go_on_and_none_is_given_up(site: Held) -> None:
+    """A damaged file stopped the client's stage 2, so that no night was kept any more."""
+    good = restore_points.pins(site.root)
+    (site.root / restore_points.PINS).write_text("{")
+    for number in range(3, 6):
+        site.content(number, plain_tree() | {"log": str(number).encode()})
+        assert site.judged().reasons == ()
+        assert site.engine().rotate()
+        with pytest.raises(IntegrityError, match=r"\.pins\.json is damaged"):
+            site.engine().tidy()
+    days = {"daily.0": 5, "daily.1": 4, "daily.2": 3, "weekly.0": 1, f"kept.{id_of(2)}": 2}
+    assert site.days() == days
+    assert all(".pins.json is damaged" in (point.pin.reason if point.pin else "") for point in retained(site.root))
+    write_model(site.root / restore_points.PINS, good)
+    site.stage2(6, plain_tree() | {"log": b"6"})
+    site.engine().tidy()
+    assert site.days() == {"daily.0": 6, "daily.1": 5, "daily.2": 4, "weekly.0": 1}
+
+
+def test_night_whose_record_is_lost_still_keeps_what_it_was_compared_with(site: Held) -> None:
+    """Which one that was stands only in the record."""
+    site.stage2(3, encrypted(plain_tree()))
+    (site.root / f".held-{id_of(3)}" / restore_points.RECORD).write_text("{")
+    for number in range(4, 8):
+        site.stage2(number, plain_tree() | {"log": str(number).encode()})
+    assert {1, 2} <= {*site.days().values()}
+    assert site.waiting() == [3]

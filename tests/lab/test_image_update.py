@@ -16,7 +16,14 @@ import pytest
 from tasks.drivers import appliance
 from tasks.drivers.appliance import DiskFile, UpdateResult
 from tasks.errors import ImageFull, ImageUnfit, IntegrityError, SourceRefused
+from tasks.model import runbook_files
 from tasks.model.image_update import BELONGS_TO_DISK, MountedBy
+from tasks.model.manifest import DiskRecord, FileRecord
+from tasks.model.runbook import Place, Runbook
+from tasks.model.runbook_text import HELPERS
+from tasks.model.ssh_target import SshTarget
+from tests.lab import by_hand
+from tests.unit.records import NIGHT, facts, file_system, image_manifest, night_manifest
 
 _MIB = 1 << 20
 _MOUNTS = {
@@ -135,6 +142,7 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
         _put(tree, {"boot/grub/i386-pc/core": "the image's", "bound/hidden": "the image's", "boot/efi/EFI/old/x": "x"})
         _put(tree, {"srv/machines/own": "the image's", "srv/gone": "x", "home/gone": "x", "var/gone": "x"})
         _put(tree, {"boot/efi/EFI/Boot/BOOTX64.EFI": "one", "opt/folder/inside": "x"})
+        _put(tree, {"srv/machines.tmp": "left out", "boot/efi/EFI/left.tmp": "left out"})
         (tree / "proc").mkdir()
         subprocess.run(["tar", "-C", tree, "--numeric-owner", "-cf", folder / "a.tar", "."], check=True)
         _mount(handle, readonly=False)
@@ -165,6 +173,15 @@ def _found(handle: Any) -> dict[str, str]:
     return {path: handle.cat(path) for path in paths if handle.is_file(path)}
 
 
+def _of_night(lab: Lab) -> dict[str, str]:
+    """What the image has after an update: the night's files, and those of its own that are kept."""
+    own = {"/boot/grub/i386-pc/core": "the image's", "/bound/hidden": "the image's", "/srv/machines/own": "the image's"}
+    files = (path for path in lab.night.rglob("*") if path.is_file() and not path.is_symlink())
+    wanted = {f"/{path.relative_to(lab.night)}": path.read_text() for path in files}
+    del wanted["/bound/shown"]
+    return {**wanted, **own}
+
+
 def test_all_disks_hold_the_night_and_a_second_update_sends_nothing(lab: Lab) -> None:
     before = [disk.path.read_bytes() for disk in lab.disks]
     image = lab.overlays("night")
@@ -188,12 +205,58 @@ def test_all_disks_hold_the_night_and_a_second_update_sends_nothing(lab: Lab) ->
         handle.mount_ro("/dev/sda2", "/")
         assert handle.ls("/") == ["efi", "grub", "lost+found", "vmlinuz-2"]
         assert f"--set=root {handle.vfs_uuid('/dev/sda2')}\nlinux /vmlinuz-2" in handle.cat("/grub/grub.cfg")
-    own = {"/boot/grub/i386-pc/core": "the image's", "/bound/hidden": "the image's", "/srv/machines/own": "the image's"}
-    files = (path for path in lab.night.rglob("*") if path.is_file() and not path.is_symlink())
-    wanted = {f"/{path.relative_to(lab.night)}": path.read_text() for path in files}
-    del wanted["/bound/shown"]
-    assert found == {**wanted, **own, "/.autorelabel": ""}
+    assert found == {**_of_night(lab), "/.autorelabel": ""}
     assert links == {"/opt/folder": str(lab.folder), "/opt/up": "../../../../etc/passwd"}
+
+
+def _runbook(lab: Lab) -> Runbook:
+    """Of a client that has these file systems, a bind mount, and a pattern of what is left out anywhere."""
+    rows = []
+    for mount in lab.mounts:
+        source = f"/dev/x[{mount.subvolume}]" if mount.subvolume else "/dev/x"
+        rows.append(file_system(mount.mountpoint, source, mount.fstype, mount.uuid))
+    kept: Any = {"file": "vda.raw", "format": "raw", "source": "/x", "source_format": "qcow2", "virtual_size_bytes": 1}
+    host = SshTarget("kvm1", "", "root", 22, Path("/key"), Path("/known"))
+    return Runbook(
+        made=NIGHT,
+        vm="web1",
+        client="web1",
+        xml="",
+        store="/srv/gbs",
+        permanent="/nowhere",
+        image=image_manifest(
+            disks=[DiskRecord(target=target, **kept) for target in ("vda", "vdb", "vdc")],
+            files=[FileRecord(path="vda.raw", size_bytes=1, sha256="0" * 64)],
+        ),
+        image_place=Place("STORE", "image"),
+        night=night_manifest(NIGHT, paths=tuple(_MOUNTS), excluded=("/proc/*", "*.tmp")),
+        night_name="overnight",
+        night_place=Place("STORE", "night"),
+        bringing=None,
+        facts=facts(*rows, bind_mounts=("/bound",)),
+        host=host,
+        libvirt_uri="qemu:///system",
+        image_folder="/var/lib/libvirt/images",
+        guest=None,
+    )
+
+
+def test_runbook_makes_of_the_disks_what_an_update_makes_and_leaves_alone_what_that_does(lab: Lab) -> None:
+    image, work = [], lab.folder / "work"
+    work.mkdir()
+    for number, disk in enumerate(lab.overlays("runbook"), 1):
+        image.append(DiskFile(disk.path.rename(work / f"disk-{number}.qcow2"), "qcow2"))
+    (lab.folder / "by-hand").mkdir()
+    (lab.folder / "by-hand/data").symlink_to(lab.night)
+    head = f"set -euo pipefail\nWORK={work} NIGHT={lab.folder}/by-hand\n"
+    done = by_hand.run(f"{head}{HELPERS}\n{runbook_files.update(_runbook(lab))}\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "LOOK" not in done.stderr
+    with _handle(image, readonly=True) as handle:
+        _mount(handle, readonly=True)
+        found = _found(handle)
+    left = {"/srv/machines.tmp": "left out", "/boot/efi/EFI/left.tmp": "left out"}
+    assert found == {**_of_night(lab), **left}
 
 
 def _append(path: Path, text: str) -> None:

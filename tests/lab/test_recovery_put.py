@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tasks.drivers import recovery_put, recovery_target, vm_parts
-from tasks.drivers.recovery_target import Target
+from tasks.drivers import recovery_files, recovery_put, recovery_target, vm_parts
+from tasks.drivers.recovery_target import Need, Target
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import rewrite_for_recovery, run_of
@@ -26,7 +26,7 @@ from tasks.model.domain_xml import parse_domain
 from tasks.model.manifest import DiskRecord, FileRecord, VmParts
 from tasks.model.recovery import Sources
 from tasks.model.recovery_plan import ISOLATED, Order, Plan, plan_of
-from tasks.model.recovery_record import record_of
+from tasks.model.recovery_record import PutRecord, record_of
 from tasks.model.ssh_target import SshTarget
 from tests.lab.kvm_host import KvmHost
 from tests.lab.mixed_guest import MixedGuest
@@ -118,14 +118,14 @@ class Lost:
             pools = recovery_target.pools(Target(host, shell), ["lost-pool"])
         return plan_of(self.sources, order, "/var/lib/libvirt/images", pools)
 
-    def findings(self, plan: Plan, **changed: Any) -> list[Finding]:
+    def findings(self, plan: Plan, earlier: PutRecord | None = None, **changed: Any) -> list[Finding]:
         with reach(host_pid(self.host)) as (host, shell):
             host.name = "kvm1"
             target = Target(host, shell)
             volumes = [disk.volume for disk in self.sources.image.disks]
             there = recovery_target.pools(target, ["lost-pool"])
             domain = replace(parse_domain(self.xml), **changed)
-            return recovery_target.clashes(target, plan, domain, volumes, there)
+            return recovery_target.clashes(target, plan, domain, volumes, there, earlier)
 
     def recovery(self, plan: Plan, run: str = "run-1", **options: Any) -> Recovery:
         rewritten = rewrite_for_recovery(
@@ -260,8 +260,16 @@ def test_room_is_counted_as_allocated_and_for_all_files_of_a_file_system(lost: L
         host.name = "kvm1"
         target = Target(host, shell)
         free = shutil.disk_usage(lost.host.images).free
-        assert recovery_target.room(target, plan, {"vda": 1 << 20, "vdb": 1 << 20, "vdc": 1 << 20}) == []
-        (finding,) = recovery_target.room(target, plan, {"vda": free // 2, "vdb": free // 2, "vdc": 1 << 30})
+        assert recovery_target.room(target, plan, dict.fromkeys(("vda", "vdb", "vdc"), Need(1 << 20))) == []
+        halves = {"vda": Need(free // 2), "vdb": Need(free // 2), "vdc": Need(1 << 30)}
+        (finding,) = recovery_target.room(target, plan, halves)
+        there = halves | {"vda": Need(free // 2, there_bytes=2 << 30)}
+        assert recovery_target.room(target, plan, there) == [], "an earlier run's own makes room when it goes"
+        thin = {"vda": Need(1 << 20, most_bytes=2 * free)}
+        assert recovery_target.room(target, plan, thin, growth_bytes=1 << 20) == []
+        assert len(recovery_target.room(target, plan, thin, growth_bytes=2 * free)) == 1, "the night's files do not fit"
+        full = {"vda": Need(1 << 20, most_bytes=2 << 20)}
+        assert recovery_target.room(target, plan, full, growth_bytes=2 * free) == [], "no disk outgrows its size"
     assert "/var/lib/libvirt/images on kvm1 has" in finding.reason
 
 
@@ -317,6 +325,45 @@ def test_second_vm_runs_beside_the_first_with_nothing_of_its_own(lost: Lost) -> 
     assert lost.traces() == before
 
 
+def test_second_vm_is_known_by_its_name_or_its_uuid(lost: Lost) -> None:
+    identity = lost.plan(as_name="lost 2").identity
+    with reach(host_pid(lost.host)) as (host, _):
+        assert recovery_target.known(host, identity) is None
+        for name, uuid in (("lost 2", ""), ("renamed", identity.uuid)):
+            with other(lost, name, uuid):
+                found = recovery_target.known(host, identity)
+                assert found is not None
+                assert found.name == name
+
+
+def test_what_an_earlier_run_left_hides_nothing_else_that_is_in_the_way(lost: Lost) -> None:
+    before, plan = lost.traces(), lost.plan(networks={"lan": "none", "br0": "none"})
+    task = lost.recovery(plan)
+    with reach(host_pid(lost.host)) as (host, shell):
+        put(task, host, shell, task.ledger)
+        record = task.ledger.read()
+        assert record is not None
+        lost.host.virsh("destroy", "lost")
+        assert {each.subject for each in lost.findings(plan)} >= {"name", "UUID", "file of vda", "file of tpm"}
+        assert lost.findings(plan, record) == []
+        allocated = {place.path: du(lost, place.path) for place in plan.places}
+        assert recovery_files.taken_bytes(shell, record) == allocated
+        assert {each.subject for each in lost.findings(lost.plan(), record)} == {"network", "bridge"}
+        vda = plan.disks[0].path
+        lost.host.run(["sh", "-c", 'cp -- "$1" "$1.copy" && mv -- "$1.copy" "$1"', "sh", vda])
+        assert {each.subject for each in lost.findings(plan, record)} == {"file of vda"}
+        lost.host.run(["rm", vda])
+        lost.host.run(["truncate", "--size=64K", f"{record.partial(vda)}"])
+        lost.host.run(["fallocate", "--length=64K", f"{record.partial(vda)}"])
+        assert recovery_files.taken_bytes(shell, record)[vda] == 64 << 10
+    clear(lost, task)
+    assert lost.traces() == before
+
+
+def du(lost: Lost, path: str) -> int:
+    return int(lost.host.run(["du", "-sB1", path]).stdout.split()[0])
+
+
 def test_what_is_not_its_own_is_left_alone(lost: Lost) -> None:
     """A run dies; somebody else then takes the names that it had noted."""
     before = lost.traces()
@@ -329,6 +376,59 @@ def test_what_is_not_its_own_is_left_alone(lost: Lost) -> None:
         assert lost.host.virsh("domuuid", "lost").strip() == lost.uuid
     assert foreign.read_text() == "somebody's"
     foreign.unlink()
+    assert lost.traces() == before
+
+
+def test_vm_that_was_started_is_left_alone_by_a_run_that_wants_something_else(lost: Lost) -> None:
+    """Its run is killed when it runs; an operator uses it, shuts it down, undefines it: its disks stay till the end."""
+    before, plan = lost.traces(), lost.plan(networks={"lan": "none", "br0": "none"})
+    task = lost.recovery(plan)
+    with reach(host_pid(lost.host)) as (host, shell):
+        put(task, host, shell, task.ledger)
+    other_night = record_of(plan, "", "web1", "image", "another night")
+    other_network = record_of(lost.plan(networks={"lan": "user", "br0": "none"}), "", "web1", "image", "night")
+    same = record_of(plan, "", "web1", "image", "night")
+
+    def verdicts(*wanted: PutRecord) -> list[str]:
+        record = task.ledger.read()
+        assert record is not None
+        with reach(host_pid(lost.host)) as (host, shell):
+            return [recovery_put.settlement_of(host, shell, record, each).verdict for each in wanted]
+
+    assert verdicts(same, other_night, other_network) == ["go on", "refused", "refused"]
+    lost.host.virsh("destroy", "lost")
+    assert verdicts(same, other_night, other_network) == ["go on", "refused", "refused"]
+    lost.host.virsh("undefine", "lost", "--nvram")
+    assert verdicts(same, other_night) == ["refused", "refused"], "it may run on another host, on the same disks"
+    for place in plan.places:
+        lost.host.run(["rm", "-rf", place.path])
+    assert verdicts(same, other_night) == ["clear", "clear"]
+    assert clear(lost, task) == []
+    assert lost.traces() == before
+
+
+def test_files_that_another_vm_has_by_now_stay(lost: Lost) -> None:
+    """A run is killed before it defines its VM; somebody makes one with the disks that are there."""
+    before, plan = lost.traces(), lost.plan(networks={"lan": "none", "br0": "none"})
+    task = lost.recovery(plan)
+    with reach(host_pid(lost.host)) as (host, shell):
+        put(task, host, shell, task.ledger)
+    lost.host.virsh("destroy", "lost")
+    lost.host.virsh("undefine", "lost", "--nvram")
+    by_path, volume = plan.disks[0].path, plan.disks[2].volume
+    assert volume == "lost-pool/lost-vdc.qcow2"
+    disks = (
+        f"<disk type='file'><source file='{by_path}'/><target dev='vda'/></disk>"
+        "<disk type='volume'><source pool='lost-pool' volume='lost-vdc.qcow2'/><target dev='vdb'/></disk>"
+    )
+    with other(lost, "made by hand", lost.uuid, disks):
+        removed = clear(lost, task)
+        kept = {place.path for place in plan.places} - set(removed)
+        tpm = next(place.path for place in plan.parts if place.role == "tpm")
+        assert {by_path, plan.disks[2].path, tpm} <= kept
+        assert plan.disks[1].path in removed
+    for path in kept:
+        lost.host.run(["rm", "-rf", path])
     assert lost.traces() == before
 
 

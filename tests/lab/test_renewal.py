@@ -7,13 +7,14 @@ import os
 import random
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tasks.drivers import changed, renewal, restore_points, rsnapshot
+from tasks.drivers import changed, renewal, restore_points, rsnapshot, store_clock
 from tasks.drivers.changed import Changed
 from tasks.drivers.digest import sha256_file, write_listing
 from tasks.drivers.renewal import Renewal
@@ -239,6 +240,21 @@ def test_a_tree_that_is_due_is_used_again_and_one_that_is_not_stays(tmp_path: Pa
     client.night()
     assert client.keep()
     assert (client.site.root / "daily.0/data").stat().st_ino == inode
+
+
+def test_a_tree_that_is_due_stays_while_the_clock_is_in_doubt(tmp_path: Path) -> None:
+    """A clock that was ahead for a night used up what could be had back."""
+    client = Client(tmp_path)
+    for _ in range(5):
+        client.night()
+        client.keep()
+    (due,) = client.site.root.glob(".trash-*")
+    then = time.time() - 400 * 86400
+    os.utime(client.site.far.path / store_clock.SEEN, (then, then))
+    client.night()
+    assert client.keep()
+    assert (due / "manifest.json").exists()
+    assert client.differs() == ""
 
 
 @pytest.mark.parametrize("why", ["another night", "damaged", "half", "list", "missing"])

@@ -233,7 +233,7 @@ def test_rotation_killed_between_any_two_renames_costs_no_point(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
         with suppress(KeyboardInterrupt):
-            restore_points._rotate(site.root, site.rules, datetime.now(UTC), 0)
+            restore_points._rotate(site.root, site.far.path, site.rules, datetime.now(UTC), 0)
     there = {*site.days().values()}
     assert there >= ({8, 15, 16, 17, 18} if 18 in there else {1, 8, 15, 16, 17}), "one goes when the new one is there"
     site.sync()
@@ -308,6 +308,40 @@ def test_point_that_is_given_up_can_be_had_back_until_its_day(site: Site, monkey
     assert restore_points.tidy(site.far, site.root) == 1
     assert site.days() == {"daily.0": 4, "daily.1": 3, "daily.2": 2}
     assert not list(site.root.glob(".*"))
+
+
+@pytest.mark.parametrize("content", ["{", None], ids=["unreadable", "gone"])
+def test_pinned_night_stays_though_its_manifest_is_lost(site: Site, content: str | None) -> None:
+    """It was given up, pinned as it was: whose night it is was only asked of the manifest."""
+    site.rules = DAILY
+    site.keep(1)
+    first = points(site.root)["daily.0"]
+    assert first is not None
+    until = datetime.now(UTC).date() + timedelta(days=30)
+    restore_points.pin(site.root, Pin(night=first.id, until=until, reason="audit"), first.id)
+    for number in range(2, 6):
+        site.keep(number)
+    manifest = site.root / f"kept.{first.id}/manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    before = snapshot(manifest.parent)
+    for number in range(6, 8):
+        site.keep(number)
+        days = {f"daily.{age}": number - age for age in range(3)}
+        assert site.days() == {**days, f"kept.{first.id}": None}
+    assert snapshot(manifest.parent) == before
+    (point,) = [point for point in restore_points.retained(site.root) if point.name == f"kept.{first.id}"]
+    assert (point.night, point.sound) == (first.id, False)
+
+
+def test_point_of_the_cascade_whose_manifest_cannot_be_read_stays(site: Site) -> None:
+    """It may be the pinned one."""
+    site.rules = DAILY
+    site.keep(1)
+    (site.root / "daily.0/manifest.json").write_text("{")
+    for number in range(2, 6):
+        site.keep(number)
+    assert site.days() == {"daily.0": 5, "daily.1": 4, "daily.2": 3, "kept.unknown.0": None}
+    assert (site.root / "kept.unknown.0/data/number").read_text() == "1"
 
 
 def test_pinned_night_is_kept_by_its_id(site: Site) -> None:

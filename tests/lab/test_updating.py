@@ -162,6 +162,14 @@ def test_killed_run_leaves_nothing_that_is_taken_for_good_and_the_next_removes_i
     assert _digests(sources.image_folder) == before
 
 
+def test_the_copy_of_a_recovery_that_was_killed_is_no_result_for_others(sources: Sources) -> None:
+    folder = updating.begin.fn(sources)
+    result = updating.update.fn(sources, Path("/night"), folder)
+    made = updating.finish.fn(sources, folder, result, passing=True)
+    assert made.folder.is_dir()
+    assert updating.earlier.fn(sources) is None
+
+
 def test_earlier_result_serves_again_while_its_checksums_hold(sources: Sources) -> None:
     made = _run(sources)
     assert updating.earlier.fn(sources) == made

@@ -7,21 +7,15 @@ agent.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
-import json
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 from tests.lab.accelerator import cache_folder
-from tests.lab.guest import BOOT_DEADLINE_S, agent_answers, disk_xml, domain_xml
+from tests.lab.agent_guest import FOLDER, AgentGuest
+from tests.lab.guest import disk_xml, domain_xml
 from tests.lab.guest_build import appliance, bootstrap, building, locked, published, recipe_hash
-from tests.lab.guest_image import copy_image
-from tests.lab.kvm_host import KvmHost
-from tests.lab.process import LabError
 from tests.lab.progress import Say, phase, say
 
 _RECIPE = Path(__file__).parent / "uefi"
@@ -33,7 +27,6 @@ PACKAGES = (
     "linux-image-cloud-amd64", "initramfs-tools", "kmod", "udev", "systemd", "systemd-sysv", "dbus", "zstd",
     "grub-efi-amd64", "efibootmgr", "e2fsprogs", "qemu-guest-agent",
 )  # fmt: skip
-_FOLDER = "/var/lib/libvirt/images"
 
 
 def uefi_images(tell: Say = say) -> tuple[Path, Path]:
@@ -83,78 +76,24 @@ def _build(system: Path, data: Path, tell: Say) -> None:
 
 
 @dataclasses.dataclass
-class UefiGuest:
-    """A guest `name` on a host of the lab."""
-
-    host: KvmHost
-    name: str
+class UefiGuest(AgentGuest):
+    """The guest with two disks."""
 
     @property
     def disks(self) -> dict[str, str]:
         """The host's paths of its images, by target."""
-        return {"vda": f"{_FOLDER}/{self.name}-system.qcow2", "vdb": f"{_FOLDER}/{self.name}-data.raw"}
+        return {"vda": f"{FOLDER}/{self.name}-system.qcow2", "vdb": f"{FOLDER}/{self.name}-data.raw"}
 
     @property
     def variables(self) -> str:
         """The host's path of its UEFI variables."""
         return f"/var/lib/libvirt/qemu/nvram/{self.name}_VARS.fd"
 
-    def outside(self, path: str) -> Path:
-        """Where the machine sees a file of the host."""
-        return self.host.directory / "root" / path.lstrip("/")
-
     def install(self) -> None:
         """Define it, start it, and let it tell its firmware where its boot loader lies."""
-        for image, path in zip(uefi_images(), self.disks.values(), strict=True):
-            copy_image(image, self.outside(path))
-        self.host.virsh("define", "/dev/stdin", input_text=self.domain_xml())
+        self.define(*uefi_images())
         self.start()
         self.run("grub-install --target=x86_64-efi && rm -r /boot/efi/EFI/BOOT && sync")
-
-    def start(self) -> None:
-        """Start it; returns when its agent answers. LabError when it does not."""
-        self.host.virsh("start", self.name)
-        self.wait_until_up()
-
-    def wait_until_up(self) -> None:
-        """Wait until its agent answers."""
-        end = time.monotonic() + BOOT_DEADLINE_S
-        with phase(f"{self.name}: waiting for the guest agent"):
-            while not self.agent_answers():
-                if time.monotonic() > end:
-                    raise LabError(f"{self.name}: no answer of the guest agent in {BOOT_DEADLINE_S:.0f} s")
-                time.sleep(0.5)
-
-    def agent_answers(self) -> bool:
-        """Whether the guest agent answers a ping."""
-        return agent_answers(self.host, self.name)
-
-    def run(self, script: str, *, deadline_s: float = 300) -> str:
-        """Run a shell script in the guest by its agent; what it wrote. LabError when it fails."""
-        arguments = {"path": "/bin/sh", "arg": ["-c", script], "capture-output": True}
-        pid = self._agent("guest-exec", arguments)["pid"]
-        end = time.monotonic() + deadline_s
-        while not (status := self._agent("guest-exec-status", {"pid": pid}))["exited"]:
-            if time.monotonic() > end:
-                raise LabError(f"{self.name}: {script}: no end in {deadline_s:.0f} s")
-            time.sleep(0.2)
-        out, err = (base64.b64decode(status.get(name, "")).decode() for name in ("out-data", "err-data"))
-        if status["exitcode"] != 0:
-            raise LabError(f"{self.name}: {script}: exit {status['exitcode']}: {err or out}")
-        return out
-
-    def _agent(self, command: str, arguments: dict[str, object]) -> dict[str, Any]:
-        request = json.dumps({"execute": command, "arguments": arguments})
-        answer = json.loads(self.host.virsh("qemu-agent-command", "--timeout", "60", self.name, request))
-        return dict(answer["return"])
-
-    def lose(self) -> None:
-        """End it and remove its definition, its variables and its disks."""
-        self.host.run(["virsh", "-q", "destroy", self.name], check=False)
-        argv = ["virsh", "-q", "undefine", self.name, "--nvram", "--checkpoints-metadata"]
-        self.host.run(argv, check=False)
-        for path in self.disks.values():
-            self.outside(path).unlink(missing_ok=True)
 
     def domain_xml(self) -> str:
         """Its libvirt definition."""

@@ -11,7 +11,6 @@ from tasks.model.client_snapshot import (
     SnapshotTree,
     Survey,
     btrfs_devices,
-    hidden_pattern,
     lost,
     our_mounts,
     our_subvolumes,
@@ -189,10 +188,6 @@ def test_mount_points_right_below_a_part_show_what_they_hide() -> None:
         *("/boot", "/jfs", "/mnt/nas", "/old", "/opt/app", "/proc", "/srv/log", "/thin", "/var", "/www"),
     }
     assert shadowed(survey(), parts[1:]) == ["/srv/log"]
-
-
-def test_hidden_pattern_of_a_hostile_name_means_that_name() -> None:
-    assert hidden_pattern(r"/mnt/a*[b]\c?") == r"/mnt/a\*\[b]\\c\?/*"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -26,7 +25,7 @@ class Client:
     """A client with the tools that every one has, and lsblk and findmnt of the lab's guest."""
 
     def __init__(self, folder: Path) -> None:
-        self.target, self.path, self.trips = SimpleNamespace(name="web1"), folder, 0
+        self.name, self.path, self.trips = "web1", folder, 0
         for tool in ("sh", "cat", "ls", "uname", "grep"):
             (folder / tool).symlink_to(shutil.which(tool) or "/missing")
         for tool, name in (("lsblk", "block_devices-web1"), ("findmnt", "file_systems-web1")):

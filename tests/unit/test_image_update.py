@@ -50,12 +50,12 @@ def test_plan_mounts_each_subvolume_once_and_leaves_alone_what_lies_elsewhere() 
         binds=("/srv/www",),
     )
     paths = ("/", "/home", "/boot/efi", "/mnt/again[1]", "/part")
-    plan = update_plan(found, night_manifest(paths=paths, excluded=("/proc/*", "*.tmp")))
+    plan = update_plan(found, night_manifest(paths=paths, excluded=("/proc/*", "*.tmp", "- cache/")))
     assert plan.mounts == (ROOT, HOME, EFI)
     assert set(plan.keep) >= {"/proc/*", "/srv/www/*", "/mnt/again\\[1]/*", "/home/lost+found", "/boot/grub/i386-pc/"}
     assert "/part/*" in plan.keep
     assert plan.warnings == ("/part is left as the image has it: only /only of its file system was mounted there",)
-    assert "*.tmp" not in plan.keep
+    assert "*.tmp" in plan.keep
 
 
 def test_subvolumes_that_nobody_mounts_are_protected_where_they_show() -> None:
@@ -89,6 +89,49 @@ def test_rules_send_by_rsync_itself_what_they_say(tmp_path: Path) -> None:
     found = {str(path.relative_to(image)) for path in image.rglob("*") if path.is_file()}
     wanted = {str(path.relative_to(night)) for path in night.rglob("*") if path.is_file()}
     assert found == wanted | {"nested/sub/own"}
+
+
+def _both_passes(folder: Path, mounts: list[MountedBy], keep: list[str], nested: list[str]) -> None:
+    """Make `image` of `night`, by rsync itself."""
+    for rules in (tree_rules(mounts, keep, nested), coarse_rules(mounts, keep)):
+        (folder / "rules").write_bytes(b"".join(rule.encode() + b"\0" for rule in rules))
+        command = ["rsync", "-rI", "--delete", "--from0", f"--filter=. {folder / 'rules'}"]
+        subprocess.run([*command, f"{folder}/night/", f"{folder}/image/"], check=True)
+
+
+def _files(folder: Path, *paths: str) -> None:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+
+
+def test_what_a_night_leaves_out_anywhere_is_not_deleted(tmp_path: Path) -> None:
+    kept = ["home/a/cache/b", "home/a.tmp", "boot/efi/EFI/a.tmp", "srv/deep/x", "srv/old/c"]
+    _files(tmp_path / "night", "home/new", "boot/efi/EFI/new")
+    _files(tmp_path / "image", *kept, "home/gone", "boot/efi/EFI/gone", "srv/deep/y")
+    excluded = ("*.tmp", "cache/", "deep/x", "- /srv/old", "*/lost+found")
+    plan = update_plan(facts(("/", "/dev/a", "ext4", "a")), night_manifest(paths=("/",), excluded=excluded))
+    _both_passes(tmp_path, [ROOT, EFI], list(plan.keep), [])
+    found = {str(path.relative_to(tmp_path / "image")) for path in (tmp_path / "image").rglob("*") if path.is_file()}
+    assert found == {*kept, "home/new", "boot/efi/EFI/new"}
+
+
+def test_efi_partition_that_a_night_has_nothing_of_keeps_what_it_holds(tmp_path: Path) -> None:
+    _files(tmp_path / "night", "etc/a")
+    _files(tmp_path / "image", "boot/efi/EFI/debian/grub.cfg", "boot/gone")
+    _both_passes(tmp_path, [ROOT, EFI], [], [])
+    assert (tmp_path / "image/boot/efi/EFI/debian/grub.cfg").exists()
+    assert not (tmp_path / "image/boot/gone").exists()
+
+
+@pytest.mark.parametrize("name", ["plain", "a\\b", "a*b", "a[1]", "a?\\b", "\\*"])
+def test_mount_point_of_any_name_is_protected(tmp_path: Path, name: str) -> None:
+    _files(tmp_path / "night", "etc/a")
+    _files(tmp_path / "image", f"nested/{name}/own", f"fat/{name}/own", f"mnt/{name}/lost+found/x", f"not/{name}-gone")
+    fat, mounted = MountedBy(f"/fat/{name}", "f", "vfat"), MountedBy(f"/mnt/{name}", "m", "ext4")
+    _both_passes(tmp_path, [ROOT, fat, mounted], [], [f"/nested/{name}"])
+    found = {str(path.relative_to(tmp_path / "image")) for path in (tmp_path / "image").rglob("*") if path.is_file()}
+    assert found == {"etc/a", f"nested/{name}/own", f"fat/{name}/own", f"mnt/{name}/lost+found/x"}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.drivers.databases import data_patterns
-from tasks.drivers.rsync import escaped
 from tasks.model.manifest import DumpRecord
 from tasks.model.prepared import Prepared, shrunk
 from tests.unit.records import NIGHT, ZEROS
@@ -40,8 +39,3 @@ def test_only_journals_of_sqlite_are_left_out() -> None:
     assert "/srv/a.db" not in data_patterns("sqlite", ["/srv/a.db"])
     assert data_patterns("command", ["x"]) == ()
     assert data_patterns("redis", []) == ("/var/lib/redis/*", "/var/lib/valkey/*")
-
-
-def test_path_is_escaped_only_where_rsync_sees_a_pattern() -> None:
-    assert escaped("/a\\b c") == "/a\\b c"
-    assert escaped("/a\\b?") == "/a\\\\b\\?"

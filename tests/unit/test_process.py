@@ -48,6 +48,14 @@ def test_finished_has_what_the_program_left() -> None:
     assert (done.status, done.stdout, done.stderr, done.text) == (3, b"out", "err", "out")
 
 
+@pytest.mark.parametrize(("size", "cut"), [(0, False), (process.TAIL_BYTES, False), (process.TAIL_BYTES + 1, True)])
+def test_finished_says_whether_its_stderr_was_cut(size: int, cut: bool) -> None:
+    code = f"import sys; sys.stderr.write(('x' * {size - 1} + '\\n')[:{size}])"
+    done = run([sys.executable, "-c", code], deadline_s=20)
+    assert done.cut == cut
+    assert len(done.stderr) == max(0, min(size, process.TAIL_BYTES) - 1)
+
+
 def test_failure_carries_the_end_of_stderr() -> None:
     code = "import sys; sys.stderr.write('early ' + 'x' * 500_000 + ' the last words'); sys.exit(2)"
     with pytest.raises(CommandFailed, match="the last words") as caught:

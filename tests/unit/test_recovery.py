@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.drivers import recovery_put
+from tasks.drivers import recovery_files, recovery_put
 from tasks.drivers.digest import sha256_file
 from tasks.drivers.host_files import boot_id
 from tasks.drivers.host_shell import LocalShell
@@ -21,7 +21,7 @@ from tasks.model.domain_xml import parse_domain
 from tasks.model.manifest import DiskRecord, FileRecord, VmParts
 from tasks.model.recovery import Recovered, Sources, Step, place_of, working_disks
 from tasks.model.recovery_plan import ISOLATED, Order, Place, Plan, Pool, identity_of, parse_networks, plan_of
-from tasks.model.recovery_record import record_of
+from tasks.model.recovery_record import PutFile, record_of
 from tests.unit.records import NIGHT, ZEROS, image_manifest, night_manifest, pulled_image
 
 UUID = "90a82260-1496-49c7-872c-574b9ce0acc3"
@@ -104,6 +104,34 @@ def test_volume_goes_back_into_its_pool_and_a_second_vm_has_names_of_its_own(
     assert (place.path, place.volume) == (path, becomes)
 
 
+@pytest.mark.parametrize("kvm_host", ["kvm1", "kvm2"])
+def test_disks_of_one_name_from_several_folders_do_not_meet(kvm_host: str) -> None:
+    disks = [
+        record(target=f"vd{letter}", file=f"vd{letter}.raw", source=source, volume=volume)
+        for letter, source, volume in (
+            ("a", "/a/disk.qcow2", ""),
+            ("b", "/b/disk.qcow2", ""),
+            ("c", "/pool/disk.qcow2", ""),
+            ("d", "/pool/disk.qcow2", "fast/disk.qcow2"),
+            ("e", "/b/data.qcow2", ""),
+        )
+    ]
+    there = planned(*disks, pools=POOL, kvm_host=kvm_host).disks
+    assert len({place.path for place in there}) == 5
+    paths = {place.role: place.path for place in there}
+    folder = {"kvm1": "/pool", "kvm2": "/images"}[kvm_host]
+    assert paths["vdc"] == f"{folder}/web1-vdc.raw"
+    assert there[3].path == f"/pool/{there[3].volume.removeprefix('fast/')}"
+    assert paths["vde"].endswith("/data.qcow2"), "its own name where that is free"
+
+
+def test_two_files_for_one_place_are_refused() -> None:
+    sources = {"vda": "/a/disk.raw", "vdb": "/b/disk.raw", "vdc": "/c/web1-vda.raw"}
+    disks = [record(target=target, file=f"{target}.raw", source=path) for target, path in sources.items()]
+    with pytest.raises(ConfigError, match="vda and vdc of the VM would be one file"):
+        planned(*disks, kvm_host="kvm2")
+
+
 def test_parts_of_the_image_go_where_no_definition_says() -> None:
     parts = VmParts(files={"nvram": "nvram", "kernel": "kernel"}, sources={"nvram": "/etc/passwd"}, tpm_state="tpm.tar")
     found = {place.role: place.path for place in planned(record(), parts=parts).parts}
@@ -146,6 +174,28 @@ def test_second_vm_has_another_identity_and_always_the_same() -> None:
 )
 def test_network_cards_go_where_the_operator_says(order: dict[str, Any], networks: dict[str, str] | None) -> None:
     assert planned(record(), **order).networks == networks
+
+
+@pytest.mark.parametrize(
+    ("order", "reached"),
+    [
+        ({}, True),
+        ({"networks": parse_networks(["br0=none"])}, True),
+        ({"networks": parse_networks(["br0=none", "default=none", "user=none"])}, False),
+        ({"isolated": True}, False),
+        ({"as_name": "web2"}, False),
+    ],
+)
+def test_vm_without_a_link_or_apart_is_not_reached_at_its_clients_address(order: dict[str, Any], reached: bool) -> None:
+    assert planned(record(), **order).reached is reached
+
+
+def test_vm_whose_only_card_has_no_counterpart_is_not_reached() -> None:
+    """A card on a device of the old host comes back with its link down."""
+    given = sources(record())
+    card = "<interface type='direct'><source dev='eth0'/><mac address='52:54:00:aa:00:01'/></interface>"
+    given = given.model_copy(update={"xml": given.xml.replace(CARDS, card)})
+    assert not plan_of(given, Order(kvm_host="kvm1"), "/images", {}).reached
 
 
 @pytest.mark.parametrize("word", ["br0", "=lan", "br0=", "br0=ethernet:x", "br0=bridge:"])
@@ -268,7 +318,7 @@ def test_disk_that_the_host_sees_is_linked_and_any_other_is_sent_and_proven(ledg
 
 
 def test_clear_takes_what_was_under_way_and_its_own_and_nothing_else(ledger: Ledger, tmp_path: Path) -> None:
-    host: Any = types.SimpleNamespace(find_uuid=lambda _: None)
+    host: Any = types.SimpleNamespace(find_uuid=lambda _: None, domains=list)
     source, there = tmp_path / "source", tmp_path / "there"
     source.write_bytes(b"disk")
     kept = [tmp_path / name for name in (".there.gbs-partial-run-2.Ab12Cd", "there.gbs-partial-run-2", "source")]
@@ -278,8 +328,31 @@ def test_clear_takes_what_was_under_way_and_its_own_and_nothing_else(ledger: Led
         (tmp_path / name).touch()
     record = ledger.read()
     assert record is not None
-    ledger.write(record.noting("vda", there.stat().st_ino))
+    (found,) = recovery_files.identify(LocalShell(), [str(there)])
+    assert found is not None
+    ledger.write(record.noting("vda", found))
     assert recovery_put.clear(host, LocalShell(), ledger) == [str(there)]
     assert {path for path in tmp_path.iterdir() if path.is_file()} == set(kept)
     assert ledger.read() is None
     assert recovery_put.clear(host, LocalShell(), ledger) == []
+
+
+def test_file_that_got_the_inode_of_ours_is_not_ours(tmp_path: Path) -> None:
+    """A file system gives an inode again: told by when the file was made, else by its device."""
+    path = tmp_path / "there"
+    path.touch()
+    (found,) = recovery_files.identify(LocalShell(), [str(path)])
+    assert found is not None
+    stat = path.stat()
+    assert (found.device, found.inode) == (stat.st_dev, stat.st_ino)
+    ours = PutFile(role="vda", path=str(path), **found._asdict())
+    assert recovery_files.own(LocalShell(), [ours]) == [ours]
+    assert found.born, "this file system knows when a file was made"
+    assert not ours.is_it(found._replace(born="1700000000.000000001"))
+    assert ours.is_it(found._replace(device=7)), "another number after a boot"
+    unborn = found._replace(born="")
+    assert ours.is_it(unborn)
+    assert not ours.is_it(unborn._replace(device=7))
+    assert not PutFile(role="vda", path=str(path), inode=found.inode).is_it(unborn), "it cannot be told"
+    assert not PutFile(role="vda", path=str(path)).is_it(found)
+    assert recovery_files.identify(LocalShell(), [str(tmp_path / "no"), str(path / "no")]) == [None, None]

@@ -71,3 +71,14 @@ def test_only_locks_that_were_told_dead_are_removed(
     assert unlocked == ([("unlock",)] if expected == "unlock" else [])
     left = {path.name for path in (tmp_path / "locks").iterdir()}
     assert left == ({"came-since"} if expected == "by its id" else {"dead", "came-since"})
+
+
+@pytest.mark.parametrize("of_now", [timedelta(days=-400), timedelta(), timedelta(days=400)])
+@pytest.mark.parametrize(("hostname", "pid", "dead"), [(None, 1 << 30, True), (None, 1, True), ("other", 1, False)])
+def test_what_a_lock_says_of_the_time_tells_nothing_of_whether_it_is_dead(
+    of_now: timedelta, hostname: str | None, pid: int, dead: bool
+) -> None:
+    """Process 1 is no restic, and the other one is none at all."""
+    time = (datetime.now(UTC) + of_now).isoformat()
+    held = {"hostname": hostname or socket.gethostname(), "pid": pid, "time": time, "username": "root"}
+    assert restic_repository._is_dead(held) == dead

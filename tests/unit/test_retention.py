@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.model.names import new_id
-from tasks.model.retention import KEPT, SYNC, Pin, Point, Retain, Rules, after, due_rotations, plan
+from tasks.model.retention import KEPT, SYNC, Pin, Point, Retain, Rules, after, due_rotations, night_of, plan
 
 START = datetime(2026, 1, 1, 2, 0, tzinfo=UTC)
 DEFAULT = Rules((Retain("daily", 14), Retain("weekly", 4), Retain("monthly", 3)), 2)
@@ -174,6 +174,39 @@ def test_sound_point_is_not_given_up_while_the_others_are_no_backups() -> None:
     (spared,) = [move for move in moves if move.point == "daily.1"]
     assert spared.to == f"kept.{new_id(START)}"
     assert spared.reason == "only 1 others are sound, and 2 are the least"
+
+
+def test_point_whose_manifest_cannot_be_read_is_not_given_up() -> None:
+    """Whose night it is, and whether that is pinned, cannot be told."""
+    few = Rules((Retain("daily", 1),), 1)
+    points = [replace(night(START), name="daily.0")]
+    for day in range(1, 5):
+        points = [replace(point, night=None, content=None, unreadable=True) for point in points]
+        points = run_night(points, few, START + timedelta(days=day))
+        unknown = [f"kept.unknown.{number}" for number in range(day)]
+        assert sorted(point.name for point in points) == ["daily.0", *unknown]
+
+
+def test_sound_copy_of_a_night_stays_and_the_one_without_a_manifest_goes() -> None:
+    few = Rules((Retain("daily", 1),), 1)
+    pin = Pin(night=new_id(START), until=date.max, reason="an audit")
+    whole = replace(night(START), name="daily.0", pin=pin)
+    spoilt = replace(whole, name=f"{KEPT}{new_id(START)}", content=None, damaged=True, unreadable=True)
+    after_night = run_night([whole, spoilt], few, START + timedelta(days=1))
+    assert [(point.name, point.sound) for point in after_night] == [(spoilt.name, True), ("daily.0", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("kept.20260101T020000Z", "20260101T020000Z"),
+        ("kept.20260101T020000Z-0a1b2c3d", "20260101T020000Z"),
+        ("kept.unknown.0", None),
+        ("daily.0", None),
+    ],
+)
+def test_night_of_a_point_outside_of_the_cascade_is_told_by_its_name(name: str, found: str | None) -> None:
+    assert night_of(name) == found
 
 
 def test_smaller_policy_gives_up_what_it_has_no_place_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import NothingToRecover
+from tasks.errors import NothingToRecover, UnknownName
+from tasks.model import runbook_disks
 from tasks.model.image_choice import newest_fitting
 from tasks.model.inventory_systems import Probe
 from tasks.model.manifest import DiskRecord, FileRecord, VmParts
@@ -233,3 +235,39 @@ def test_newest_image_of_the_nights_layout_is_chosen() -> None:
         newest_fitting("web1", images[:1], night)
     with pytest.raises(NothingToRecover, match="there is no image of it"):
         newest_fitting("web1", [], night)
+    with pytest.raises(UnknownName, match="no image named 'x': known are none"):
+        newest_fitting("web1", [], night, "x")
+
+
+@pytest.mark.parametrize(
+    ("apart", "here", "problem"),
+    [
+        (True, "", ""),
+        (False, "", "no room for .*/one/b on the KVM host: .* free on .*/one, its disks need 1258"),
+        (True, "two", "no room in .*/two: .* free on .*/two, .* are needed there"),
+    ],
+)
+def test_room_is_asked_for_by_file_system(tmp_path: Path, apart: bool, here: str, problem: str) -> None:
+    """Two disks of 6 MiB; file systems of 10 MiB, in a mount namespace of their own."""
+    for name in ("image", "one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "image/vda.raw").write_bytes(b"x" * (6 << 20))
+    disks = tuple(
+        DiskRecord(target=target, file="vda.raw", format="raw", source=f"/{target}", virtual_size_bytes=1)
+        for target in ("vda", "vdb")
+    )
+    sum_ = FileRecord(path="vda.raw", size_bytes=1, sha256=ZEROS)
+    text = runbook_disks.room(plain(image=image_manifest(disks=disks, files=(sum_,)), night=night_manifest()))
+    values = {
+        "IMAGE": tmp_path / "image",
+        "WORK": tmp_path / here if here else tmp_path,
+        "DISK_1": tmp_path / "one/a",
+        "DISK_2": tmp_path / ("two/b" if apart else "one/b"),
+    }
+    mounts = "".join(f"mount -t tmpfs -o size=10M none {tmp_path}/{name}\n" for name in ("one", "two"))
+    decided = "".join(f"{name}={word(str(value))}\n" for name, value in values.items())
+    script = f"set -euo pipefail\n{mounts}{decided}KVM_HOST=\n{HELPERS}\n{text}\n"
+    argv = ["unshare", "--map-root-user", "--mount", "bash", "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (problem == ""), done.stderr
+    assert re.search(problem, done.stderr)

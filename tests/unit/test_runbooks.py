@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -137,6 +138,15 @@ def test_what_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     assert gather(site.stores, Wish("web1"), NIGHT).night_name == "overnight"
     with pytest.raises(StoreNotMounted):
         gather(site.stores, Wish("web1", permanent=True), NIGHT)
+
+
+@pytest.mark.parametrize(("far", "take"), [(False, "gbs-kvmimg-get web1"), (True, "gbs run replicate")])
+def test_runbook_without_an_image_of_the_vm_says_what_it_needs(tmp_path: Path, far: bool, take: str) -> None:
+    site = Site(tmp_path)
+    shutil.rmtree(site.far / "_images" if far else site.store.root / "images")
+    words = f"a runbook begins with an image of the VM itself, .* has none; take one: {take}; .*gbs recover vm web1"
+    with pytest.raises(NothingToRecover, match=words):
+        gather(site.stores, Wish("web1", permanent=far), NIGHT)
 
 
 def test_plan_is_printed_without_prefect() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tasks.drivers import ssh
 from tasks.model.ssh_target import SshTarget, ssh_argv
 
 
@@ -48,3 +50,14 @@ def test_port_and_user_never_come_from_the_address() -> None:
     argv = ssh_argv(target(address="fe80::1%eth0"))
     assert "fe80::1%eth0" not in argv
     assert argv[:3] == ["ssh", "-F", "none"]
+
+
+def test_a_system_answers_while_anything_listens_at_its_address() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        system = target(address="127.0.0.1", port=listener.getsockname()[1])
+        assert not ssh.answers(system)
+        listener.listen()
+        assert ssh.answers(system), "it says nothing, as a system whose sshd hangs"
+    assert not ssh.answers(system)
+    assert not ssh.answers(target(address="no-such-host.invalid"))

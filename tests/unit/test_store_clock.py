@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import restore_points, store_clock
-from tasks.drivers.store_clock import SEEN
+from tasks.drivers.store_clock import ASKED, SEEN
 from tasks.errors import ClockDoubted
 from tasks.model.retention import SYNC, Pin, Retain, Rules
 from tests.unit.points_site import Site
@@ -35,7 +35,7 @@ def fresh(site: Site, number: int) -> None:
 def test_the_time_is_remembered_from_run_to_run(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     assert store_clock.doubt(tmp_path, now) is None
-    assert [path.name for path in tmp_path.iterdir()] == [SEEN]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SEEN, ASKED]
     assert store_clock.doubt(tmp_path, now - timedelta(hours=5)) is None
     assert store_clock.read(tmp_path, now).seen == now, "an earlier time is not remembered"
 
@@ -66,7 +66,15 @@ def test_a_clock_that_differs_from_the_stores_is_doubted_and_cannot_be_confirmed
     doubt = store_clock.confirm(tmp_path, datetime.now(UTC) + ahead).doubt
     assert doubt is not None
     assert "correct it" in doubt
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / SEEN).exists()
+
+
+def test_to_look_writes_nothing(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    store_clock.doubt(tmp_path, now)
+    before = {path: path.stat().st_ctime_ns for path in (tmp_path, *tmp_path.iterdir())}
+    assert store_clock.known(tmp_path, now + timedelta(days=11)).doubt is not None
+    assert {path: path.stat().st_ctime_ns for path in (tmp_path, *tmp_path.iterdir())} == before
 
 
 def test_a_year_ahead_no_point_is_given_up_whatever_its_pin_says(tmp_path: Path) -> None:
@@ -78,6 +86,9 @@ def test_a_year_ahead_no_point_is_given_up_whatever_its_pin_says(tmp_path: Path)
     restore_points.pin(site.root, Pin(night=night, until=over, reason="audit"), night)
     remember(site.far.path, YEAR)
     fresh(site, 3)
+    now = datetime.now(UTC)
+    expected = restore_points.planned(site.root, site.far.path, site.rules, now, SYNC)
+    assert f"kept.{night}" in {move.to for move in expected}, "what is said beforehand is what happens"
     (kept,) = [move for move in restore_points.rotate(site.far, site.root, site.rules, 3) if move.point == "daily.1"]
     assert kept.reason.startswith("the clock is in doubt: it says 2")
     assert site.days() == {"daily.0": 3, "daily.1": 2, f"kept.{night}": 1}

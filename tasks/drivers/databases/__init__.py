@@ -17,11 +17,11 @@ from tasks.drivers.databases.postgresql import POSTGRESQL
 from tasks.drivers.databases.redis import REDIS
 from tasks.drivers.databases.sqlite import SQLITE
 from tasks.drivers.host_shell import SystemShell
-from tasks.drivers.rsync import escaped
-from tasks.errors import CommandFailed, CommandTimedOut, DumpFailed
+from tasks.errors import CommandFailed, CommandTimedOut, DumpFailed, RestoreFailed
 from tasks.model.databases import DumpedBy, EngineName, Server
 from tasks.model.manifest import DumpRecord
 from tasks.model.names import slug
+from tasks.model.rsync_pattern import literal
 
 QUERY_DEADLINE_S = 60
 DUMP_TO_SIZE = 1.1
@@ -102,7 +102,7 @@ def data_patterns(engine: DumpedBy, names: Sequence[str]) -> tuple[str, ...]:
     """rsync patterns of what a dump covers; of sqlite, what belongs to a moment that has gone."""
     if engine == "command":
         return ()
-    journals = [f"{escaped(name)}{end}" for name in names for end in ("-wal", "-shm", "-journal")]
+    journals = [literal(name, end) for name in names for end in ("-wal", "-shm", "-journal")]
     return (*ENGINES[engine].data_folders, *(journals if engine == "sqlite" else ()))
 
 
@@ -157,7 +157,7 @@ check "$2.partial"
 def restore(shell: SystemShell, server: Server, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
     """Bring back accounts, then databases, from the server's dumps that lie on the system behind `shell`.
 
-    Each dump's sha256 is compared first. Raises DumpFailed naming the dump that does not match or does not load.
+    Each dump's sha256 is compared first. Raises RestoreFailed naming the dump that does not match or does not load.
     """
     spoken = ENGINES[server.engine]
     for dump in sorted(dumps, key=lambda dump: dump.kind):
@@ -171,7 +171,7 @@ def restore(shell: SystemShell, server: Server, dumps: Sequence[DumpRecord], dea
                 command = script(server, spoken.accounts.restore, dump.path)
                 shell.run_to_end(command, deadline_s=deadline_s, name="restore of accounts")
         except CommandFailed as exc:
-            raise DumpFailed(called, f"restore: {reason_of(exc)}") from exc
+            raise RestoreFailed(called, reason_of(exc)) from exc
 
 
 def is_ready(shell: SystemShell, server: Server) -> bool:
@@ -181,10 +181,10 @@ def is_ready(shell: SystemShell, server: Server) -> bool:
 
 
 def require_as_made(shell: SystemShell, dump: DumpRecord, called: str, deadline_s: float) -> None:
-    """Raise DumpFailed unless the file on the client has the sha256 that it was made with."""
+    """Raise RestoreFailed unless the file on the client has the sha256 that it was made with."""
     found = shell.run(["sha256sum", "--", dump.path], deadline_s=deadline_s).stdout.lstrip("\\")[:64]
     if found != dump.sha256:
-        raise DumpFailed(called, f"the dump {dump.path} is not the one that was made: sha256 differs")
+        raise RestoreFailed(called, f"the dump {dump.path} is not the one that was made: sha256 differs")
 
 
 def reason_of(error: Exception) -> str:

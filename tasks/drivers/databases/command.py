@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from tasks.drivers.databases import DUMP_TO_SIZE, QUERY_DEADLINE_S, reason_of, require_as_made
 from tasks.drivers.host_shell import SystemShell
-from tasks.errors import CommandFailed, DumpFailed
+from tasks.errors import CommandFailed, DumpFailed, RestoreFailed
 from tasks.model.databases import DumpCommand
 from tasks.model.manifest import DumpRecord
 from tasks.model.names import slug
@@ -72,17 +72,17 @@ def dump(
 
 
 def restore(shell: SystemShell, asked: DumpCommand, dumps: Sequence[DumpRecord], deadline_s: float) -> None:
-    """Run the command that brings the files back, when each is as it was made; DumpFailed when there is none."""
+    """Run the command that brings the files back, when each is as it was made; RestoreFailed when there is none."""
     called = f"command {asked.label!r} on {shell.name}"
     folder = str(PurePosixPath(dumps[0].path).parent)
     if not asked.restore:
-        raise DumpFailed(called, f"its files came back to {folder}: bring them back by hand, no restore is declared")
+        raise RestoreFailed(called, f"its files came back to {folder}: bring them back by hand, no restore is declared")
     try:
         for made in dumps:
             require_as_made(shell, made, called, deadline_s)
         shell.run_to_end(_script(_RUN, folder, *asked.restore), deadline_s=deadline_s, name="restore command")
     except CommandFailed as exc:
-        raise DumpFailed(called, f"restore: {reason_of(exc)}") from exc
+        raise RestoreFailed(called, reason_of(exc)) from exc
 
 
 def _script(text: str, *arguments: str) -> list[str]:

@@ -11,6 +11,31 @@ as_postgres() {
     if [ -n "$login" ]; then PGSERVICEFILE=$login PGSERVICE=gbs "$@"; else runuser -u postgres -- "$@"; fi
 }
 """
+# dropdb --force came with PostgreSQL 13, a termination that waits with 14: done here for all that may be met (9.5 on).
+ALONE = (
+    AS  # noqa: S608
+    + r"""
+sql() { # DATABASE STATEMENT [OTHER]: said to another database than it
+    printf '%s\n' "$2" | PGDATABASE=postgres as_postgres psql -XAtq -v ON_ERROR_STOP=1 -v db="$1" -v new="${3:-}"
+}
+open_to_all() { sql "$1" 'ALTER DATABASE :"db" ALLOW_CONNECTIONS true;'; }
+alone() { # DATABASE: nobody is connected to it, nor can be until `open_to_all`
+    sql "$1" 'ALTER DATABASE :"db" ALLOW_CONNECTIONS false;' || return
+    ended="SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = :'db';"
+    tries=25
+    while left=$(sql "$1" "$ended") && [ "$left" != 0 ]; do
+        [ $((tries -= 1)) -gt 0 ] || { echo "$left connections to it do not end" >&2; return 1; }
+        sleep 0.2
+    done
+    [ "$left" = 0 ]
+}
+is_there() { [ -n "$(sql "$1" "SELECT 1 FROM pg_database WHERE datname = :'db';")" ]; }
+dropped() { # DATABASE, if it is there
+    is_there "$1" || return 0
+    alone "$1" && sql "$1" 'DROP DATABASE :"db";' || { open_to_all "$1"; return 1; }
+}
+"""
+)
 
 POSTGRESQL = Engine(
     processes=("postgres", "postmaster"),
@@ -24,12 +49,12 @@ PGDATABASE=postgres as_postgres psql -XAtq -c \\
 """,  # noqa: S608
     dump=f'{AS} PGDATABASE="$1" as_postgres nice -n 10 pg_dump --format=custom > "$2"',
     check='nicely pg_restore --file=/dev/null -- "$2"',
-    restore=f"""{AS}
+    restore=f"""{ALONE}
 export PGDATABASE=postgres
 if [ "$1" = postgres ]; then
     as_postgres pg_restore --clean --if-exists --exit-on-error --dbname=postgres < "$2"
 else
-    as_postgres dropdb --if-exists --force --maintenance-db=postgres -- "$1"
+    dropped "$1"
     as_postgres pg_restore --create --exit-on-error --dbname=postgres < "$2"
 fi
 """,

@@ -14,7 +14,7 @@ from shutil import copyfile, disk_usage
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.drivers import restore_points, store_clock
+from tasks.drivers import restore_points
 from tasks.drivers.engines import Advance, Ground
 from tasks.drivers.night_changes import against_newest
 from tasks.drivers.permanent import at, watching
@@ -24,7 +24,7 @@ from tasks.errors import IntegrityError, NothingToRecover, StoreError
 from tasks.model.anomaly import Change
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
 from tasks.model.point_names import named
-from tasks.model.retention import SYNC, Move, Point, plan
+from tasks.model.retention import SYNC, Move, Point
 
 KEY = "key.json"
 
@@ -59,7 +59,7 @@ def arranged(ground: Ground, copies: list[Copy]) -> dict[str, Copy]:
     """Copies by the names of their points, newest first; of a night that is there twice the last one."""
     nights = {copy.night: copy for copy in copies}
     pinned = set[str]()
-    with suppress(StoreError):  # names differ a little without pins, and that is no reason to show none
+    with suppress(StoreError, IntegrityError):  # names differ a little without pins, and that is no reason to show none
         pinned = set(at(ground.place, restore_points.pinned, ground.root))
     last = pinned | {night for night, copy in nights.items() if copy.manifest is None}
     names = named({night: copy.content for night, copy in nights.items()}, ground.policy.rules.retain, last)
@@ -111,26 +111,26 @@ class PointsByAge(ABC):
         return self.moves(self.arranged(), stamped(self.ground, sync), sync)
 
     def moves(self, points: Mapping[str, Copy], stamp: Stamp, sync: str) -> list[Move]:
-        """What taking the sync in does to the points; [] when it is there already.
-
-        IntegrityError when the newest point is of a later time: nothing would rotate until then.
-        """
-        ground, rules = self.ground, self.ground.policy.rules
-        now = datetime.now(UTC)
-        doubt = at(ground.place, store_clock.doubt, ground.place.path, now)
-        moves = plan(retained(ground, points), rules, stamp.night.ended, now, sync, doubt)
-        newest = points.get(f"{rules.retain[0].interval}.0")
-        if not moves and newest is not None and newest.manifest != stamp.night:
-            expected = f"the stamp of night {stamp.night.id}"
-            raise IntegrityError(ground.client, expected, f"a point of {newest.night}: was a clock wrong?")
+        """As `restore_points.moves`; nothing is given up where the engine would not let go of it."""
+        ground, rules, now = self.ground, self.ground.policy.rules, datetime.now(UTC)
+        name = f"{rules.retain[0].interval}.0"
+        newest = (f"{name} of {ground.client}", points[name].manifest if name in points else None)
+        there, store = retained(ground, points), ground.place.path
+        moves = at(ground.place, restore_points.moves, store, there, newest, stamp.night, rules, now, sync)
         return moves if self.forgets else [move for move in moves if move.point == sync]
 
     def tidy(self) -> None:
-        """The engine lets go of a night before the folder goes that says what it is called."""
-        doomed, keys = at(self.ground.place, _doomed, self.ground.root, datetime.now(UTC).date())
-        self.forget(keys)
-        for folder in doomed:
+        """The engine lets go of a night before the folder goes that says what it is called.
+
+        Folders that are damaged stay as they are; in the end the first of them is raised, or that of the pins.
+        """
+        doomed = at(self.ground.place, _doomed, self.ground.root, datetime.now(UTC).date())
+        self.forget(doomed.keys)
+        for folder in doomed.folders:
             remove(folder, watching(self.ground.place))
+        for damage in doomed.damage:
+            raise damage
+        at(self.ground.place, restore_points.pins, self.ground.root)
 
     def close(self, point: str) -> None:
         """As the contract says."""
@@ -139,7 +139,7 @@ class PointsByAge(ABC):
 
 def retained(ground: Ground, points: Mapping[str, Copy]) -> list[Point]:
     """The points as retention looks at them."""
-    found = {name: copy.manifest for name, copy in points.items()}
+    found = {name: (copy.night, copy.manifest) for name, copy in points.items()}
     return at(ground.place, restore_points.retained, ground.root, found)
 
 
@@ -180,21 +180,62 @@ def _unstamp(folder: Path) -> None:
         restore_points.hide(folder)
 
 
-def aside(ground: Ground) -> list[Stamp]:
-    """The nights that are held, or were and can still be had back: the engine has them and they are no points."""
+@dataclass(frozen=True)
+class Aside:
+    """A night that is held, or was and can still be had back: the engine has it and it is no point."""
+
+    folder: Path
+    night: str
+    """By the folder's name: it is known whatever is damaged in there."""
+    stamp: Stamp | None
+    damage: IntegrityError | None = None
+    """Why there is no stamp. What the engine calls the night is not known then, and nothing of it may go."""
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """What may be removed by now, what the engine calls the nights in it that stand nowhere else, and what is wrong."""
+
+    folders: list[Path]
+    keys: set[str]
+    damage: list[IntegrityError]
+
+
+def aside(ground: Ground) -> list[Aside]:
+    """The nights that the engine has and that are no points."""
     return at(ground.place, _aside, ground.root)
 
 
-def _aside(root: Path) -> list[Stamp]:
-    return [found for folder in restore_points.aside(root) if (found := _stamped(folder))]
+def _aside(root: Path) -> list[Aside]:
+    return [_aside_of(folder) for folder in restore_points.aside(root)]
 
 
-def _doomed(root: Path, today: date) -> tuple[list[Path], set[str]]:
-    """What is to be removed by now, and what the engine calls the nights in it that stand nowhere else."""
-    due = restore_points.due(root, today)
-    staying = [root / SYNC, *(folder for folder in restore_points.aside(root) if folder not in due)]
-    keys, others = ({found.key for folder in some if (found := _stamped(folder))} for some in (due, staying))
-    return [*restore_points.remains(root), *due], keys - others
+def _aside_of(folder: Path) -> Aside:
+    night = folder.name.partition(restore_points.HELD.lstrip("."))[2].partition("-")[0]
+    try:
+        stamp = _stamped(folder)
+    except IntegrityError as exc:
+        return Aside(folder, night, None, exc)
+    if stamp is None and not (folder / "data").exists():  # with that it is rsnapshot's
+        return Aside(folder, night, None, IntegrityError(str(folder), f"{KEY} and {MANIFEST}", "not both"))
+    return Aside(folder, night, stamp)
+
+
+def _doomed(root: Path, today: date) -> Doomed:
+    due, found = restore_points.due(root, today), _aside(root)
+    damage = [one.damage for one in found if one.damage]
+    try:
+        fresh = _stamped(root / SYNC)
+    except IntegrityError as exc:  # what it names may be any of them
+        return Doomed(restore_points.remains(root), set(), [exc, *damage])
+    going = [one for one in found if one.folder in due and one.damage is None]
+    staying = [one for one in found if one not in going]
+    nights = {one.night for one in staying}
+    keys = {one.stamp.key for one in going if one.stamp and one.night not in nights}
+    others = {stamp.key for stamp in (fresh, *(one.stamp for one in staying)) if stamp}
+    left_alone = {one.folder for one in staying}
+    folders = [folder for folder in due if folder not in left_alone]
+    return Doomed([*restore_points.remains(root), *folders], keys - others, damage)
 
 
 def given_up(moves: list[Move]) -> list[str]:

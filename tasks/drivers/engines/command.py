@@ -75,7 +75,7 @@ class CommandEngine(PointsByAge):
         cascade.make_root(self.ground)
         cascade.unstamp(self.ground)
         source = self.ground.store.overnight(self.ground.client)
-        known = [self._records().get(night.id), *(stamp.night for stamp in cascade.aside(self.ground))]
+        known = [self._records().get(night.id), *(one.stamp.night for one in cascade.aside(self.ground) if one.stamp)]
         if night in known and night.id in self._listed():
             cascade.stamp(self.ground, night.id, night, source / LISTING)
             return ()

@@ -8,6 +8,7 @@ restic writes a snapshot after all that it refers to: what a kill leaves is none
 import logging
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -92,7 +93,8 @@ class ResticEngine(PointsByAge):
         cascade.make_root(self.ground)
         found = self._opened()
         cascade.unstamp(self.ground)
-        waiting = [stamp for stamp in cascade.aside(self.ground) if _snapshot(found, stamp)]
+        aside = cascade.aside(self.ground)
+        waiting = [one.stamp for one in aside if one.stamp and _snapshot(found, one.stamp)]
         there = [
             *((copy.key, copy.manifest) for copy in self._copies(found)),
             *((one.key, one.night) for one in waiting),
@@ -108,7 +110,8 @@ class ResticEngine(PointsByAge):
             restic.forget(self._repository, [made.id])
             raise
         held = [_snapshot(found, stamp) for stamp in waiting]
-        left = [snapshot.id for snapshot in found if SYNC in snapshot.tags and snapshot not in held]
+        unclear = {f"{NIGHT}{one.night}" for one in aside if not one.stamp}  # a damaged folder tells no more
+        left = [one.id for one in found if SYNC in one.tags and one not in held and not unclear & {*one.tags}]
         restic.forget(self._repository, left)
         cascade.stamp(self.ground, made.id, night)
         return self._too_long(folder)
@@ -248,14 +251,15 @@ class ResticEngine(PointsByAge):
         return copies
 
     def _manifest(self, snapshot: Snapshot) -> NightManifest | None:
-        """The night's, from the repository once; None when it cannot be read there."""
+        """The night's, from the repository once; None when it is not there, or damaged."""
         cached = self._cached(snapshot.tree)
-        try:
+        with suppress(IntegrityError):  # that of the repository counts
             if (known := read_model(cached, NightManifest)) is not None:
                 return known
+        try:
             content = restic.dump(self._repository, snapshot.id, f"/{MANIFEST}")
-            manifest = NightManifest.model_validate_json(content)
-        except (CommandFailed, IntegrityError, ValidationError) as exc:
+            manifest = NightManifest.model_validate_json(content or b"")
+        except (IntegrityError, ValidationError) as exc:
             log.warning("%s: the manifest of snapshot %s cannot be read: %s", self.ground.client, snapshot.id[:8], exc)
             return None
         write_model(cached, manifest)

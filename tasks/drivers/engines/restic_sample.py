@@ -33,7 +33,7 @@ class SnapshotSample:
         try:
             restic.restore(self.repository, self.snapshot, self.folder, only=[f"/{LISTING}"], deadline_s=QUICK_S)
         except CommandFailed as exc:
-            if is_transient(exc):
+            if not restic.is_damage(exc):
                 raise
             raise IntegrityError(f"snapshot {self.snapshot[:8]}", "a listing", str(exc)) from exc
         return self.folder / LISTING

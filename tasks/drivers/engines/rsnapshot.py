@@ -64,8 +64,8 @@ class RsnapshotEngine:
 
     def planned(self, sync: str) -> list[Move]:
         """As the contract says."""
-        now, rules = datetime.now(UTC), self.ground.policy.rules
-        return permanent.at(self.ground.place, restore_points.planned, self.ground.root, rules, now, sync)
+        at, now = self.ground, datetime.now(UTC)
+        return permanent.at(at.place, restore_points.planned, at.root, at.place.path, at.policy.rules, now, sync)
 
     def rotate(self, sync: str = SYNC) -> list[Move]:
         """As the contract says."""

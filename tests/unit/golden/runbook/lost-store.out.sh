@@ -158,17 +158,24 @@ names=$(on_virsh list --all --name)
 uuids=$(on_virsh list --all --uuid)
 [ "$(grep -cxF -e "$VM" <<<"$names")" = 0 ] || fail "the KVM host has a VM of that name: rename it (virsh domrename)"
 [ "$(grep -cxF -e "$UUID" <<<"$uuids")" = 0 ] || fail "the KVM host has a VM with the UUID $UUID: undefine that first"
+declare -A needed # bytes by mount point on the KVM host: disks that lie on one file system share its room
 room_for() { # FILE PATH: what a disk of the image takes, where it goes on the KVM host
-    local free need
+    local free where
     on_host test ! -e "$2" || fail "$2 is there already on the KVM host: move it away"
-    free=$(on_host df -B1 --output=avail -- "$(dirname -- "$2")" | tail -n 1)
-    need=$(($(stat -c %b -- "$1") * 512))
-    [ "$free" -gt "$need" ] || fail "no room for $2 on the KVM host: $free bytes are free, it needs $need"
+    read -r free where < <(on_host df -B1 --output=avail,target -- "$(dirname -- "$2")" | tail -n 1)
+    needed[$where]=$((${needed[$where]:-0} + $(stat -c %b -- "$1") * 512))
+    [ "$free" -gt "${needed[$where]}" ] ||
+        fail "no room for $2 on the KVM host: $free bytes are free on $where, its disks need ${needed[$where]}"
+}
+room_to_work() { # BYTES: for the copies; on the KVM host itself beside the disks that go there
+    local free where need=$1
+    read -r free where < <(df -B1 --output=avail,target -- "$WORK" | tail -n 1)
+    [ -n "$KVM_HOST" ] || need=$((need + ${needed[$where]:-0}))
+    [ "$free" -gt "$need" ] || fail "no room in $WORK: $free bytes are free on $where, $need are needed there"
 }
 room_for "$IMAGE"/vda.raw "$DISK_1"
 room_for "$IMAGE"/vdb.raw "$DISK_2"
-free=$(df -B1 --output=avail -- "$WORK" | tail -n 1)
-[ "$free" -gt "$((($(stat -c %b -- "$IMAGE"/vda.raw) + $(stat -c %b -- "$IMAGE"/vdb.raw)) * 512 + 1))" ] || fail "no room in $WORK: $free bytes are free"
+room_to_work $((($(stat -c %b -- "$IMAGE"/vda.raw) + $(stat -c %b -- "$IMAGE"/vdb.raw)) * 512 + 1))
 ok "all is there, and nothing is in the way"
 
 
@@ -213,22 +220,37 @@ ok "disk 2 is the same as in the image, as raw"
 
 
 step 5 'put the files of the night into the disks'
-mount_at() { # UUID TYPE OPTIONS PLACE: a file system of the disks, by its UUID, where the VM has it
+protect_nested() { # DEVICE SUBVOLUME PLACE: no night has what is in subvolumes that nobody mounts
+    local path place escaped
+    appliance btrfs-subvolume-list "$1" | sed -n 's/^ *btrfssubvolume_path: //p' >"$WORK/subvolumes"
+    while IFS= read -r path; do
+        case $path in "$2"*) ;; *) continue ;; esac
+        place=${3%/}/${path#"$2"}
+        if grep -qxF -e "$place" <<<"$PLACES"; then continue; fi
+        escaped=$(sed 's/[[*?\\]/\\&/g' <<<"$place")
+        case $place in *[[*?]*) place=$escaped ;; esac # only beside a wildcard a backslash escapes
+        printf '%s\0' "P $place" "P $escaped/**" >>"$WORK/tree-rules"
+    done <"$WORK/subvolumes"
+}
+mount_at() { # UUID TYPE OPTIONS SUBVOLUME PLACE: a file system of the disks, by its UUID, where the VM has it
     local device
-    device=$(appliance findfs-uuid "$1") || fail "the disks hold no file system $1 ($4)"
-    [ "$(appliance vfs-type "$device")" = "$2" ] || fail "$device ($4) is no $2"
-    if [ "$4" != / ]; then
-        appliance mkdir-p "$4"
-        [ "$(appliance realpath "$4")" = "$4" ] || fail "$4 leads elsewhere in the disks"
+    device=$(appliance findfs-uuid "$1") || fail "the disks hold no file system $1 ($5)"
+    [ "$(appliance vfs-type "$device")" = "$2" ] || fail "$device ($5) is no $2"
+    if [ "$5" != / ]; then
+        appliance mkdir-p "$5"
+        [ "$(appliance realpath "$5")" = "$5" ] || fail "$5 leads elsewhere in the disks"
     fi
-    appliance mount-options "$3" "$device" "$4"
-    ok "$4 is $device"
+    appliance mount-options "$3" "$device" "$5"
+    [ "$2" != btrfs ] || protect_nested "$device" "$4" "$5"
+    ok "$5 is $device"
 }
 holds_files() { # PLACE: a night that was taken while it was not mounted must not empty it
     [ ! -e "$NIGHT/data$1" ] || [ -n "$(ls -A --ignore=lost+found -- "$NIGHT/data$1")" ] ||
         [ -z "$(appliance ls "$1" | grep -vx lost+found)" ] ||
         fail "the night has nothing of $1, and the disks do"
 }
+PLACES='/
+/boot/efi'
 # The appliance's network ends in an rsync daemon that QEMU starts for it: there is no port and no way out.
 CHANNEL=$(mktemp -d /tmp/recover-XXXXXXXX)
 ln -s -- "$(realpath -- "$NIGHT/data")" "$CHANNEL/source"
@@ -250,44 +272,60 @@ network+=",guestfwd=tcp:169.254.2.100:873-cmd:rsync --daemon --config=$CHANNEL/r
 # rsync's rules: what is neither deleted (P) nor touched at all (-).
 printf '%s\0' \
     '- /lost+found' \
-    '- /boot/efi' \
+    '- /boot/efi/lost+found' \
     '- /boot/grub/i386-pc/' \
     '- /boot/grub2/i386-pc/' \
-    >"$WORK/rules"
+    '- /boot/efi' \
+    'P /boot/efi' \
+    'P /lost+found' \
+    'P /boot/efi/lost+found' \
+    'P /.autorelabel' \
+    >"$WORK/tree-rules"
+printf '%s\0' \
+    '- /lost+found' \
+    '- /boot/efi/lost+found' \
+    '- /boot/grub/i386-pc/' \
+    '- /boot/grub2/i386-pc/' \
+    'P /boot/efi' \
+    '+ /boot/' \
+    '+ /boot/efi/' \
+    '+ /boot/efi/**' \
+    '- *' \
+    >"$WORK/coarse-rules"
 cat >"$WORK/update" <<'UPDATE'
 # Runs in the appliance, where the disks' file systems lie below /sysroot.
 card=$(ls /sys/class/net | grep -v '^lo$')
 ip link set "$card" up && ip addr add 169.254.2.10/16 dev "$card" || exit
 cd /tmp
 from=rsync://169.254.2.100/night
-again() { # PREFIX OPTION... : bring one tree, then ask whether anything still differs
-    below=$1
+again() { # WHAT OPTION... : bring the night's files of some file systems, then ask whether anything still differs
+    what=$1
     shift
-    rsync "$@" "$from$below/" "/sysroot$below/" >log 2>&1
-    echo "status $? of rsync to $below/"
+    rsync "$@" --from0 --filter=". /tmp/$what-rules" "$from/" /sysroot/ >log 2>&1
+    echo "status $? of rsync: $what"
     tail -n 5 log
-    rsync "$@" --dry-run --itemize-changes "$from$below/" "/sysroot$below/" >log 2>&1
-    echo "still different in $below/: $(grep -c . log)"
+    rsync "$@" --from0 --filter=". /tmp/$what-rules" --dry-run --itemize-changes "$from/" /sysroot/ >log 2>&1
+    echo "still different, $what: $(grep -vc '^skipping non-regular file' log)"
     head -n 5 log
 }
-again '' -aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1 --from0 --filter='. /tmp/rules'
-again /boot/efi -rtO --whole-file --delete-before --modify-window=2 --exclude=/lost+found
+again tree -aHAXS --numeric-ids --whole-file --delete-before --modify-window=-1
+again coarse -rtO --whole-file --delete-before --modify-window=1
 UPDATE
 eval "$(guestfish --listen --rw --format=qcow2 -a "$WORK/disk-1.qcow2" --format=raw -a "$WORK/disk-2.raw")"
 appliance config -netdev "$network"
 appliance config -device virtio-net-pci,netdev=night
 appliance run
 appliance debug sh "command -v rsync" >/dev/null || fail "libguestfs's appliance has no rsync: install libguestfs-rsync"
-mount_at 4f92d847-ddfa-4629-b144-b4eb21c05b95 ext4 noatime /
-mount_at 1A2B-3C4D vfat noatime /boot/efi
+mount_at 4f92d847-ddfa-4629-b144-b4eb21c05b95 ext4 noatime '' /
+mount_at 1A2B-3C4D vfat noatime,quiet,tz=UTC '' /boot/efi
 holds_files /
 holds_files /boot/efi
-appliance debug-upload "$WORK/rules" /tmp/rules 0600
+for rules in "$WORK"/*-rules; do appliance debug-upload "$rules" "/tmp/${rules##*/}" 0600; done
 appliance debug-upload "$WORK/update" /tmp/update 0700
 said=$(appliance debug sh "sh /tmp/update")
 printf '%s\n' "$said"
-[ "$(grep -c '^status 0 of rsync' <<<"$said")" = 2 ] || fail "rsync into the disks did not succeed; see above"
-if [ "$(grep -c '^still different .*: 0$' <<<"$said")" = 2 ]; then
+[ "$(grep -c '^status 0 of rsync: ' <<<"$said")" = 2 ] || fail "rsync into the disks did not succeed; see above"
+if [ "$(grep -c '^still different, .*: 0$' <<<"$said")" = 2 ]; then
     ok "a second comparison of the disks with the night finds no difference"
 else
     printf 'LOOK: some files in the disks still differ from the night, as listed above; going on\n' >&2
