@@ -255,6 +255,9 @@ def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
                 findings += recovery_target.room(target, plan, _needed(original, {}))
             fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
         findings += [*lacks, *_elsewhere(domain, order, plan), *(answers.result() if answers else ())]
+    if "kernel" in original.image.parts.files:
+        reason = "it is started by a kernel beside its disks, which instant recovery does not bring"
+        findings.append(refused("kernel", reason, f"recover it: gbs recover vm {original.vm}"))
     for finding in findings:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from tasks import instant as steps
-from tasks.drivers import instant, instant_export, instant_records, recovery_target
+from tasks.drivers import instant, instant_export, instant_records, recovery_target, vm_parts
 from tasks.drivers.recovery_target import refused
 from tasks.drivers.store import Store
 from tasks.errors import HypervisorError, StoreError, Unreachable
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.instant import InstantState, InstantVm
+from tasks.model.manifest import VmParts
 from tests.flows.fake_site import UUID, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
 
@@ -155,6 +156,26 @@ def test_vm_that_runs_on_another_host_is_not_started_a_second_time(
     site.answering = {"web1"}
     assert "web1 still answers at its address" in run("instant", "start", "web1").errors[0]
     assert (kvm.did, record_of(site)) == ([], None)
+
+
+def test_vm_whose_kernel_is_beside_its_disks_is_not_started_without_it(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows.cli.kvm import kvmimg_get_command
+
+    def capture(*args: Any) -> VmParts:
+        (args[-1] / "kernel").write_bytes(b"kernel")
+        site.capture(*args)
+        return VmParts(files={"kernel": "kernel"})
+
+    monkeypatch.setattr(vm_parts, "capture", capture)
+    assert run("web1", script=kvmimg_get_command).code == 0
+    ended = run("instant", "start", "web1")
+    assert (ended.code, kvm.did) == (1, [])
+    assert "which instant recovery does not bring: recover it: gbs recover vm web1" in ended.errors[0]
 
 
 def test_runs_that_were_killed_are_reconciled(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
