@@ -13,13 +13,10 @@ from tasks import places, recovery
 from tasks.errors import DrillFailed, GuestAgentError
 from tasks.model.assessment import BOOT
 from tasks.model.domain_xml import parse_domain
-from tasks.model.drill import PICTURE, Drilled
+from tasks.model.drill import PICTURE, PREFIX, Drilled
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome, StageResult
 from tasks.model.recovery_plan import Order
-
-PREFIX = "gbs-drill-"
-"""Before the VM's name: what a drill is called on the KVM host."""
 
 
 @flow(name="drill", flow_run_name=named("vms", "drill of {}", "the VMs whose turn it is"))

@@ -7,7 +7,7 @@ from prefect import flow
 from flows.instant_vm import reconcile_instant
 from flows.run_name import named
 from flows.vm_name import VmName
-from tasks import places, windows
+from tasks import places, recovery, windows
 from tasks.errors import LeftBehind, Locked, WindowOpen
 from tasks.windows import DiskOutcome
 
@@ -41,7 +41,7 @@ def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
     """Settle unfinished snapshot windows: commit, pivot, unlink as far as libvirt proves what may be done.
 
     A VM that runs from the store has its disks exported again where that ended, and goes on. A snapshot that an
-    operator made is left alone, and so is a VM on which a run works now.
+    operator made is left alone, and so is a VM on which a run works now. A recovery or drill that was cut off is told.
 
     Args:
         vm: The VM, as libvirt names it. None means all.
@@ -55,6 +55,7 @@ def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
                 outcomes += windows.settle(host, plan.uuid)
         except Locked as exc:
             log.info("%s: a run works on it now", exc)
+    recovery.tell_interrupted(vm)
     reconcile_instant(vm)
     unsettled = [outcome for outcome in outcomes if not outcome.settled]
     if unsettled:

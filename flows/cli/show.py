@@ -41,9 +41,12 @@ def status_command(as_json: bool) -> int:
     from_store = catalogue.instant_vms()
     for each in from_store:
         click.echo(each.line, err=True)
+    cut_off = catalogue.interrupted_recoveries()
+    for words in cut_off:
+        click.echo(words, err=True)
     good = all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
     good = good and all(each.served for each in from_store)
-    return 0 if good and not protections.out_of_reach else 3
+    return 0 if good and not (protections.out_of_reach or cut_off) else 3
 
 
 @click.group("list")

@@ -37,6 +37,21 @@ def hold(path: Path, what: str, run: str = "") -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(path: Path) -> bool:
+    """Whether another process or thread has the lock now."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextmanager
 def one_of(paths: Sequence[Path], what: str, run: str = "", *, wait_s: float) -> Iterator[None]:
     """Hold one of several locks, waiting for it; raises Locked when none got free within `wait_s`."""

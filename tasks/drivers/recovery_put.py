@@ -13,11 +13,11 @@ from typing import Any
 
 import libvirt
 
-from tasks.drivers import recovery_files
+from tasks.drivers import lock, recovery_files
 from tasks.drivers.host_files import DEADLINE_S
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host, HostDomain
-from tasks.drivers.store import Store, read_model, write_model
+from tasks.drivers.store import Store, listed_model, read_model, write_model
 from tasks.errors import CommandFailed, IntegrityError, RecoveryRefused
 from tasks.model.domain_recovery import run_of
 from tasks.model.names import slug
@@ -52,8 +52,7 @@ class Ledger:
     """The record of one recovery, in a file. The caller holds the VM's lock."""
 
     def __init__(self, store: Store, kvm_host: str, uuid: str) -> None:
-        # No working copy's folder begins with a dot.
-        self.path = store.recovery(uuid).with_name(".put") / slug(kvm_host) / f"{slug(uuid)}.json"
+        self.path = _records(store) / slug(kvm_host) / f"{slug(uuid)}.json"
 
     def read(self) -> PutRecord | None:
         """The record of a recovery that has not ended; IntegrityError when it cannot be read."""
@@ -70,6 +69,17 @@ class Ledger:
         with contextlib.suppress(OSError):  # others are under way
             for folder in self.path.parents[:2]:
                 folder.rmdir()
+
+
+def _records(store: Store) -> Path:
+    """Beside the working copies, none of whose folders begins with a dot."""
+    return store.recovery("any").with_name(".put")
+
+
+def interrupted(store: Store) -> list[PutRecord]:
+    """The recoveries and drills that did not end and that no run works on now."""
+    records = [listed_model(path, PutRecord) for path in sorted(_records(store).glob("*/*.json"))]
+    return [each for each in records if each is not None and not lock.is_held(store.lock("vm", each.uuid))]
 
 
 def place_file(

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from tasks.model.outcome import Outcome
 from tasks.model.recovery import Step
 
+PREFIX = "gbs-drill-"
+"""Before the VM's name: what a drill is called on the KVM host."""
 PICTURE = "console.png"
 """What the console's picture is called, beside a drill's manifest."""
 _HALF_A_DAY = timedelta(hours=12)

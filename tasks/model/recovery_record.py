@@ -1,11 +1,13 @@
 """What a recovery puts on a KVM host, noted in the store before each step: a run that was killed is undone by it."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.model.drill import PREFIX
 from tasks.model.recovery_plan import ISOLATED, Plan
 
 PARTIAL = ".gbs-partial"
@@ -127,6 +129,23 @@ def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool
 
 def _asks_for(record: PutRecord) -> tuple[str, bool, dict[str, str] | None]:
     return record.night, record.isolated, record.networks
+
+
+def what_to_do(record: PutRecord, *, physical: bool) -> str:
+    """What an operator reads of a recovery that was interrupted: that it is, and how it is ended."""
+    if record.name == f"{PREFIX}{record.vm}":
+        words = f"a drill of VM {record.vm} was cut off and left its copy on {record.kvm_host}"
+        return f"{words}: gbs drill {record.vm} --to {record.kvm_host} removes it first"
+    kind = "physical" if physical else "vm"
+    command = f"gbs recover {kind} {shlex.quote(record.vm)} --from {record.night} --to {record.kvm_host}"
+    if record.name != record.vm:
+        command += f" --as {shlex.quote(record.name)}"
+    if record.isolated:
+        command += " --isolated"
+    elif physical or record.networks is not None:
+        command += " and its --network"
+    does = "goes on with its VM, which may be in use" if record.started else "removes what it left first"
+    return f"the recovery of {record.vm} to {record.kvm_host} was cut off; {command} {does}"
 
 
 def isolated_network(run: str) -> str:

@@ -205,6 +205,50 @@ def test_second_vm_that_another_host_has_is_refused_unless_it_is_isolated(
     assert recover_vm("web1", as_name="web2", isolated=True, dry_run=True).refusals == ()
 
 
+def test_recovery_that_was_cut_off_is_told_until_it_is_ended(
+    site: FakeSite,
+    target: Target,
+    run: Any,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assessment = recover_vm("web1", dry_run=True)
+    copy = site.store / "recovery/web1/copy"
+    copy.mkdir(parents=True)
+    cut_off = PutRecord(
+        run="r",
+        vm="web1",
+        kvm_host="kvm1",
+        name="web1",
+        uuid=UUID,
+        isolated=False,
+        files=(),
+        image=assessment.image,
+        night=assessment.night,
+        started=True,
+        working_copy=str(copy),
+    )
+    recovery.ledger("kvm1", UUID).write(cut_off)
+    of_drill = {"name": "gbs-drill-web1", "uuid": UUID.replace("6d", "7d"), "isolated": True, "working_copy": None}
+    left = recovery.ledger("kvm1", UUID.replace("6d", "7d"))
+    left.write(cut_off.model_copy(update=of_drill))
+    command = f"gbs recover vm web1 --from {assessment.night} --to kvm1"
+    told = f"the recovery of web1 to kvm1 was cut off; {command} goes on with its VM, which may be in use"
+    drilled = "a drill of VM web1 was cut off and left its copy on kvm1: gbs drill web1 --to kvm1 removes it first"
+    ended = run("status")
+    assert ended.code == 3
+    assert {told, drilled} <= set(ended.err.splitlines())
+    assert run("reconcile").code == 0
+    assert {told, drilled} <= set(caplog.messages)
+    with places.locked("vm", UUID):
+        assert told not in run("status").err, "a run works on it"
+    target.made = types.SimpleNamespace(call=lambda *_: True)
+    recover_vm("web1")
+    assert not copy.exists()
+    left.end()
+    ended = run("status")
+    assert "cut off" not in ended.err
+
+
 def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(
     site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
