@@ -241,7 +241,12 @@ def _remove_network(host: Host) -> bool:
         for network in connection.listAllNetworks(0):
             if network.name() != ISOLATED or "urn:gbs:recovery" not in network.XMLDesc(0):
                 continue
-            if any(f"network='{ISOLATED}'" in domain.XMLDesc(0) for domain in connection.listAllDomains(0)):
+            definitions = [
+                domain.XMLDesc(flags)
+                for domain in connection.listAllDomains(0)
+                for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE)
+            ]
+            if any(f"network='{ISOLATED}'" in text for text in definitions):
                 return False
             if network.isActive():
                 network.destroy()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import threading
 import time
 import types
@@ -15,12 +16,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
 
+from flows import recover_vm as recover_vm_module
 from flows import recovery_approval
 from flows.kvmimg_get import kvmimg_get
 from flows.nightly import nightly as nightly_flow
 from flows.recover_vm import recover_vm as recover_vm_flow
 from tasks import declaration, places, recovery
-from tasks.drivers import appliance, libvirt_host, recovery_put, recovery_target
+from tasks.drivers import appliance, libvirt_host, recovery_files, recovery_put, recovery_target
 from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.digest import record
 from tasks.drivers.recovery_target import refused
@@ -76,6 +78,7 @@ def target(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> Target:
     monkeypatch.setattr(recovery_target, "clashes", lambda *_: list(found.clashes))
     monkeypatch.setattr(recovery_target, "room", lambda *_: [])
     monkeypatch.setattr(recovery_target, "capabilities", lambda *_, **__: (Fit(), []))
+    monkeypatch.setattr(recovery_files, "identify", lambda _, paths: [None for _ in paths])
     monkeypatch.setattr(recovery_put, "place_file", found.place)
     monkeypatch.setattr(recovery_put, "define_and_start", found.start)
     monkeypatch.setattr(recovery_put, "start", lambda *_: found.done.append("start again"))
@@ -247,6 +250,20 @@ def test_recovery_that_was_cut_off_is_told_until_it_is_ended(
     left.end()
     ended = run("status")
     assert "cut off" not in ended.err
+
+
+def test_recovery_that_is_cut_off_while_it_serves_is_gone_on_with(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(recover_vm_module, "serve", lambda *_: sys.exit(9))
+        with pytest.raises(BaseException, match="9"):
+            recover_vm("web1")
+    assert target.done == ["place vda", "start"], "it may be in use: nothing is undone"
+    target.made = types.SimpleNamespace(call=lambda *_: True)
+    assert recover_vm("web1").name == "web1"
+    assert target.done == ["place vda", "start", "start again"]
+    assert recovery.ledger("kvm1", UUID).read() is None
 
 
 def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(
