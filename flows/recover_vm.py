@@ -125,9 +125,9 @@ def _wait(run: RecoveryRun) -> None:
 
 
 def _finish(run: RecoveryRun) -> Recovered:
-    """The VM answers: it is its operator's from here on, and what fails now is said."""
-    recovery.keep(run.plan)
+    """The VM answers: what fails now is said, and it is its operator's; a run that is killed here is gone on with."""
     _serve(run)
+    recovery.keep(run.plan)
     recovered = Recovered(
         vm=run.sources.vm,
         name=run.plan.identity.name,

@@ -69,7 +69,11 @@ def _settled(
     settled = recovery_put.settlement_of(target.host, target.shell, earlier, wanted)
     if settled.verdict == "refused":
         return settled, [refused("earlier run", settled.reason, settled.fix)]
-    its = f"what it put on {plan.kvm_host} is removed first" if settled.verdict == "clear" else "it is gone on with"
+    its = f"what it put on {plan.kvm_host} is removed first"
+    if settled.verdict == "go on":
+        its = f"its VM is gone on with{', which may be in use' if earlier.started else ''}"
+        if plan.reached and sources.night.dumps:
+            its += "; the night's dumps are loaded into it"
     return settled, [Finding(verdict="note", subject="earlier run", reason=f"it did not end: {its}")]
 
 
