@@ -12,11 +12,12 @@ from tasks import instant as steps
 from tasks.drivers import instant, instant_export, instant_records, recovery_target, vm_parts
 from tasks.drivers.recovery_target import refused
 from tasks.drivers.store import Store
-from tasks.errors import HypervisorError, StoreError, Unreachable
+from tasks.errors import HypervisorError, RecoveryRefused, StoreError, Unreachable
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Fit
-from tasks.model.instant import InstantState, InstantVm
+from tasks.model.instant import InstantState, InstantVm, notes_of
 from tasks.model.manifest import VmParts
+from tasks.model.recovery import UpdatedImage
 from tests.flows.fake_site import UUID, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
 
@@ -274,3 +275,24 @@ def test_image_that_proves_damaged_after_the_move_is_told(site: FakeSite, run: A
     assert ended.code == 3
     assert "is in doubt" in ended.errors[0]
     assert kvm.moved
+
+
+def test_copy_of_an_older_image_is_said_to_be_that_and_one_with_other_disks_is_refused(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    tmp_path: Path,
+) -> None:
+    assert run("instant", "start", "web1", "--hold").code == 0
+    record = record_of(site)
+    assert record is not None
+    (tmp_path / "vda.qcow2").write_bytes(b"x")
+    disk = {"target": "vda", "file": "vda.qcow2", "format": "qcow2", "source": "/x", "virtual_size_bytes": 3 << 20}
+    values = {"vm": "web1", "folder": tmp_path, "image": "older", "night": "n", "files": (), "files_changed": 1}
+    values |= {"files_deleted": 0, "bytes_sent": 1, "warnings": ("image newer is damaged",), "disks": [disk]}
+    copied = steps.from_copy(record, UpdatedImage.model_validate(values))
+    assert (copied.image, copied.disks[0].size_bytes, copied.disks[0].served.format) == ("older", 3 << 20, "qcow2")
+    assert "image newer is damaged" in notes_of(copied)
+    other = UpdatedImage.model_validate({**values, "disks": [{**disk, "target": "vdb"}]})
+    with pytest.raises(RecoveryRefused, match="image older, which had to be taken, has disks vdb"):
+        steps.from_copy(record, other)
