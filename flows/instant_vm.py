@@ -13,6 +13,7 @@ from flows.vm_name import KvmHostName, VmName
 from tasks import images, instant, places, recovery_assessment, updating
 from tasks.errors import GbsError, IntegrityError, LeftBehind, Locked, RecoveredPartly, RecoveryRefused
 from tasks.model.instant import Instant, InstantState, InstantVm, how_to_go_on, notes_of, on_overlays
+from tasks.model.recovery import UpdatedImage
 from tasks.model.recovery_plan import Order
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps)
             record = instant.record_of(original, plan, recovery_assessment.assess_at_once(original, order, plan))
         if sources is not None:
             with places.locked("client", sources.client), steps.step("update image with files"):
-                record = instant.from_copy(record, update_image(sources))
+                record = _from_copy(record, update_image(sources))
         try:
             with steps.step("start from the store"):
                 record = instant.start(record)
@@ -109,6 +110,14 @@ def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps)
         for note in notes_of(record):
             log.warning("VM %s: %s", record.vm, note)
         return _result(record, "started", steps) if hold else _keep(record, steps)
+
+
+def _from_copy(record: InstantVm, updated: UpdatedImage) -> InstantVm:
+    try:
+        return instant.from_copy(record, updated)
+    except BaseException:
+        updating.remove(updated.folder)
+        raise
 
 
 def _keep(record: InstantVm, steps: Steps) -> Instant:

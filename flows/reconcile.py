@@ -8,7 +8,7 @@ from flows.drill import reconcile_drills
 from flows.instant_vm import reconcile_instant
 from flows.run_name import named
 from flows.vm_name import VmName
-from tasks import places, windows
+from tasks import places, recovery, windows
 from tasks.errors import LeftBehind, Locked, WindowOpen
 from tasks.windows import DiskOutcome
 
@@ -42,8 +42,8 @@ def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
     """Settle unfinished snapshot windows: commit, pivot, unlink as far as libvirt proves what may be done.
 
     A VM that runs from the store has its disks exported again where that ended, and goes on. What a drill that was
-    interrupted left is taken away. A snapshot that an
-    operator made is left alone, and so is a VM on which a run works now.
+    interrupted left is taken away, a recovery that was cut off is told. A snapshot that an operator made is left alone,
+    and so is a VM on which a run works now.
 
     Args:
         vm: The VM, as libvirt names it. None means all.
@@ -57,6 +57,7 @@ def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
                 outcomes += windows.settle(host, plan.uuid)
         except Locked as exc:
             log.info("%s: a run works on it now", exc)
+    recovery.tell_interrupted(vm)
     try:
         reconcile_instant(vm)
     finally:

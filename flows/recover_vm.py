@@ -6,16 +6,18 @@ from contextlib import ExitStack
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.instant_vm import instant_vm
 from flows.kvmimg_update import choose
 from flows.recovery_approval import require_approval
 from flows.recovery_run import RecoveryRun, begin, planned, put, serve
 from flows.run_name import of_recovery
 from flows.vm_name import KvmHostName, VmName
 from tasks import places, recovery, recovery_assessment
-from tasks.errors import GbsError, LeftBehind, RecoveredPartly
+from tasks.errors import ConfigError, GbsError, LeftBehind, RecoveredPartly
 from tasks.model.assessment import BOOT, DEFINE, Assessment
 from tasks.model.assessment_words import markdown
 from tasks.model.domain_xml import parse_domain
+from tasks.model.instant import Instant
 from tasks.model.names import human_age
 from tasks.model.recovery import Recovered, Sources
 from tasks.model.recovery_plan import Order, parse_networks
@@ -25,29 +27,39 @@ from tasks.model.recovery_record import PutRecord
 @flow(name="recover-vm", flow_run_name=of_recovery)
 def recover_vm(
     vm: VmName,
-    night: str = "latest",
+    night: str | None = None,
     to: KvmHostName | None = None,
     as_name: str | None = None,
     networks: Sequence[str] = (),
     isolated: bool = False,
     dry_run: bool = False,
     approval: bool = False,
-) -> Recovered | Assessment:
+    instant: bool = False,
+) -> Recovered | Assessment | Instant:
     """Bring back a VM as of a night: its image, updated with that night's files, defined, started, probed.
 
     Nothing is overwritten: a VM of that name, UUID or MAC, or a file in the way, refuses the recovery before it begins.
 
     Args:
         vm: The VM, as libvirt names it.
-        night: latest, overnight, daily.N, an id, or a date (YYYY-MM-DD).
+        night: latest, overnight, daily.N, an id, or a date (YYYY-MM-DD). None means latest; if instant, the image as it
+            is, of no later night.
         to: The KVM host to bring it to. None means the one that had it.
         as_name: Bring it back as a second VM of this name, with a UUID, MACs and files of its own.
         networks: Other networks for its cards, each as OLD=NEW; NEW is a network, bridge:NAME, user, or none.
         isolated: Connect all its cards to a network that leads nowhere.
         dry_run: Only assess: say what would be used, how long it would take, what is missing, whether it fits.
         approval: Assess, then wait for somebody's word in the UI before anything is done.
+        instant: Run it from its image in the store at once, and move it to its KVM host while it runs, as instant-vm
+            does; goes with vm, night and to alone.
     """
-    sources = choose(vm, night)
+    if instant:
+        if as_name or networks or isolated or dry_run or approval:
+            fix = "leave the others out, or recover without instant"
+            raise ConfigError("instant goes with vm, night and to alone", f"recovery of {vm}", fix)
+        at_once: Instant = instant_vm(vm, "start", night, to)
+        return at_once
+    sources = choose(vm, night or "latest")
     order = Order(
         kvm_host=to or sources.kvm_host, as_name=as_name, networks=parse_networks(networks), isolated=isolated
     )
@@ -113,9 +125,9 @@ def _wait(run: RecoveryRun) -> None:
 
 
 def _finish(run: RecoveryRun) -> Recovered:
-    """The VM answers: it is its operator's from here on, and what fails now is said."""
-    recovery.keep(run.plan)
+    """The VM answers: what fails now is said, and it is its operator's; a run that is killed here is gone on with."""
     _serve(run)
+    recovery.keep(run.plan)
     recovered = Recovered(
         vm=run.sources.vm,
         name=run.plan.identity.name,

@@ -26,7 +26,9 @@ def of_recovery() -> str:
     where = f" to {given['to']}" if given.get("to") else ""
     second = f", a second one named {given['as_name']}" if given.get("as_name") else ""
     apart = ", isolated" if given.get("isolated") else ""
-    return f"{what} {given['vm']} as of {given.get('night', 'latest')}{where}{second}{apart}"
+    night = given.get("night") or ("its image" if given.get("instant") else "latest")
+    what = f"instantly {what}" if given.get("instant") else what
+    return f"{what} {given['vm']} as of {night}{where}{second}{apart}"
 
 
 def of_physical() -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks.drivers import definitions, instant_records, inventory_file, permanent, restore_points
+from tasks.drivers import definitions, instant_records, inventory_file, permanent, recovery_put, restore_points
 from tasks.drivers.drill_records import drills_of, last_proven, unfinished
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.store import Store, read_model
@@ -23,6 +23,7 @@ from tasks.model.manifest import TEMPLATE, ImageManifest, NightManifest, Templat
 from tasks.model.names import slug
 from tasks.model.night_choice import OVERNIGHT, Night
 from tasks.model.outcome import Outcome, StageResult, combined
+from tasks.model.recovery_record import what_to_do
 from tasks.model.report import Report
 from tasks.model.shape import Point, compare, shape_of_facts
 
@@ -63,6 +64,13 @@ class Protections:
 def instant_vms() -> list[InstantRow]:
     """The VMs that still run from the store."""
     return instant_records.rows(_store(inventory_file.load()))
+
+
+def interrupted_recoveries() -> list[str]:
+    """Which recoveries were cut off, and what to do about each."""
+    declared = inventory_file.load()
+    records = recovery_put.interrupted(_store(declared))
+    return [what_to_do(record, physical=record.vm not in declared.vms) for record in records]
 
 
 def protections() -> Protections:

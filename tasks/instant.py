@@ -8,7 +8,7 @@ from tasks.drivers import instant, instant_export, instant_records, qemu_img
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import read_model, verify_image
-from tasks.errors import CommandTimedOut, IntegrityError, LeftBehind, NothingToRecover, UnknownName
+from tasks.errors import CommandTimedOut, IntegrityError, LeftBehind, NothingToRecover, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
 from tasks.model.domain_recovery import Rewritten
 from tasks.model.instant import InstantDisk, InstantState, InstantVm
@@ -88,15 +88,21 @@ def record_of(original: Original, plan: Plan, rewritten: Rewritten) -> InstantVm
 
 
 def from_copy(record: InstantVm, updated: UpdatedImage) -> InstantVm:
-    """The same VM from a working copy that was brought up to a night."""
+    """The same VM from a working copy that was brought up to a night; RecoveryRefused when that has other disks."""
     copies = {disk.target: disk for disk in updated.disks}
+    if set(copies) != {disk.target for disk in record.disks}:
+        reason = f"image {updated.image}, which had to be taken, has disks {', '.join(sorted(copies))}"
+        raise RecoveryRefused(f"VM {record.vm}", reason, f"recover it: gbs recover vm {record.vm}")
     disks = []
     for disk in record.disks:
-        path = updated.folder / copies[disk.target].file
-        served = Layer(path=str(path), format=copies[disk.target].format)
-        disks.append(disk.model_copy(update={"served": served, "moved_bytes_at_most": path.stat().st_blocks * 512}))
-    new = {"disks": tuple(disks), "night": updated.night, "working_copy": updated.folder}
-    return record.model_copy(update={**new, "started": datetime.now(UTC)})
+        copy = copies[disk.target]
+        path = updated.folder / copy.file
+        new = {"served": Layer(path=str(path), format=copy.format), "size_bytes": copy.virtual_size_bytes}
+        disks.append(disk.model_copy(update={**new, "moved_bytes_at_most": path.stat().st_blocks * 512}))
+    known = {"image": updated.image, "night": updated.night, "warnings": updated.warnings}
+    return record.model_copy(
+        update={**known, "disks": tuple(disks), "working_copy": updated.folder, "started": datetime.now(UTC)}
+    )
 
 
 @retryable("start from the store", "start {record.vm} on {record.kvm_host} from the store", retries=0)

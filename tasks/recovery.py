@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from tasks.model.manifest import DumpRecord, FileRecord
 from tasks.model.names import new_id
 from tasks.model.recovery import PlacedDisk, Recovered, Sources, UpdatedImage
 from tasks.model.recovery_plan import Place, Plan
-from tasks.model.recovery_record import PutRecord, record_of
+from tasks.model.recovery_record import PutRecord, record_of, what_to_do
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -219,8 +220,26 @@ def undo(plan: Plan) -> None:
 
 @retryable("keep VM", "the recovery of {plan.identity.name} is done", retries=0)
 def keep(plan: Plan) -> None:
-    """From now on the VM is its operator's: no later run undoes it."""
-    ledger(plan.kvm_host, plan.identity.uuid).end()
+    """From now on the VM is its operator's: no later run undoes it. A working copy that a killed run left goes."""
+    kept = ledger(plan.kvm_host, plan.identity.uuid)
+    record = kept.read()
+    if record is not None and record.working_copy is not None:
+        shutil.rmtree(record.working_copy, ignore_errors=True)
+    kept.end()
+
+
+@retryable("look for interrupted recoveries", retries=0)
+def tell_interrupted(vm: str | None = None) -> list[str]:
+    """Say which recoveries were cut off, and what to do about each."""
+    vms = places.inventory().vms
+    found = [
+        what_to_do(record, physical=record.vm not in vms)
+        for record in recovery_put.interrupted(places.store())
+        if vm in (None, record.vm, record.uuid)
+    ]
+    for words in found:
+        log.warning("%s", words)
+    return found
 
 
 @retryable("report recovery", "report the recovery of {recovered.name}", retries=1)

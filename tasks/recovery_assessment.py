@@ -53,7 +53,7 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
             findings += [*_in_the_way(target, sources, plan, domain, earlier), *lacks]
     rewritten = _rewrite(sources, plan, domain, fit, run)
     if not settled.runs:
-        findings += _answering(sources, order)
+        findings += _answering(sources.client, order, second=sources.template is None)
     findings += _elsewhere(domain, order, plan)
     findings += [*_missing(sources, order, domain), *_unreached(sources, plan, domain)]
     return _assessment(sources, plan, findings, rewritten), rewritten
@@ -69,7 +69,11 @@ def _settled(
     settled = recovery_put.settlement_of(target.host, target.shell, earlier, wanted)
     if settled.verdict == "refused":
         return settled, [refused("earlier run", settled.reason, settled.fix)]
-    its = f"what it put on {plan.kvm_host} is removed first" if settled.verdict == "clear" else "it is gone on with"
+    its = f"what it put on {plan.kvm_host} is removed first"
+    if settled.verdict == "go on":
+        its = f"its VM is gone on with{', which may be in use' if earlier.started else ''}"
+        if plan.reached and sources.night.dumps:
+            its += "; the night's dumps are loaded into it"
     return settled, [Finding(verdict="note", subject="earlier run", reason=f"it did not end: {its}")]
 
 
@@ -120,11 +124,12 @@ def _rewrite(sources: Original, plan: Plan, domain: Domain, fit: Fit, run: str) 
     )
 
 
-def _answering(sources: Sources, order: Order) -> Iterator[Finding]:
+def _answering(client: str, order: Order, *, second: bool) -> list[Finding]:
     """Whether the lost system is there after all: what is restored and probed by its address would be that."""
-    if not order.apart and ssh.answers(places.target_of(sources.client)):
-        fix = "switch it off, or bring it back beside it: --isolated" + (" or --as" if sources.template is None else "")
-        yield refused("client", f"{sources.client} still answers at its address", fix)
+    if order.apart or not ssh.answers(places.target_of(client)):
+        return []
+    fix = "switch it off, or bring it back beside it: --isolated" + (" or --as" if second else "")
+    return [refused("client", f"{client} still answers at its address", fix)]
 
 
 def _elsewhere(domain: Domain, order: Order, plan: Plan) -> list[Finding]:
@@ -242,14 +247,21 @@ def _past() -> list[Recovered]:
 def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
     """The definition of a VM that is to run before its disks are there; RecoveryRefused with all that is in its way."""
     domain, volumes = parse_domain(original.xml), [disk.volume for disk in original.image.disks]
-    with places.hypervisor(plan.kvm_host) as (host, shell):
-        target = Target(host, shell)
-        there = recovery_target.pools(target, _pool_names(original))
-        findings = recovery_target.clashes(target, plan, domain, volumes, there)
-        if all(finding.subject != "folder" for finding in findings):
-            findings += recovery_target.room(target, plan, _needed(original, {}))
-        fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
-    findings += [*lacks, *_elsewhere(domain, order, plan)]
+    client = places.inventory().vms.get(original.vm)
+    with ThreadPoolExecutor(1) as threads:
+        # Meanwhile: of an address where nothing is this is known after 20 s.
+        answers = threads.submit(copy_context().run, _answering, client, order, second=True) if client else None
+        with places.hypervisor(plan.kvm_host) as (host, shell):
+            target = Target(host, shell)
+            there = recovery_target.pools(target, _pool_names(original))
+            findings = recovery_target.clashes(target, plan, domain, volumes, there)
+            if all(finding.subject != "folder" for finding in findings):
+                findings += recovery_target.room(target, plan, _needed(original, {}))
+            fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
+        findings += [*lacks, *_elsewhere(domain, order, plan), *(answers.result() if answers else ())]
+    if "kernel" in original.image.parts.files:
+        reason = "it is started by a kernel beside its disks, which instant recovery does not bring"
+        findings.append(refused("kernel", reason, f"recover it: gbs recover vm {original.vm}"))
     for finding in findings:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)

@@ -58,7 +58,11 @@ def list_(as_json: bool) -> None:
 def _run(vm: str, action: Any, as_json: bool, **options: Any) -> None:
     from flows.instant_vm import instant_vm
 
-    done: Instant = instant_vm(vm, action, **options)
+    show(vm, instant_vm(vm, action, **options), as_json)
+
+
+def show(vm: str, done: Instant, as_json: bool) -> None:
+    """Print what became of a VM that was started from the store."""
     if as_json:
         print(done.model_dump_json(indent=1))
         return

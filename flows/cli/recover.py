@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from flows.cli import recover_database, recover_files, terminal
+from flows.cli.instant import show as show_instant
 from tasks.model.assessment_words import rows
 from tasks.model.names import human_age, human_bytes
 
@@ -23,23 +24,29 @@ recover_command.add_command(recover_database.database)
 
 @recover_command.command(short_help="A VM: image, a night's files, databases, probes.")
 @click.argument("name", metavar="VM")
-@click.option("--from", "night", default="latest", show_default=True, help="latest, daily.N, an id or YYYY-MM-DD.")
+@click.option("--from", "night", help="latest (the default), daily.N, an id or YYYY-MM-DD.")
 @click.option("--to", "host", help="Another KVM host than the one that had it.")
 @click.option("--as", "as_name", metavar="NAME", help="A second VM beside the first: own name, UUID, MACs and files.")
 @click.option(
     "--network", "networks", metavar="OLD=NEW", multiple=True, help="NEW: a network, bridge:NAME, user, none."
 )
 @click.option("--isolated", is_flag=True, help="Connect all its cards to a network that leads nowhere.")
+@click.option(
+    "--instant",
+    is_flag=True,
+    help="Run it from its image in the store at once and move it to its host meanwhile, as `gbs instant start`.",
+)
 @click.option("--dry-run", is_flag=True, help="Only assess; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask: assess, and go on if nothing refuses it.")
 @terminal.json_option
 def vm(
     name: str,
-    night: str,
+    night: str | None,
     host: str | None,
     as_name: str | None,
     networks: tuple[str, ...],
     isolated: bool,
+    instant: bool,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -48,11 +55,16 @@ def vm(
 
     It is assessed first, and you are asked; without a terminal and without --yes it is only assessed. Works with the
     old KVM host dead. Nothing is ever overwritten.
+
+    With --instant it has the files of the image, of no later night unless --from names one, and you are not asked.
     """
     from flows import recover_vm as module
 
     recover_vm: Any = module.recover_vm
     wanted = {"night": night, "to": host, "as_name": as_name, "networks": list(networks), "isolated": isolated}
+    if instant:
+        show_instant(name, recover_vm(name, **wanted, dry_run=dry_run, instant=True), as_json)
+        return
     _ask_and_do(name, partial(recover_vm, name, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
 
 

@@ -41,12 +41,13 @@ def status_command(as_json: bool) -> int:
     from_store = catalogue.instant_vms()
     for each in from_store:
         click.echo(each.line, err=True)
-    interrupted = [each for each in catalogue.unfinished_drills() if not each.runs]
-    for left in interrupted:
-        click.echo(left.line, err=True)
-    good = not interrupted and all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
+    interrupted = [each.line for each in catalogue.unfinished_drills() if not each.runs]
+    interrupted += catalogue.interrupted_recoveries()
+    for words in interrupted:
+        click.echo(words, err=True)
+    good = all(row.outcome in ("OK", "SKIPPED") and not row.held for row in protections.rows)
     good = good and all(each.is_well for each in from_store)
-    return 0 if good and not protections.out_of_reach else 3
+    return 0 if good and not (protections.out_of_reach or interrupted) else 3
 
 
 @click.group("list")

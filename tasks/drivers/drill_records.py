@@ -8,11 +8,10 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
 from tasks.drivers import lock, recovery_put
 from tasks.drivers.store import Store, discard, listed_model, publish, write_model
-from tasks.model.drill import PICTURE, PREFIX, Drilled, UnfinishedDrill
+from tasks.model.drill import PICTURE, Drilled, UnfinishedDrill
 from tasks.model.manifest import MANIFEST
 from tasks.model.names import time_of_id
 from tasks.model.outcome import Outcome
-from tasks.model.recovery_record import PutRecord
 
 KEPT = 12
 
@@ -26,7 +25,6 @@ def drills_of(store: Store, vm: str) -> list[Drilled]:
 
 def unfinished(store: Store) -> list[UnfinishedDrill]:
     """The drills that have not ended, by what recoveries note before they put anything on a KVM host."""
-    found = (listed_model(path, PutRecord) for path in recovery_put.records(store))
     return [
         UnfinishedDrill(
             vm=left.vm,
@@ -38,8 +36,8 @@ def unfinished(store: Store) -> list[UnfinishedDrill]:
             since=time_of_id(left.run.partition("-")[0]),
             runs=lock.is_held(store.lock("vm", left.uuid)),
         )
-        for left in found
-        if left is not None and left.isolated and left.name.startswith(PREFIX)
+        for left in recovery_put.unfinished(store)
+        if left.is_drill
     ]
 
 

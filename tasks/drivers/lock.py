@@ -43,6 +43,21 @@ def turn(path: Path, what: str) -> AbstractContextManager[None]:
     return one_of([path], what, wait_s=TURN_S)
 
 
+def is_held(path: Path) -> bool:
+    """Whether another process or thread has the lock now."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextmanager
 def one_of(paths: Sequence[Path], what: str, run: str = "", *, wait_s: float) -> Iterator[None]:
     """Hold one of several locks, waiting for it; raises Locked when none got free within `wait_s`."""
@@ -64,22 +79,6 @@ def one_of(paths: Sequence[Path], what: str, run: str = "", *, wait_s: float) ->
             _log.info("%s: waiting for one of %d", what, len(paths))
             told = True
         time.sleep(POLL_S)
-
-
-def is_held(path: Path) -> bool:
-    """Whether somebody holds the lock `path` now."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        # Shared, and nothing is written: askers do not see one another, and the file names only holders.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def _holder(path: Path) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 
 import libvirt
 
-from tasks.drivers import recovery_files
+from tasks.drivers import lock, recovery_files
 from tasks.drivers.host_files import DEADLINE_S
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host, HostDomain
-from tasks.drivers.store import Store, read_model, write_model
+from tasks.drivers.store import Store, listed_model, read_model, write_model
 from tasks.errors import CommandFailed, IntegrityError, RecoveryRefused
 from tasks.model.domain_recovery import run_of
 from tasks.model.names import slug
@@ -52,8 +52,7 @@ class Ledger:
     """The record of one recovery, in a file. The caller holds the VM's lock."""
 
     def __init__(self, store: Store, kvm_host: str, uuid: str) -> None:
-        # No working copy's folder begins with a dot.
-        self.path = store.recovery(uuid).with_name(".put") / slug(kvm_host) / f"{slug(uuid)}.json"
+        self.path = _records(store) / slug(kvm_host) / f"{slug(uuid)}.json"
 
     def read(self) -> PutRecord | None:
         """The record of a recovery that has not ended; IntegrityError when it cannot be read."""
@@ -72,9 +71,20 @@ class Ledger:
                 folder.rmdir()
 
 
-def records(store: Store) -> list[Path]:
-    """The files of all recoveries that have not ended, running ones too."""
-    return sorted(Ledger(store, "-", "-").path.parents[1].glob("*/[!.]*.json"))
+def _records(store: Store) -> Path:
+    """Beside the working copies, none of whose folders begins with a dot."""
+    return store.recovery("any").with_name(".put")
+
+
+def unfinished(store: Store) -> list[PutRecord]:
+    """The recoveries and drills that have not ended, those that run now, too."""
+    found = (listed_model(path, PutRecord) for path in sorted(_records(store).glob("*/*.json")))
+    return [record for record in found if record is not None]
+
+
+def interrupted(store: Store) -> list[PutRecord]:
+    """The recoveries that did not end and that no run works on now; drills are taken away by themselves."""
+    return [each for each in unfinished(store) if not each.is_drill and not lock.is_held(store.lock("vm", each.uuid))]
 
 
 def place_file(
@@ -236,7 +246,12 @@ def _remove_network(host: Host) -> bool:
         for network in connection.listAllNetworks(0):
             if network.name() != ISOLATED or "urn:gbs:recovery" not in network.XMLDesc(0):
                 continue
-            if any(f"network='{ISOLATED}'" in domain.XMLDesc(0) for domain in connection.listAllDomains(0)):
+            definitions = [
+                domain.XMLDesc(flags)
+                for domain in connection.listAllDomains(0)
+                for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE)
+            ]
+            if any(f"network='{ISOLATED}'" in text for text in definitions):
                 return False
             if network.isActive():
                 network.destroy()

@@ -71,6 +71,8 @@ class InstantVm(_Frozen):
     xml: str
     """Its definition once its disks have moved."""
     dropped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What the update of its working copy had to say."""
 
     @property
     def folder(self) -> str:
@@ -162,7 +164,7 @@ def overlay_of(disk: DiskRecord, path: str) -> str:
 
 def notes_of(record: InstantVm) -> tuple[str, ...]:
     """What the operator should know of a VM that was started from the store."""
-    lost = tuple(f"dropped from its definition: {what}" for what in record.dropped)
+    lost = (*record.warnings, *(f"dropped from its definition: {what}" for what in record.dropped))
     if record.state is InstantState.OFF:
         lost = (f"it is shut off: {how_to_go_on(record.vm)}", *lost)
     if record.night is None:

@@ -1,11 +1,13 @@
 """What a recovery puts on a KVM host, noted in the store before each step: a run that was killed is undone by it."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.model.drill import PREFIX
 from tasks.model.recovery_plan import ISOLATED, Plan
 
 PARTIAL = ".gbs-partial"
@@ -65,6 +67,11 @@ class PutRecord(BaseModel):
     """The folder in the store where its updated image is made."""
     started: bool = False
     """It is or was about to be started: from then on somebody may use the VM."""
+
+    @property
+    def is_drill(self) -> bool:
+        """Whether it is a drill's, whose VM nobody uses."""
+        return self.isolated and self.name == f"{PREFIX}{self.vm}"
 
     def partial(self, path: str) -> str:
         """What a file is called until it is whole."""
@@ -127,6 +134,20 @@ def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool
 
 def _asks_for(record: PutRecord) -> tuple[str, bool, dict[str, str] | None]:
     return record.night, record.isolated, record.networks
+
+
+def what_to_do(record: PutRecord, *, physical: bool) -> str:
+    """What an operator reads of a recovery that was interrupted: that it is, and how it is ended."""
+    kind = "physical" if physical else "vm"
+    command = f"gbs recover {kind} {shlex.quote(record.vm)} --from {record.night} --to {record.kvm_host}"
+    if record.name != record.vm:
+        command += f" --as {shlex.quote(record.name)}"
+    if record.isolated:
+        command += " --isolated"
+    elif physical or record.networks is not None:
+        command += " and its --network"
+    does = "goes on with its VM, which may be in use" if record.started else "removes what it left first"
+    return f"the recovery of {record.vm} to {record.kvm_host} was cut off; {command} {does}"
 
 
 def isolated_network(run: str) -> str:

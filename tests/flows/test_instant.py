@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from tasks import instant as steps
-from tasks.drivers import instant, instant_export, instant_records, recovery_target
+from tasks.drivers import instant, instant_export, instant_records, recovery_target, vm_parts
 from tasks.drivers.recovery_target import refused
 from tasks.drivers.store import Store
-from tasks.errors import HypervisorError, StoreError, Unreachable
+from tasks.errors import HypervisorError, RecoveryRefused, StoreError, Unreachable
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Fit
-from tasks.model.instant import InstantState, InstantVm
+from tasks.model.instant import InstantState, InstantVm, notes_of
+from tasks.model.manifest import VmParts
+from tasks.model.recovery import UpdatedImage
 from tests.flows.fake_site import UUID, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
 
@@ -101,6 +103,20 @@ def test_vm_is_started_held_shown_and_kept(site: FakeSite, run: Any, kvm: FakeKv
     assert "no VM that runs from the store named 'web1'" in ended.errors[0]
 
 
+def test_recover_vm_instant_is_the_same_and_takes_nothing_that_instant_recovery_cannot(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+) -> None:
+    for word in ("--isolated", "--as=web2", "--network=a=b", "--dry-run"):
+        ended = run("recover", "vm", "web1", "--instant", word)
+        assert (ended.code, kvm.did) == (2, [])
+        assert "instant goes with vm, night and to alone" in ended.errors[0]
+    kept = json.loads(run("recover", "vm", "web1", "--instant", "--json").out)
+    assert (kept["vm"], kept["done"], kept["night"]) == ("web1", "kept", None)
+    assert kvm.did[:4] == ["export", "make overlays", "read exports", "start"]
+
+
 def test_start_that_is_refused_changes_nothing_and_one_that_fails_is_undone(
     site: FakeSite,
     run: Any,  # noqa: F811
@@ -138,6 +154,29 @@ def test_vm_that_runs_on_another_host_is_not_started_a_second_time(
     assert (ended.code, kvm.did, record_of(site)) == (1, [], None)
     assert "it still runs on kvm2" in ended.errors[0]
     assert "kvm3: it cannot be asked for the VM" in caplog.text
+    site.answering = {"web1"}
+    assert "web1 still answers at its address" in run("instant", "start", "web1").errors[0]
+    assert (kvm.did, record_of(site)) == ([], None)
+
+
+def test_vm_whose_kernel_is_beside_its_disks_is_not_started_without_it(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows.cli.kvm import kvmimg_get_command
+
+    def capture(*args: Any) -> VmParts:
+        (args[-1] / "kernel").write_bytes(b"kernel")
+        site.capture(*args)
+        return VmParts(files={"kernel": "kernel"})
+
+    monkeypatch.setattr(vm_parts, "capture", capture)
+    assert run("web1", script=kvmimg_get_command).code == 0
+    ended = run("instant", "start", "web1")
+    assert (ended.code, kvm.did) == (1, [])
+    assert "which instant recovery does not bring: recover it: gbs recover vm web1" in ended.errors[0]
 
 
 def test_runs_that_were_killed_are_reconciled(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
@@ -236,3 +275,24 @@ def test_image_that_proves_damaged_after_the_move_is_told(site: FakeSite, run: A
     assert ended.code == 3
     assert "is in doubt" in ended.errors[0]
     assert kvm.moved
+
+
+def test_copy_of_an_older_image_is_said_to_be_that_and_one_with_other_disks_is_refused(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    tmp_path: Path,
+) -> None:
+    assert run("instant", "start", "web1", "--hold").code == 0
+    record = record_of(site)
+    assert record is not None
+    (tmp_path / "vda.qcow2").write_bytes(b"x")
+    disk = {"target": "vda", "file": "vda.qcow2", "format": "qcow2", "source": "/x", "virtual_size_bytes": 3 << 20}
+    values = {"vm": "web1", "folder": tmp_path, "image": "older", "night": "n", "files": (), "files_changed": 1}
+    values |= {"files_deleted": 0, "bytes_sent": 1, "warnings": ("image newer is damaged",), "disks": [disk]}
+    copied = steps.from_copy(record, UpdatedImage.model_validate(values))
+    assert (copied.image, copied.disks[0].size_bytes, copied.disks[0].served.format) == ("older", 3 << 20, "qcow2")
+    assert "image newer is damaged" in notes_of(copied)
+    other = UpdatedImage.model_validate({**values, "disks": [{**disk, "target": "vdb"}]})
+    with pytest.raises(RecoveryRefused, match="image older, which had to be taken, has disks vdb"):
+        steps.from_copy(record, other)

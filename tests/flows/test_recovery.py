@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import threading
 import time
 import types
@@ -15,12 +16,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
 
+from flows import recover_vm as recover_vm_module
 from flows import recovery_approval
 from flows.kvmimg_get import kvmimg_get
 from flows.nightly import nightly as nightly_flow
 from flows.recover_vm import recover_vm as recover_vm_flow
 from tasks import declaration, places, recovery
-from tasks.drivers import appliance, libvirt_host, recovery_put, recovery_target
+from tasks.drivers import appliance, libvirt_host, recovery_files, recovery_put, recovery_target
 from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.digest import record
 from tasks.drivers.recovery_target import refused
@@ -76,6 +78,7 @@ def target(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> Target:
     monkeypatch.setattr(recovery_target, "clashes", lambda *_: list(found.clashes))
     monkeypatch.setattr(recovery_target, "room", lambda *_: [])
     monkeypatch.setattr(recovery_target, "capabilities", lambda *_, **__: (Fit(), []))
+    monkeypatch.setattr(recovery_files, "identify", lambda _, paths: [None for _ in paths])
     monkeypatch.setattr(recovery_put, "place_file", found.place)
     monkeypatch.setattr(recovery_put, "define_and_start", found.start)
     monkeypatch.setattr(recovery_put, "start", lambda *_: found.done.append("start again"))
@@ -203,6 +206,64 @@ def test_second_vm_that_another_host_has_is_refused_unless_it_is_isolated(
     (said,) = recover_vm("web1", as_name="web2", dry_run=True).refusals
     assert said.reason == "kvm2 has VM web2: its name, UUID and MACs would be there twice"
     assert recover_vm("web1", as_name="web2", isolated=True, dry_run=True).refusals == ()
+
+
+def test_recovery_that_was_cut_off_is_told_until_it_is_ended(
+    site: FakeSite,
+    target: Target,
+    run: Any,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assessment = recover_vm("web1", dry_run=True)
+    copy = site.store / "recovery/web1/copy"
+    copy.mkdir(parents=True)
+    cut_off = PutRecord(
+        run=recovery.new_run(),
+        vm="web1",
+        kvm_host="kvm1",
+        name="web1",
+        uuid=UUID,
+        isolated=False,
+        files=(),
+        image=assessment.image,
+        night=assessment.night,
+        started=True,
+        working_copy=str(copy),
+    )
+    recovery.ledger("kvm1", UUID).write(cut_off)
+    of_drill = {"name": "gbs-drill-web1", "uuid": UUID.replace("6d", "7d"), "isolated": True, "working_copy": None}
+    left = recovery.ledger("kvm1", UUID.replace("6d", "7d"))
+    left.write(cut_off.model_copy(update=of_drill))
+    command = f"gbs recover vm web1 --from {assessment.night} --to kvm1"
+    told = f"the recovery of web1 to kvm1 was cut off; {command} goes on with its VM, which may be in use"
+    drilled = "the drill of VM web1 was interrupted and gbs-drill-web1 is left on kvm1; gbs reconcile takes it away"
+    ended = run("status")
+    assert ended.code == 3
+    assert {told, drilled} <= set(ended.err.splitlines())
+    assert run("reconcile").code == 0
+    assert told in caplog.messages
+    assert left.read() is None, "nobody uses a drill's VM"
+    with places.locked("vm", UUID):
+        assert told not in run("status").err, "a run works on it"
+    target.made = types.SimpleNamespace(call=lambda *_: True)
+    recover_vm("web1")
+    assert not copy.exists()
+    ended = run("status")
+    assert "cut off" not in ended.err
+
+
+def test_recovery_that_is_cut_off_while_it_serves_is_gone_on_with(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(recover_vm_module, "serve", lambda *_: sys.exit(9))
+        with pytest.raises(BaseException, match="9"):
+            recover_vm("web1")
+    assert target.done == ["place vda", "start"], "it may be in use: nothing is undone"
+    target.made = types.SimpleNamespace(call=lambda *_: True)
+    assert recover_vm("web1").name == "web1"
+    assert target.done == ["place vda", "start", "start again"]
+    assert recovery.ledger("kvm1", UUID).read() is None
 
 
 def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(

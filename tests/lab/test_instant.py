@@ -211,7 +211,7 @@ def test_tasks_plan_start_and_move_an_image_and_undo_a_start_that_was_killed(
     monkeypatch.setattr(places, "store", lambda: Store(tmp_path))
     monkeypatch.setattr(places, "kvm_host", lambda _: (vm.target, SimpleNamespace(image_folder=FOLDER)))
     monkeypatch.setattr(places, "hypervisor", lambda _: nullcontext((vm.host, vm.shell)))
-    monkeypatch.setattr(places, "inventory", lambda: SimpleNamespace(kvm_hosts={"kvm1": None}))
+    monkeypatch.setattr(places, "inventory", lambda: SimpleNamespace(kvm_hosts={"kvm1": None}, vms={}))
     image = image_manifest(vm, f"{FOLDER}/{vm.name}-vda.qcow2")
     original = Original(vm=vm.name, kvm_host="kvm1", xml=vm.record.xml, image_folder=vm.image.parent, image=image)
     order = Order(kvm_host="kvm1")
