@@ -219,6 +219,34 @@ def test_replicas_of_a_vm_that_neither_the_store_nor_the_inventory_knows_all_sta
     assert replicas_of(site) == images
 
 
+def below(folder: Path) -> dict[str, str]:
+    """The files of the replicas that lie there, by sha256sum(1)."""
+    argv = ["find", "_images", "_templates", "_devices", "_server", "-type", "f", "-exec", "sha256sum", "{}", "+"]
+    lines = subprocess.run(argv, cwd=folder, check=True, capture_output=True, text=True).stdout.splitlines()
+    return {line[66:]: line[:64] for line in lines}
+
+
+def test_nothing_goes_from_the_permanent_store_because_it_vanished_here(
+    site: FakeSite, kept: tuple[Path, Path]
+) -> None:
+    """Images, templates, configurations, recovery sets; what the inventory lost, too."""
+    _, replica = kept
+    for place in ("_templates/f1", "_devices/sw1"):
+        shutil.copytree(replica, site.permanent / place / replica.name)
+    before = below(site.permanent)
+    assert {path.partition("/")[0] for path in before} == {"_images", "_templates", "_devices", "_server"}
+    for name in ("images", "server", "overnight"):
+        shutil.rmtree(site.store / name)
+    replicate()
+    assert before.items() <= below(site.permanent).items()
+    clients = site.clients()
+    del clients["web1"]
+    site.declare({"kvm1": {"address": "kvm1.test", "paths": ["/etc"]}}, clients)
+    nightly()
+    replicate()
+    assert before.items() <= below(site.permanent).items()
+
+
 def test_recovery_sets_beyond_those_wanted_go_by_way_of_the_trash(site: FakeSite) -> None:
     site.policies = {"default": {"trash_days": 5}}
     site.create()

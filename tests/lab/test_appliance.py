@@ -21,6 +21,7 @@ from tasks.drivers import appliance
 from tasks.drivers.appliance import DiskFile
 from tasks.errors import ConfigError, IntegrityError, SourceRefused
 from tasks.model.image_update import MountedBy
+from tests.lab.engine_bench import Bench
 
 _MIB = 1 << 20
 _DEVICES = {"/": "/dev/vg0/root", "/boot": "/dev/sda1", "/var": "/dev/vg0/var"}
@@ -216,32 +217,45 @@ def test_update_gives_exactly_the_night_and_a_second_one_sends_nothing(
     assert again.bytes_sent < 100_000
     _run("qemu-img", "check", image)
     assert hashlib.sha256(base.read_bytes()).hexdigest() == before
+    _require_night(image, tree, tmp_path)
+
+
+def _require_night(image: Path, tree: Path, folder: Path) -> None:
+    """Whether the image holds exactly the tree, and its own files where these are kept."""
+    out, archive = folder / "out", folder / "out.tar"
+    out.mkdir()
     with _handle(image, readonly=True) as handle:
         for place, device in _DEVICES.items():
             handle.mount_ro(device, place)
-        handle.tar_out("/", str(tmp_path / "out.tar"), xattrs=True, acls=True, numericowner=True)
+        handle.tar_out("/", str(archive), xattrs=True, acls=True, numericowner=True)
         # What a tar may not show, from the file system itself.
         assert handle.lstatns("/etc/passwd")["st_mtime_nsec"] == 999_999_999
         assert handle.lstatns("/var/sparse")["st_blocks"] < 1000
-    out = tmp_path / "out"
-    out.mkdir()
-    _run(
-        "tar",
-        "-C",
-        out,
-        "--xattrs",
-        "--xattrs-include=*",
-        "--acls",
-        "--numeric-owner",
-        "-xpf",
-        tmp_path / "out.tar",
-    )
+    _run("tar", "-C", out, "--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "-xpf", archive)
     assert (out / "var/lib/db/rows").read_text() == "the image's own"
     assert not (out / "var/lib/db/not-from-here").exists()
     assert (out / "boot/grub/i386-pc/core").read_text() == "the image's own"
     found, wanted = _facts(out), _facts(tree)
     for what, text in wanted.items():
         assert found[what] == text, what
+
+
+def test_night_that_only_a_vendors_application_has_is_brought_into_the_image(
+    lab: tuple[Path, Path, list[MountedBy]], tmp_path: Path
+) -> None:
+    base, tree, systems = lab
+    (tmp_path / "engine").mkdir()
+    bench = Bench("command", tmp_path / "engine")
+    made = tmp_path / "made"
+    _run("cp", "-a", tree, made)
+    bench.tree(1, made)
+    assert bench.sync_and_rotate() == ["daily"]
+    _run("rm", "-r", bench.source)
+    image = _overlay(base, "from-a-vendor.qcow2")
+    with bench.opened("daily.0") as folder:
+        assert _update(image, systems, folder / "data").files_changed > 5
+    assert not any(bench.store.opened("web1").glob("*"))
+    _require_night(image, tree, tmp_path)
 
 
 def test_unknown_uuid_is_refused_and_the_image_is_unchanged(lab: tuple[Path, Path, list[MountedBy]]) -> None:

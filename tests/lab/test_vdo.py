@@ -16,9 +16,6 @@ def outcomes() -> dict[str, str]:
     """What was wrong with each case; "" for one that passed."""
     found = {}
     with vdo_guest.run(vdo_guest.pytest_command(["tests/lab/vdo_cases.py", "--timeout=600"])) as answer:
-        import shutil
-
-        shutil.copytree(answer, "/tmp/vdo/answer", dirs_exist_ok=True)
         for case in ET.parse(answer / "report.xml").iter("testcase"):
             wrong = [child.text or "" for child in case if child.tag in ("failure", "error", "skipped")]
             found[case.attrib["name"]] = "\n".join(wrong)

@@ -24,7 +24,7 @@ DISK = "/dev/vdb"
 PLACE = Path("/srv/gbs")
 CLIENTS = ("web1", "web2", "web3")
 SYSTEM = ("/usr/bin", str(Path(os.__file__).parent))
-"""A part of it: 70 MiB, as the guest is emulated."""
+"""A part of it: 60 MiB of files, as the guest is emulated."""
 INVENTORY = {
     "store": {"path": str(PLACE / "near"), "reserve_bytes": 0},
     "permanent": {"path": str(PLACE / "far"), "store_id": "gbs", "kind": "local"},
