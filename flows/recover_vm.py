@@ -110,8 +110,8 @@ def _go_on(run: RecoveryRun, earlier: PutRecord) -> None:
             recovery.go_on(earlier)
         _wait(run)
     except GbsError as exc:
-        undo = f"virsh destroy {earlier.name}; virsh undefine {earlier.name} --nvram --remove-all-storage"
-        raise LeftBehind(f"VM {earlier.name} on {earlier.kvm_host}, of an earlier run,", str(exc), undo) from exc
+        where = f"VM {earlier.name} on {earlier.kvm_host}, of an earlier run,"
+        raise LeftBehind(where, str(exc), earlier.removal) from exc
 
 
 def _wait(run: RecoveryRun) -> None:

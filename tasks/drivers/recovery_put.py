@@ -20,9 +20,8 @@ from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.drivers.store import Store, listed_model, read_model, write_model
 from tasks.errors import CommandFailed, IntegrityError, RecoveryRefused
 from tasks.model.domain_recovery import run_of
-from tasks.model.names import slug
 from tasks.model.recovery_plan import ISOLATED, Place
-from tasks.model.recovery_record import PutRecord, Settlement, isolated_network, settlement
+from tasks.model.recovery_record import PutRecord, Settlement, isolated_network, record_name, settlement
 
 COPY_DEADLINE_S = 6 * 3600
 REFRESH_DEADLINE_S = 600
@@ -52,7 +51,7 @@ class Ledger:
     """The record of one recovery, in a file. The caller holds the VM's lock."""
 
     def __init__(self, store: Store, kvm_host: str, uuid: str) -> None:
-        self.path = _records(store) / slug(kvm_host) / f"{slug(uuid)}.json"
+        self.path = _records(store) / record_name(kvm_host, uuid)
 
     def read(self) -> PutRecord | None:
         """The record of a recovery that has not ended; IntegrityError when it cannot be read."""

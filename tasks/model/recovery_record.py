@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from tasks.model.drill import PREFIX
+from tasks.model.names import slug
 from tasks.model.recovery_plan import ISOLATED, Plan
 
 PARTIAL = ".gbs-partial"
@@ -73,6 +74,12 @@ class PutRecord(BaseModel):
         """Whether it is a drill's, whose VM nobody uses."""
         return self.isolated and self.name == f"{PREFIX}{self.vm}"
 
+    @property
+    def removal(self) -> str:
+        """What removes the VM that it made, and its disks."""
+        name = shlex.quote(self.name)
+        return f"virsh destroy {name}; virsh undefine {name} --nvram --remove-all-storage"
+
     def partial(self, path: str) -> str:
         """What a file is called until it is whole."""
         return f"{path}{PARTIAL}-{self.run}"
@@ -82,6 +89,11 @@ class PutRecord(BaseModel):
         noted = found._asdict()
         files = tuple(file.model_copy(update=noted) if file.role == role else file for file in self.files)
         return self.model_copy(update={"files": files})
+
+
+def record_name(kvm_host: str, uuid: str) -> str:
+    """Where the record of a recovery is, below those of all."""
+    return f"{slug(kvm_host)}/{slug(uuid)}.json"
 
 
 def record_of(plan: Plan, run: str, vm: str, image: str, night: str) -> PutRecord:
@@ -117,13 +129,14 @@ def settlement(earlier: PutRecord, wanted: PutRecord, *, there: bool, runs: bool
     `there`: its VM is defined. `left`: those of its files that are still there and its own.
     """
     started = f"an earlier run started it on {earlier.kvm_host} as of image {earlier.image}, night {earlier.night}"
-    same_image = wanted.image in (earlier.image, earlier.instead_of)
+    # What is started is as of its night, from whatever image: there may be a newer one by now.
+    same_image = earlier.started or wanted.image in (earlier.image, earlier.instead_of)
     if there and same_image and _asks_for(wanted) == _asks_for(earlier):
         return Settlement("go on", runs=runs)
     if there and (earlier.started or runs):
         reason = f"{started}, other than is asked for now: it may be in use"
-        remove = f"virsh destroy {earlier.name}; virsh undefine {earlier.name} --nvram --remove-all-storage"
-        fix = f"go on with that one (--from {earlier.night}, its networks), or remove it with its disks: {remove}"
+        keep = f"keep it (remove recovery/.put/{record_name(earlier.kvm_host, earlier.uuid)} from the store)"
+        fix = f"go on with that one (--from {earlier.night}, its networks), {keep}, or remove it: {earlier.removal}"
         return Settlement("refused", reason, fix, runs)
     if not there and earlier.started and left:
         reason = f"{started}; it is gone, but not its files: {', '.join(left)}"

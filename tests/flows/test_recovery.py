@@ -322,23 +322,16 @@ def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSit
 def test_vm_that_a_killed_run_had_started_is_never_removed(site: FakeSite, target: Target) -> None:
     def left(**changed: Any) -> None:
         assessment = recover_vm("web1", dry_run=True)
-        record = PutRecord(
-            run="r",
-            vm="web1",
-            kvm_host="kvm1",
-            name="web1",
-            uuid=UUID,
-            isolated=False,
-            **{"files": (), "image": assessment.image, "night": assessment.night, "started": True, **changed},
-        )
+        values = {"image": assessment.image, "night": assessment.night, "isolated": False, "started": True} | changed
+        record = PutRecord(run="r", vm="web1", kvm_host="kvm1", name="web1", uuid=UUID, files=(), **values)
         recovery.ledger("kvm1", UUID).write(record)
 
     target.made = types.SimpleNamespace(call=lambda *_: False)
-    for other in ({"night": "20200101T000000Z"}, {"image": "old"}, {"networks": {"lan": "user"}}):
+    for other in ({"night": "20200101T000000Z"}, {"isolated": True}, {"networks": {"lan": "user"}}):
         left(**other)
         with pytest.raises(RecoveryRefused, match="it may be in use: go on with that one"):
             recover_vm("web1")
-    left()
+    left(image="an older one")
     site.fail("answer", "web1", AccessDenied("web1", "login failed", "authorise the key"))
     with pytest.raises(LeftBehind, match="VM web1 on kvm1, of an earlier run, was left behind: web1 refused"):
         recover_vm("web1")
