@@ -70,7 +70,8 @@ def update_files(
 
     On any error the disks are not to be used: throw them away. After success their bytes are on the disk; the caller
     runs `qemu-img check`. Before anything is written: ImageUnfit (it lacks a file system of the facts, or what fstab or
-    GRUB need to boot), SourceRefused, RecoveryRefused, ConfigError. Later: IntegrityError (damage). Always: ImageFull.
+    GRUB need to boot), SourceRefused, RecoveryRefused, ConfigError. Later: IntegrityError (damage), StoreError (the
+    night cannot be read). Always: ImageFull.
     """
     called = image or str(disks[0].path)
     for pattern in keep:

@@ -18,7 +18,15 @@ from typing import Any
 from tasks.drivers import appliance_channel, appliance_mounts, source_tree
 from tasks.drivers.appliance_session import Handle, Reporter, launched
 from tasks.drivers.process import no_room
-from tasks.errors import CommandFailed, ImageFull, ImageUnfit, IntegrityError, RecoveryRefused, SourceRefused
+from tasks.errors import (
+    CommandFailed,
+    ImageFull,
+    ImageUnfit,
+    IntegrityError,
+    RecoveryRefused,
+    SourceRefused,
+    StoreError,
+)
 from tasks.model import boot_names, image_update
 from tasks.model.image_update import MountedBy
 
@@ -35,6 +43,8 @@ tail -c 3000 gbs-errors
 _PROGRESS = re.compile(rb"\r\s*(\d+) [^\r]*to-chk=(\d+)/(\d+)")
 _RECEIVED = re.compile(rb"^Total bytes received: (\d+)", re.M)
 _WRITTEN = re.compile(rf'"{SYSROOT}(/[^"]*)"')
+_SENDER = re.compile(r"^.*rsync: \[sender\] (.*(?:Input/output error|Stale file handle).*)$", re.M)
+"""What the daemon says when the night cannot be read on this machine."""
 _DAMAGED = ("Structure needs cleaning", "Input/output error", "Read-only file system")
 """What the kernel answers when a file system is not what its superblock says (EUCLEAN, EIO, EROFS)."""
 _LABELLED = ("/", "/etc", "/etc/selinux/config", "/usr", "/usr/bin", "/var")
@@ -62,6 +72,8 @@ def update(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             status, changed, deleted, *errors = handle.debug("sh", [_script(mounts)]).split("\n")
         if status != "0":
             words = "\n".join([*errors, channel.log_tail()]).strip()
+            if unread := _SENDER.search(words):
+                raise StoreError(str(source), f"cannot be read: {unread[1]}")
             raise _failed(handle, image, mounts, needed, int(status), words)
         if boot_names.uses_selinux(texts) and _relabel(handle):
             warnings.append("the night has no SELinux labels: the VM labels all its files anew when it boots first")

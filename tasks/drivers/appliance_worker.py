@@ -31,6 +31,10 @@ def main() -> int:
     except GbsError as error:
         reporter.say(error=type(error).__name__, attributes=list(error.args))
         return 1
+    except OSError as error:  # of the night or of what the worker writes: guestfs raises none
+        words = f"cannot be read or written: {error.strerror}"
+        reporter.say(error="StoreError", attributes=[str(error.filename), words])
+        return 1
     except RuntimeError as error:  # all that guestfs raises
         reporter.say(error="CommandFailed", attributes=[f"libguestfs on {request['disks'][0][0]}", 1, str(error)])
         return 1

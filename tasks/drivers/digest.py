@@ -238,7 +238,7 @@ def _lines_by_path(listing: Path) -> dict[bytes, bytes]:
 def verify_listing(root: Path, listing: Path, on_progress: Callable[[int], None] | None = None) -> None:
     """Raise IntegrityError for the first file below `root` that is missing or not as `listing` says, or for `listing`.
 
-    `on_progress` is told the bytes read so far.
+    StoreError when one cannot be read: that is no damage. `on_progress` is told the bytes read so far.
     """
     done = 0
     with listing.open("rb") as lines, opened(root) as folder:
@@ -252,6 +252,8 @@ def verify_listing(root: Path, listing: Path, on_progress: Callable[[int], None]
                 found = sha256_of(os.open(name, _READ, dir_fd=folder))
                 done += os.stat(name, dir_fd=folder).st_size
             except OSError as exc:
+                if exc.errno in (errno.EIO, errno.ESTALE):
+                    raise StoreError(str(path), f"cannot be read: {exc.strerror}") from exc
                 raise IntegrityError(str(path), expected, exc.strerror or "nothing") from exc
             if found != expected:
                 raise IntegrityError(str(path), expected, found)

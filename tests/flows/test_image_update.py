@@ -123,7 +123,7 @@ def _failing_disk(images: tuple[ImageManifest, ImageManifest], tmp_path: Path) -
     try:
         (folder / "lost+found").rmdir()
         shutil.copytree(kept, folder, dirs_exist_ok=True)
-        _run("sync", "-f", folder)
+        _run("mount", "-o", "remount,ro", folder)  # written to, the device would get its blocks back, empty
 
         def fail() -> None:
             os.truncate(device, 64 << 10)

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.drivers import appliance
 from tasks.drivers.appliance import DiskFile, UpdateResult
-from tasks.errors import ImageFull, ImageUnfit, IntegrityError, SourceRefused
+from tasks.errors import ImageFull, ImageUnfit, IntegrityError, SourceRefused, StoreError
 from tasks.model import runbook_files
 from tasks.model.image_update import BELONGS_TO_DISK, MountedBy
 from tasks.model.manifest import DiskRecord, FileRecord
@@ -306,3 +306,27 @@ def _replace_by_link(root: Path) -> None:
 def test_mount_point_that_is_a_link_in_the_night_is_refused(lab: Lab) -> None:
     with pytest.raises(SourceRefused, match="/var is no folder"):
         lab.update(lab.overlays("link"), lab.another_night("link", _replace_by_link))
+
+
+def test_night_that_cannot_be_read_is_no_damage_of_the_image(lab: Lab, tmp_path: Path) -> None:
+    """It lies on a device that loses all but its first blocks, and so the file that is not in memory."""
+    device, night = tmp_path / "device", tmp_path / "night"
+    device.touch()
+    os.truncate(device, 32 * _MIB)
+    night.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    subprocess.run(["mount", "-o", "loop", device, night], check=True)
+    try:
+        (night / "lost+found").rmdir()
+        subprocess.run(["cp", "-a", f"{lab.night}/.", night], check=True)
+        (night / "home/large").write_bytes(os.urandom(_MIB))
+        # Written to, the device would get its blocks back, empty.
+        subprocess.run(["mount", "-o", "remount,ro", night], check=True)
+        subprocess.run(["tar", "-C", night, "-cf", tmp_path / "in-memory", "."], check=True)
+        with (night / "home/large").open("rb") as file:
+            os.truncate(device, 64 << 10)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with pytest.raises(StoreError, match=r"cannot be read.*: .*Input/output error"):
+            lab.update(lab.overlays("unread"), night)
+    finally:
+        subprocess.run(["umount", night], check=True)

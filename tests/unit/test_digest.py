@@ -169,7 +169,10 @@ def test_record_is_what_sha256sum_says(tree: Path) -> None:
     assert sum(sizes) == 3_000_000
 
 
-def test_file_that_cannot_be_read_is_not_called_damaged() -> None:
+def test_file_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     file = FileRecord(path="mem", size_bytes=0, sha256="0" * 64)
     with pytest.raises(StoreError, match="store /proc/self/mem: cannot be read: Input/output error"):
         verify_record(Path("/proc/self"), file)
+    (listing := tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  mem\n")
+    with pytest.raises(StoreError, match="store /proc/self/mem: cannot be read: Input/output error"):
+        verify_listing(Path("/proc/self"), listing)

@@ -86,3 +86,12 @@ def test_server_that_hangs_is_refused_after_the_deadline(tmp_path: Path, monkeyp
     monkeypatch.setattr(permanent, "LOOK_DEADLINE_S", 0.2)
     with pytest.raises(StoreSilent, match=r"no answer within 0.2 s"):
         permanent.look(place(tmp_path), Path.read_text, tmp_path / MARKER)
+
+
+def test_only_what_lies_in_the_store_is_read_by_the_child(tmp_path: Path) -> None:
+    store, dump = place(tmp_path / "far"), tmp_path / "far/night/x"
+    dump.parent.mkdir(parents=True)
+    dump.touch()
+    assert permanent.reading(store, dump, os.getpid) != os.getpid()
+    assert permanent.reading(store, dump, dump.is_file)
+    assert permanent.reading(store, tmp_path / "farther/x", os.getpid) == os.getpid()

@@ -21,7 +21,7 @@ from tasks.drivers.permanent import at
 from tasks.drivers.point_check import Checked, check_points
 from tasks.drivers.secret_file import read_environment, struck_out
 from tasks.drivers.store import read_model, verify_night, write_model
-from tasks.errors import CommandFailed, IntegrityError, NotNow
+from tasks.errors import CommandFailed, IntegrityError, NotNow, StoreError
 from tasks.model.anomaly import Change
 from tasks.model.inventory_engines import Vendor, filled
 from tasks.model.manifest import LISTING, MANIFEST, NightManifest
@@ -162,7 +162,7 @@ class CommandEngine(PointsByAge):
         try:
             verify_night(folder, night)
             verify_listing(folder / "data", folder / LISTING, lambda done: None)
-        except IntegrityError as exc:
+        except (IntegrityError, StoreError) as exc:
             log.warning("%s: the overnight copy heals nothing: %s", self.ground.client, exc)
             return False
         return True
