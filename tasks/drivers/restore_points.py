@@ -95,7 +95,7 @@ def _pin_of(root: Path) -> Callable[[str | None], Pin | None]:
     def pin_of(night: str | None) -> Pin | None:
         if night is None or night in pins_by_night or unclear is None:
             return pins_by_night.get(night or "")
-        return Pin(night=night, until=date.max, reason=f"which nights are cannot be read: {unclear}")
+        return Pin(night=night, until=date.max, reason=f"it cannot be told which nights are: {unclear}")
 
     return pin_of
 

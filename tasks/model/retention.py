@@ -121,7 +121,6 @@ class Point:
     pin: Pin | None = None
     damaged: bool = False
     """Whether the last reading found files that are not what their listing says, and no good copy of them."""
-
     unreadable: bool = False
     """Whether it has a stamp that cannot be read. Without one it is no backup; with this it may be a pinned one."""
 
