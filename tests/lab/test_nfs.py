@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 GUESTS = (
     ("nfs_cases.py", "nfs_night_cases.py"),
     ("nfs_store_cases.py", "nfs_flow_cases.py", "nfs_replica_cases.py"),
+    ("nfs_engine_cases.py",),
 )
 """What each guest runs; they work side by side, as they mostly wait."""
 
