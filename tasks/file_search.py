@@ -33,11 +33,11 @@ def find(client: str, nights: Sequence[Night], pattern: str) -> list[FileHistory
     wanted = NamePattern(pattern)
     found: dict[str, dict[str, Found]] = {}
     for night in distinct:
-        with _listed(declared, client, night) as listed:
-            try:
+        try:
+            with _listed(declared, client, night) as listed:
                 found |= _at(declared, night, listings.search, [listed], wanted)
-            except (IntegrityError, NothingToRecover) as exc:
-                log.warning("night %s (%s) was not searched: %s", night.manifest.id, night.name, exc)
+        except (IntegrityError, NothingToRecover) as exc:
+            log.warning("night %s (%s) was not searched: %s", night.manifest.id, night.name, exc)
     if not found:
         raise NothingToRecover(f"client {client}", "it has no night whose listing can be read")
     return histories([*found], found)
