@@ -100,16 +100,19 @@ def _pin_of(root: Path) -> Callable[[str | None], Pin | None]:
     return pin_of
 
 
-def retained(root: Path, found: Mapping[str, tuple[str, NightManifest | None]] | None = None) -> list[Point]:
+def retained(root: Path, found: Mapping[str, tuple[str, datetime, NightManifest | None]] | None = None) -> list[Point]:
     """The restore points as retention looks at them: those below the root, or those that another engine has `found`.
 
-    It says their nights also of those whose manifests cannot be read, as the names of `kept.` ones do.
+    It says their nights and the times of their content also of those whose manifests cannot be read; of those below the
+    root the names of `kept.` ones say the night.
     """
-    there = {name: (night_of(name), manifest) for name, manifest in points(root).items()} if found is None else found
+    there: Mapping[str, tuple[str | None, datetime | None, NightManifest | None]] = (
+        {name: (night_of(name), None, manifest) for name, manifest in points(root).items()} if found is None else found
+    )
     pin_of, read = _pin_of(root), readings(root).nights
     retained = list[Point]()
-    for name, (told, manifest) in there.items():
-        night, content = (manifest.id, manifest.ended) if manifest else (told, None)
+    for name, (told, pulled, manifest) in there.items():
+        night, content = (manifest.id, manifest.ended) if manifest else (told, pulled)
         unreadable = manifest is None and (found is not None or (root / name / MANIFEST).exists())
         damaged = manifest is None or (night in read and bool(read[manifest.id].damaged))
         retained.append(Point(name, night, content, pin_of(night), damaged, unreadable))

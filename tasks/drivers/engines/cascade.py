@@ -139,7 +139,7 @@ class PointsByAge(ABC):
 
 def retained(ground: Ground, points: Mapping[str, Copy]) -> list[Point]:
     """The points as retention looks at them."""
-    found = {name: (copy.night, copy.manifest) for name, copy in points.items()}
+    found = {name: (copy.night, copy.content, copy.manifest) for name, copy in points.items()}
     return at(ground.place, restore_points.retained, ground.root, found)
 
 
