@@ -6,7 +6,7 @@ permanent store and are called by `tasks.drivers.permanent.at`; those that are g
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -84,38 +84,41 @@ def pinned(root: Path) -> dict[str, Pin]:
     }
 
 
-def _pin_of(root: Path) -> Callable[[str | None], Pin | None]:
-    """The pin of a night; each has one while it cannot be told which do."""
+def told(root: Path) -> tuple[dict[str, Pin], str | None]:
+    """As `pinned`, and why it cannot be told which nights are, if so."""
     try:
-        pins_by_night = pinned(root)
         unclear = next((f"{HELD}{one.night}: {RECORD} cannot be read" for one in held(root) if not one.change), None)
+        return pinned(root), unclear
     except IntegrityError as exc:
-        pins_by_night, unclear = {}, one_line(str(exc))
+        return {}, one_line(str(exc))
 
-    def pin_of(night: str | None) -> Pin | None:
-        if night is None or night in pins_by_night or unclear is None:
-            return pins_by_night.get(night or "")
-        return Pin(night=night, until=date.max, reason=f"it cannot be told which nights are: {unclear}")
 
-    return pin_of
+def pin_of(night: str | None, known: Mapping[str, Pin], unclear: str | None) -> Pin | None:
+    """The pin of a night by what is `told`; each has one while that is unclear."""
+    if night is None or unclear is None:
+        return known.get(night or "")
+    return Pin(night=night, until=date.max, reason=f"it cannot be told which nights are: {unclear}")
 
 
 def retained(root: Path, found: Mapping[str, tuple[str, datetime, NightManifest | None]] | None = None) -> list[Point]:
     """The restore points as retention looks at them: those below the root, or those that another engine has `found`.
 
     It says their nights and the times of their content also of those whose manifests cannot be read; of those below the
-    root the names of `kept.` ones say the night.
+    root the names of `kept.` ones say the night. One that nothing tells of may be a pinned one that is missed.
     """
     there: Mapping[str, tuple[str | None, datetime | None, NightManifest | None]] = (
         {name: (night_of(name), None, manifest) for name, manifest in points(root).items()} if found is None else found
     )
-    pin_of, read = _pin_of(root), readings(root).nights
+    (known, unclear), read, now = told(root), readings(root).nights, datetime.now(UTC)
+    nights = {manifest.id if manifest else named for named, _, manifest in there.values()}
+    lost = unclear is not None or any(pin.holds(now) and pin.night not in nights for pin in known.values())
     retained = list[Point]()
-    for name, (told, pulled, manifest) in there.items():
-        night, content = (manifest.id, manifest.ended) if manifest else (told, pulled)
-        unreadable = manifest is None and (found is not None or (root / name / MANIFEST).exists())
+    for name, (named, pulled, manifest) in there.items():
+        night, content = (manifest.id, manifest.ended) if manifest else (named, pulled)
+        missed = found is not None or (lost and night is None)
+        unreadable = manifest is None and (missed or (root / name / MANIFEST).exists())
         damaged = manifest is None or (night in read and bool(read[manifest.id].damaged))
-        retained.append(Point(name, night, content, pin_of(night), damaged, unreadable))
+        retained.append(Point(name, night, content, pin_of(night, known, unclear), damaged, unreadable))
     return retained
 
 

@@ -128,7 +128,7 @@ class Point:
     damaged: bool = False
     """Whether the last reading found files that are not what their listing says, and no good copy of them."""
     unreadable: bool = False
-    """Whether it has a stamp that cannot be read. Without one it is no backup; with this it may be a pinned one."""
+    """Whether it may be a pinned one: its stamp cannot be read, or is gone while a pinned night is missed."""
 
     @property
     def sound(self) -> bool:
