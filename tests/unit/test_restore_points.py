@@ -5,8 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from tasks.drivers import restore_points
+from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.store import write_model
+from tasks.errors import IntegrityError
 from tasks.model.manifest import MANIFEST
 from tasks.model.retention import Pin
 from tests.unit.records import NIGHT, night_manifest
@@ -39,7 +43,7 @@ def test_pin_that_is_over_takes_no_protection_away_while_it_cannot_be_told_which
     (point,) = restore_points.retained(tmp_path)
     assert point.pin is not None
     assert point.pin.holds(datetime.now(UTC))
-    assert "held.json cannot be read" in point.pin.reason
+    assert "held.json is damaged" in point.pin.reason
 
 
 def test_point_whose_manifest_is_gone_may_be_the_one_whose_pin_names_no_other(tmp_path: Path) -> None:
@@ -53,3 +57,14 @@ def test_point_whose_manifest_is_gone_may_be_the_one_whose_pin_names_no_other(tm
     assert [point.unreadable for point in restore_points.retained(tmp_path)] == [False, True]
     (tmp_path / restore_points.PINS).write_text("{")
     assert [point.unreadable for point in restore_points.retained(tmp_path)] == [False, True]
+
+
+def test_to_tidy_tells_of_a_held_night_whose_record_cannot_be_read(tmp_path: Path) -> None:
+    place = PermanentPlace(tmp_path, "far", "local")
+    (tmp_path / ".gbs-store").write_text("far\n")
+    root = tmp_path / "web1"
+    for name in (".held-20261126T020000Z", ".delete-old"):
+        (root / name).mkdir(parents=True)
+    with pytest.raises(IntegrityError, match=r"\.held-20261126T020000Z/held\.json is damaged"):
+        restore_points.tidy(place, root)
+    assert [path.name for path in root.iterdir()] == [".held-20261126T020000Z"], "what it can do is done"

@@ -130,7 +130,7 @@ class PointsByAge(ABC):
             remove(folder, watching(self.ground.place))
         for damage in doomed.damage:
             raise damage
-        at(self.ground.place, restore_points.pins, self.ground.root)
+        at(self.ground.place, restore_points.require_told, self.ground.root)
 
     def close(self, point: str) -> None:
         """As the contract says."""
