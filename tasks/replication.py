@@ -242,7 +242,10 @@ def verify(replica: Replica, percent: float) -> Checked:
     if whole := percent >= WHOLE:
         # First, so that one whose reading ends with this process takes no others' turn.
         before = before.model_copy(update={"tried": datetime.now(UTC)})
-        write_model(record, before)
+        try:
+            write_model(record, before)
+        except OSError as exc:  # a full store, say: no reason to read nothing
+            log.warning("%s: it cannot be noted that it is read: %s", replica.place, exc)
     with reporting(log, f"verify replica {replica.place}") as progress:
         found = replica_check.check(place, replica.kind, folder, replica.original, percent, progress.update)
     write_model(record, noted(before, found.what, found.left, datetime.now(UTC), whole=whole))

@@ -112,8 +112,7 @@ def pin_of(night: str | None, known: Mapping[str, Pin], unclear: str | None) -> 
 def retained(root: Path, found: Mapping[str, tuple[str, datetime, NightManifest | None]] | None = None) -> list[Point]:
     """The restore points as retention looks at them: those below the root, or those that another engine has `found`.
 
-    It says their nights also of those whose manifests cannot be read, as the names of `kept.` ones do. One that nothing
-    tells of may be a pinned one that is missed.
+    Nights are told also where no manifest is: by the names of `kept.` ones. One without may be a pinned one, if missed.
     """
     below, now = points(root) if found is None else {}, datetime.now(UTC)
     there: Found = found or {name: (night_of(name), None, manifest) for name, manifest in below.items()}
