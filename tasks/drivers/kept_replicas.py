@@ -83,7 +83,7 @@ def read_of(store: Store, place: str) -> Verified | None:
 def give_up(place: PermanentPlace, doomed: Sequence[Path], folders: Sequence[Path], due: date) -> None:
     """Put replicas out of sight until the day `due`, and remove what of those in `folders` was given up and is due.
 
-    Raises ClockDoubted when something should go and nothing may.
+    Raises ClockDoubted when something should go and nothing may; in the end IntegrityError for pins that are damaged.
     """
     try:
         store_clock.require(place)
@@ -92,8 +92,14 @@ def give_up(place: PermanentPlace, doomed: Sequence[Path], folders: Sequence[Pat
             raise
         return
     at(place, _give_up, doomed, due)
+    damage = list[IntegrityError]()
     for folder in folders:
-        restore_points.tidy(place, folder)
+        try:
+            restore_points.tidy(place, folder)
+        except IntegrityError as exc:
+            damage.append(exc)
+    if damage:
+        raise damage[0]
 
 
 def folders_of(place: PermanentPlace, vm: str) -> list[Path]:

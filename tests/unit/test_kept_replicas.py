@@ -9,7 +9,7 @@ import pytest
 
 from tasks.drivers import kept_replicas, permanent, restore_points
 from tasks.drivers.store import Store, write_model
-from tasks.errors import GbsError
+from tasks.errors import GbsError, IntegrityError
 from tasks.model.inventory import Inventory
 from tasks.model.names import new_id
 from tasks.model.replica_retention import Verdict
@@ -95,3 +95,15 @@ def test_engine_out_of_reach_stops_no_replication_and_gives_nothing_up(tmp_path:
     assert "nights cannot be listed" in stays[there[0]]
     with pytest.raises(GbsError):
         site.verdicts(wanted=False)
+
+
+def test_pins_of_one_kvm_host_that_cannot_be_read_keep_no_trash_of_another(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    (site.replicas / restore_points.PINS).write_text("{")
+    trash = site.far / "_images/kvm2/web1/.trash-2020-01-01-20191228T020000Z-abcd"
+    trash.mkdir(parents=True)
+    folders = kept_replicas.folders_of(site.place, "web1")
+    assert len(folders) == 2
+    with pytest.raises(IntegrityError, match=r"kvm1/web1/\.pins\.json is damaged"):
+        kept_replicas.give_up(site.place, [], folders, NOW.date())
+    assert not trash.exists()
