@@ -30,10 +30,11 @@ def _retain(vm: str) -> None:
 
 
 def _aside(called: str, name: str, otherwise: str, work: Callable[[], object]) -> list[StageResult]:
-    """Work that loses no image when it fails: a warning; nothing to tell when all is well."""
-    with stage(called, name) as running, places.locked("replica", called):
+    """Work that loses no image when it fails, or has no turn: a warning; nothing to tell when all is well."""
+    with stage(called, name) as running:
         try:
-            work()
+            with places.locked("replica", called):
+                work()
         except GbsError as exc:
             running.say(Outcome.WARNING, f"{otherwise}: {exc}")
     return [] if running.outcome is Outcome.OK else [running.result()]

@@ -27,7 +27,7 @@ from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
 from tasks.drivers.runbooks import Stores
-from tasks.drivers.store import listed_model, write_model
+from tasks.drivers.store import write_model
 from tasks.errors import IntegrityError, NothingToRecover, UnknownName
 from tasks.model.inventory import Policy
 from tasks.model.manifest import ServerManifest
@@ -218,7 +218,7 @@ def choose(older_than_days: int, at_most: int | None) -> list[Replica]:
     by_place = {original.place: original for original in known}
     found = permanent.at(place, replicas.published, place.path)
     made = {path: _made(path) for path in found}
-    records = {path: listed_model(kept_replicas.record_of(store, path), Verified) for path in found}
+    records = {path: kept_replicas.read_of(store, path) for path in found}
     known_of = {path: record for path, record in records.items() if record is not None}
     turns = choose_turns(made, known_of, datetime.now(UTC), older_than_days=older_than_days, at_most=at_most)
     return [_replica(turn, found[turn.name], by_place.get(turn.name)) for turn in turns]
@@ -238,11 +238,14 @@ def verify(replica: Replica, percent: float) -> Checked:
     store, place = places.store(), places.permanent()
     permanent.prove(place)
     folder, record = place.path / replica.place, kept_replicas.record_of(store, replica.place)
-    before = listed_model(record, Verified) or Verified(image=replica.place, at=_made(replica.place))
+    before = kept_replicas.read_of(store, replica.place) or Verified(image=replica.place, at=_made(replica.place))
     if whole := percent >= WHOLE:
         # First, so that one whose reading ends with this process takes no others' turn.
         before = before.model_copy(update={"tried": datetime.now(UTC)})
-        write_model(record, before)
+        try:
+            write_model(record, before)
+        except OSError as exc:  # a full store, say: no reason to read nothing
+            log.warning("%s: it cannot be noted that it is read: %s", replica.place, exc)
     with reporting(log, f"verify replica {replica.place}") as progress:
         found = replica_check.check(place, replica.kind, folder, replica.original, percent, progress.update)
     write_model(record, noted(before, found.what, found.left, datetime.now(UTC), whole=whole))

@@ -45,7 +45,10 @@ def verify(folder: Path, image: ImageManifest, percent: float = 100) -> Checked:
     if percent >= WHOLE:
         # First, so that one that stays damaged, or whose reading ends with this process, takes no others' turn.
         before = listed_model(record, Verified) or Verified(image=image.id, at=image.ended)
-        write_model(record, before.model_copy(update={"tried": datetime.now(UTC)}))
+        try:
+            write_model(record, before.model_copy(update={"tried": datetime.now(UTC)}))
+        except OSError as exc:  # a full store, say: no reason to read nothing
+            log.warning("image %s of %s: it cannot be noted that it is read: %s", image.id, image.vm, exc)
     with reporting(log, f"verify image {image.id} of {image.vm}"):
         try:
             found = Checked(verify_image(folder, image, percent=percent))

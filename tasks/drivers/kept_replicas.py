@@ -3,16 +3,17 @@
 A replica that is given up stands as `.trash-<day>-<its id>-…` beside the others until that day.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from tasks.drivers import originals, restore_points, store_clock
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.permanent import PermanentPlace, at
 from tasks.drivers.store import Store, read_model, sync_folder
-from tasks.errors import ClockDoubted, IntegrityError
+from tasks.errors import ClockDoubted, GbsError, IntegrityError
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import slug
@@ -20,6 +21,8 @@ from tasks.model.replica import IMAGES
 from tasks.model.replica_retention import Replica, Verdict, judge
 from tasks.model.retention import Pin
 from tasks.model.verify_choice import Verified
+
+log = logging.getLogger(__name__)
 
 
 def verdicts(
@@ -35,7 +38,8 @@ def verdicts(
     """What becomes of each replica of the VM's images, newest first.
 
     With `wanted` its images that have none are among them. Of these, no old one is made because damage puts others in
-    doubt: that is for the next reading to say.
+    doubt: that is for the next reading to say. Also with it an engine that cannot list the client's nights is no error:
+    all that is there stays then, and of the other images the newest are made.
     """
     found = at(place, _there, place.path, vm)
     replicas = [_as_read(store, name, image, pin) for name, (image, pin) in found.items()]
@@ -45,8 +49,15 @@ def verdicts(
             Replica(images[name].id, name, images[name].flavour, there=False) for name in images.keys() - found
         ]
     count = declared.policy_of_vm(vm).image_replicas
-    flavours = _flavours(declared, store, place, vm) if len(replicas) > count else set()
     stay = f"the clock is in doubt: {doubt}" if doubt else None
+    flavours = set[str]()
+    try:
+        flavours = _flavours(declared, store, place, vm) if len(replicas) > count else flavours
+    except GbsError as exc:
+        if not wanted:
+            raise
+        log.warning("images of %s: %s", vm, exc)
+        stay = f"the client's nights cannot be listed: {exc}"
     if vm not in declared.vms and not store.images_of(vm):
         stay = "no client is this VM, and the store has no image of it: for you to remove"
     judged = judge(replicas, count, flavours, now, stay)
@@ -59,10 +70,20 @@ def record_of(store: Store, place: str) -> Path:
     return store.root / "verified" / "replicas" / f"{slug(place)}.json"
 
 
+def read_of(store: Store, place: str) -> Verified | None:
+    """What is noted of a replica's readings; while that cannot be read it is damaged until all of it was read."""
+    try:
+        return read_model(record_of(store, place), Verified)
+    except IntegrityError as exc:
+        log.error("%s", exc)
+        never = datetime.min.replace(tzinfo=UTC)
+        return Verified(image=place, at=never, damaged=("its record cannot be read",))
+
+
 def give_up(place: PermanentPlace, doomed: Sequence[Path], folders: Sequence[Path], due: date) -> None:
     """Put replicas out of sight until the day `due`, and remove what of those in `folders` was given up and is due.
 
-    Raises ClockDoubted when something should go and nothing may.
+    Raises ClockDoubted when something should go and nothing may; in the end IntegrityError for pins that are damaged.
     """
     try:
         store_clock.require(place)
@@ -71,8 +92,14 @@ def give_up(place: PermanentPlace, doomed: Sequence[Path], folders: Sequence[Pat
             raise
         return
     at(place, _give_up, doomed, due)
+    damage = list[IntegrityError]()
     for folder in folders:
-        restore_points.tidy(place, folder)
+        try:
+            restore_points.tidy(place, folder)
+        except IntegrityError as exc:
+            damage.append(exc)
+    if damage:
+        raise damage[0]
 
 
 def folders_of(place: PermanentPlace, vm: str) -> list[Path]:
@@ -86,7 +113,7 @@ def pin(place: PermanentPlace, folder: Path, wanted: Pin | None) -> None:
 
 
 def _as_read(store: Store, place: str, image: ImageManifest | None, pin: Pin | None) -> Replica:
-    record = read_model(record_of(store, place), Verified)
+    record = read_of(store, place)
     flavour = image.flavour if image else None
     if record is None:
         return Replica(Path(place).name, place, flavour, pin=pin)
@@ -106,14 +133,14 @@ def _there(root: Path, vm: str) -> dict[str, tuple[ImageManifest | None, Pin | N
     """The replicas of a VM's images by their places; None for one whose manifest cannot be read."""
     found: dict[str, tuple[ImageManifest | None, Pin | None]] = {}
     for folder in _folders(root, vm):
-        pinned = {one.night: one for one in restore_points.pins(folder).pins}
+        pins, unclear = restore_points.told(folder)
         for path in sorted(folder.glob(f"[!.]*/{MANIFEST}")):
             try:
                 image = read_model(path, ImageManifest)
             except IntegrityError:
                 image = None
             name = path.parent.relative_to(root).as_posix()
-            found[name] = (image, pinned.get(path.parent.name))
+            found[name] = (image, restore_points.pin_of(path.parent.name, pins, unclear))
     return found
 
 

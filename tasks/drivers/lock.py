@@ -54,6 +54,7 @@ def is_held(path: Path) -> bool:
     except BlockingIOError:
         return True
     finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # as in `hold`
         os.close(handle)
     return False
 

@@ -6,7 +6,7 @@ permanent store and are called by `tasks.drivers.permanent.at`; those that are g
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +26,8 @@ HELD, RECORD = ".held-", "held.json"
 _INTERVALS = ("daily", "weekly", "monthly")
 REMAINS, _TRASH = ".delete-", ".trash-"
 """Before the name of what may be removed at once, and of what was given up, with the day from which it may be."""
+Found = Mapping[str, tuple[str | None, datetime | None, NightManifest | None]]
+"""The night and the time of its content, as far as known, and the manifest, of points by their names."""
 
 
 def points(root: Path) -> dict[str, NightManifest | None]:
@@ -84,35 +86,47 @@ def pinned(root: Path) -> dict[str, Pin]:
     }
 
 
-def _pin_of(root: Path) -> Callable[[str | None], Pin | None]:
-    """The pin of a night; each has one while it cannot be told which do."""
+def require_told(root: Path) -> None:
+    """IntegrityError when it cannot be told which nights are pinned."""
+    pins(root)
+    if lost := [one.night for one in held(root) if not one.change]:
+        raise IntegrityError(str(root / f"{HELD}{lost[0]}" / RECORD), "why that night is held", "nothing readable")
+
+
+def told(root: Path) -> tuple[dict[str, Pin], str | None]:
+    """As `pinned`, or why that cannot be told."""
     try:
-        pins_by_night = pinned(root)
-        unclear = next((f"{HELD}{one.night}: {RECORD} cannot be read" for one in held(root) if not one.change), None)
+        require_told(root)
+        return pinned(root), None
     except IntegrityError as exc:
-        pins_by_night, unclear = {}, one_line(str(exc))
-
-    def pin_of(night: str | None) -> Pin | None:
-        if night is None or night in pins_by_night or unclear is None:
-            return pins_by_night.get(night or "")
-        return Pin(night=night, until=date.max, reason=f"it cannot be told which nights are: {unclear}")
-
-    return pin_of
+        return {}, one_line(str(exc))
 
 
-def retained(root: Path, found: Mapping[str, tuple[str, NightManifest | None]] | None = None) -> list[Point]:
+def pin_of(night: str | None, known: Mapping[str, Pin], unclear: str | None) -> Pin | None:
+    """The pin of a night by what is `told`; each has one while that is unclear."""
+    if night is None or unclear is None:
+        return known.get(night or "")
+    return Pin(night=night, until=date.max, reason=f"it cannot be told which nights are: {unclear}")
+
+
+def retained(root: Path, found: Mapping[str, tuple[str, datetime, NightManifest | None]] | None = None) -> list[Point]:
     """The restore points as retention looks at them: those below the root, or those that another engine has `found`.
 
-    It says their nights also of those whose manifests cannot be read, as the names of `kept.` ones do.
+    Nights are told also where no manifest is: by the names of `kept.` ones. One without may be a pinned one, if missed.
     """
-    there = {name: (night_of(name), manifest) for name, manifest in points(root).items()} if found is None else found
-    pin_of, read = _pin_of(root), readings(root).nights
+    below, now = points(root) if found is None else {}, datetime.now(UTC)
+    there: Found = found or {name: (night_of(name), None, manifest) for name, manifest in below.items()}
+    (known, unclear), read = told(root), readings(root).nights
+    nights = {manifest.id if manifest else named for named, _, manifest in there.values()}
+    lost = unclear is not None or any(pin.holds(now) and pin.night not in nights for pin in known.values())
     retained = list[Point]()
-    for name, (told, manifest) in there.items():
-        night, content = (manifest.id, manifest.ended) if manifest else (told, None)
-        unreadable = manifest is None and (found is not None or (root / name / MANIFEST).exists())
+    for name, (named, pulled, manifest) in there.items():
+        night, content = (manifest.id, manifest.ended) if manifest else (named, pulled)
+        missed = found is not None or (lost and night is None) or (root / name / MANIFEST).exists()
         damaged = manifest is None or (night in read and bool(read[manifest.id].damaged))
-        retained.append(Point(name, night, content, pin_of(night), damaged, unreadable))
+        retained.append(
+            Point(name, night, content, pin_of(night, known, unclear), damaged, manifest is None and missed)
+        )
     return retained
 
 
@@ -184,9 +198,8 @@ def moves(
 def rotate(place: PermanentPlace, root: Path, rules: Rules, trash_days: int, sync: str = SYNC) -> list[Move]:
     """Rotate as far as the fresh sync asks for; [] when its content is no newer than the newest point.
 
-    What is given up is out of sight, and removed by `tidy` once `trash_days` have passed; while the clock is in doubt
-    nothing is. Raises IntegrityError when there is no stamped sync, or when the newest point is of a later time:
-    nothing would rotate until then.
+    What is given up is out of sight, and removed by `tidy` once `trash_days` have passed; nothing is while the clock is
+    in doubt. Raises IntegrityError when there is no stamped sync, and as `moves` does.
     """
     return at(place, _rotate, root, place.path, rules, datetime.now(UTC), trash_days, sync)
 
@@ -196,10 +209,10 @@ def tidy(place: PermanentPlace, root: Path) -> int:
 
     IntegrityError in the end when it cannot be told what is pinned: nothing is given up then.
     """
-    doomed = at(place, _doomed, root, datetime.now(UTC).date())
+    doomed = [*at(place, remains, root), *at(place, due, root, datetime.now(UTC).date())]
     for folder in doomed:
         remove(folder, watching(place))
-    at(place, pins, root)
+    at(place, require_told, root)
     return len(doomed)
 
 
@@ -269,11 +282,6 @@ def in_trash(root: Path, name: str) -> bool:
     return any(
         path.name[len(f"{_TRASH}2026-11-26-") :].startswith(f"{name.lstrip('.')}-") for path in root.glob(f"{_TRASH}*")
     )
-
-
-def _doomed(root: Path, today: date) -> list[Path]:
-    """What is to be removed by now."""
-    return [*remains(root), *due(root, today)]
 
 
 def aside(root: Path) -> list[Path]:

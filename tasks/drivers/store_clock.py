@@ -64,7 +64,7 @@ def read(root: Path, ours: datetime) -> Clock:
 
 def _ask(root: Path) -> datetime | None:
     try:
-        (root / ASKED).touch(mode=0o600)
+        _touch(root / ASKED)
         return datetime.fromtimestamp((root / ASKED).stat().st_ctime, UTC)
     except OSError as exc:
         if exc.errno in _NO_WRITE:
@@ -105,5 +105,10 @@ def _remember(root: Path, time: datetime) -> None:
 
     A kill before leaves the time of a new file, by the store's clock, which is not a day apart from ours.
     """
-    os.close(os.open(root / SEEN, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    os.utime(root / SEEN, (time.timestamp(), time.timestamp()))
+    _touch(root / SEEN, (time.timestamp(), time.timestamp()))
+
+
+def _touch(path: Path, times: tuple[float, float] | None = None) -> None:
+    """Set a file's times, by default to the store's; Path.touch would not tell that they stay as they are."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    os.utime(path, times)

@@ -26,7 +26,7 @@ class Replica:
     read: datetime | None = None
     """When all of it was last read and found whole, or healed."""
     hurt: datetime | None = None
-    """When a reading last found damage in it, healed or not."""
+    """When a reading last found damage in it that was not known, healed or not."""
     damaged: tuple[str, ...] = ()
     """What the last reading left damaged."""
     pin: Pin | None = None

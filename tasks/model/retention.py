@@ -42,9 +42,9 @@ def due_rotations(
 ) -> list[Rotation]:
     """The rotations to run, in order, for a sync whose content is of `synced`.
 
-    `points` maps rsnapshot's folder names (`daily.0`) to the time of their content (None: no stamp). `retain` is from
-    the most to the least frequent. The answer is empty when the sync is not newer than the newest point, so that a
-    client that fails does not move its retention clock.
+    `points` maps rsnapshot's folder names (`daily.0`) to the time of their content (None: not known; one such goes to
+    no coarser interval). `retain` is from the most to the least frequent. The answer is empty when the sync is not
+    newer than the newest point, so that a client that fails does not move its retention clock.
     """
     first = retain[0]
     newest = points.get(f"{first.interval}.0")
@@ -55,13 +55,19 @@ def due_rotations(
         oldest = f"{finer.interval}.{finer.count - 1}"
         if oldest not in points:
             break
-        candidate, latest = points[oldest], points.get(f"{coarser.interval}.0")
-        spacing = SPACING[coarser.interval]
-        if candidate is not None and latest is not None and candidate - latest < spacing:
+        candidate, latest, spacing = points[oldest], _latest(points, coarser), SPACING[coarser.interval]
+        if candidate is None or (latest is not None and candidate - latest < spacing):
             break
         why = f"{oldest} is the first of its kind" if latest is None else f"{oldest} is {spacing.days} days newer"
         due.insert(0, Rotation(coarser.interval, why))
     return due
+
+
+def _latest(points: Mapping[str, datetime | None], row: Retain) -> datetime | None:
+    """The newest content of an interval; where that is not known, at least its spacing newer than the next one's."""
+    there = [points[name] for number in range(row.count) if (name := f"{row.interval}.{number}") in points]
+    known = (content + newer * SPACING[row.interval] for newer, content in enumerate(there) if content is not None)
+    return next(known, None)
 
 
 class Pin(BaseModel):
@@ -122,7 +128,7 @@ class Point:
     damaged: bool = False
     """Whether the last reading found files that are not what their listing says, and no good copy of them."""
     unreadable: bool = False
-    """Whether it has a stamp that cannot be read. Without one it is no backup; with this it may be a pinned one."""
+    """Whether it may be a pinned one: its stamp cannot be read, or is gone while a pinned night is missed."""
 
     @property
     def sound(self) -> bool:

@@ -20,7 +20,8 @@ from flows.nightly import nightly as nightly_flow
 from flows.replicate import replicate as replicate_flow
 from flows.verify_images import verify_images as verify_images_flow
 from flows.verify_replicas import verify_replicas as verify_flow
-from tasks.drivers.store import read_model, write_model
+from tasks.drivers.lock import hold
+from tasks.drivers.store import Store, read_model, write_model
 from tasks.errors import ClientsFailed, IntegrityError, NothingToRecover
 from tasks.model.manifest import ImageManifest, NightManifest
 from tests.flows.test_night import outcomes
@@ -108,6 +109,28 @@ def test_one_manifest_that_cannot_be_read_stops_nobody_and_is_healed(site: FakeS
     assert outcomes(replicate())["GBS server replicate"] in ("OK", "SKIPPED")
     assert [(row.client, row.outcome.value) for row in verify_images()] == [("web1", "WARNING"), ("web1", "OK")]
     assert same(original, replica)
+
+
+def test_while_a_verification_has_the_lock_one_row_fails_and_the_others_warn(
+    site: FakeSite, kept: tuple[Path, Path]
+) -> None:
+    with hold(Store(site.store).lock("replica", "web1"), "replica web1"), pytest.raises(ClientsFailed) as failed:
+        replicate()
+    rows = {row: outcome for row, outcome in outcomes(failed.value.args[3]).items() if row.startswith("web1 ")}
+    assert rows == {"web1 replicate": "FAILED", "web1 retain replicas": "WARNING", "web1 runbook": "WARNING"}
+
+
+def test_what_cannot_be_noted_is_read_and_healed_all_the_same(site: FakeSite, kept: tuple[Path, Path]) -> None:
+    """On a full store the first note failed, and nothing was read."""
+    original, replica = kept
+    shutil.rmtree(site.store / "verified", ignore_errors=True)
+    (site.store / "verified").touch()
+    for reading, hurt in ((verify_replicas, replica), (verify_images, original)):
+        with (hurt / "vda.raw").open("r+b") as disk:
+            disk.write(b"damage")
+        with pytest.raises(ClientsFailed, match="verified"):  # nor can it be noted in the end
+            reading()
+        assert same(original, replica)
 
 
 def test_an_image_that_the_store_has_lost_is_fetched_and_serves_again(site: FakeSite, kept: tuple[Path, Path]) -> None:

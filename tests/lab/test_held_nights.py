@@ -333,6 +333,7 @@ def test_night_whose_record_is_lost_still_keeps_what_it_was_compared_with(site: 
     site.stage2(3, encrypted(plain_tree()))
     (site.root / f".held-{id_of(3)}" / restore_points.RECORD).write_text("{")
     for number in range(4, 8):
-        site.stage2(number, plain_tree() | {"log": str(number).encode()})
+        with pytest.raises(IntegrityError, match=r"held\.json is damaged"):  # when all is done
+            site.stage2(number, plain_tree() | {"log": str(number).encode()})
     assert {1, 2} <= {*site.days().values()}
     assert site.waiting() == [3]

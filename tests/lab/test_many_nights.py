@@ -72,7 +72,7 @@ class Years:
     def tidy(self, now: datetime) -> None:
         """As stage 2 does, which asks first whether the clock can be believed."""
         if store_clock.doubt(self.root.parent, now) is None:
-            for folder in restore_points._doomed(self.root, now.date()):
+            for folder in (*restore_points.remains(self.root), *restore_points.due(self.root, now.date())):
                 shutil.rmtree(folder)
 
     def points(self) -> list[Point]:

@@ -40,6 +40,28 @@ def test_hold_child_still_has_a_copy_of_the_handle_lock_is_free_again(tmp_path: 
             os.close(copy)
 
 
+def test_to_look_whether_it_is_held_leaves_it_free_though_a_child_has_a_copy_of_the_handle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, copies, closed = tmp_path / "lock", list[int](), os.close
+    path.touch()
+
+    def copied(handle: int) -> None:
+        copies.append(os.dup(handle))  # what a child has between fork and exec
+        closed(handle)
+
+    monkeypatch.setattr(os, "close", copied)
+    assert not lock.is_held(path)
+    monkeypatch.undo()
+    assert copies
+    try:
+        with lock.hold(path, "client web1"):
+            pass
+    finally:
+        for copy in copies:
+            os.close(copy)
+
+
 def test_one_of_takes_any_that_is_free_and_waits_when_none_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "POLL_S", 0.01)
     slots = [tmp_path / f"slot-{number}" for number in range(2)]

@@ -12,10 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.model.names import new_id
-from tasks.model.retention import KEPT, SYNC, Pin, Point, Retain, Rules, after, due_rotations, night_of, plan
+from tasks.model.retention import (
+    KEPT,
+    SPACING,
+    SYNC,
+    Pin,
+    Point,
+    Retain,
+    Rules,
+    after,
+    due_rotations,
+    night_of,
+    plan,
+)
 
 START = datetime(2026, 1, 1, 2, 0, tzinfo=UTC)
 DEFAULT = Rules((Retain("daily", 14), Retain("weekly", 4), Retain("monthly", 3)), 2)
+SHORT = (Retain("daily", 3), Retain("weekly", 1), Retain("monthly", 2))
 
 
 def night(when: datetime) -> Point:
@@ -112,6 +125,46 @@ def test_whatever_happens_to_points_the_least_and_the_pinned_stay(kept_by: Rules
         held = [point for point in points if point.name.startswith(KEPT)]
         assert all(point.night for point in held)
         assert len(held) <= len(pinned) + now.least
+
+
+def oldest_sound(points: list[Point]) -> datetime:
+    return min(point.content for point in points if point.sound and point.content)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([DEFAULT.retain, DEFAULT.retain[:2], SHORT]), st.integers(0, 1 << 30))
+def test_one_damaged_manifest_costs_about_the_place_that_it_takes(retain: tuple[Retain, ...], seed: int) -> None:
+    """Symptom: it made the coarser intervals rotate again and again, and two months of sound points went."""
+    kept_by, random = Rules(retain, 1), Random(seed)
+    nights = [START + timedelta(days=number, minutes=random.randrange(90)) for number in range(220)]
+    hurt = random.randrange(1, 160)
+    spared = list[Point]()
+    for synced in nights[:hurt]:
+        spared = run_night(spared, kept_by, synced)
+    bad = random.choice(spared).name
+    lost = Point(bad, damaged=True, unreadable=True)
+    damaged = [lost if point.name == bad else point for point in spared]
+    # The place that it takes; a week by which rotations come earlier or later than without it; nights start unevenly.
+    bound = SPACING[retain[-1].interval] + timedelta(days=7) + timedelta(days=2)
+    for synced in nights[hurt:]:
+        spared, damaged = run_night(spared, kept_by, synced), run_night(damaged, kept_by, synced)
+        assert oldest_sound(damaged) - oldest_sound(spared) < bound
+        assert [point.name for point in damaged if point.unreadable], "nor does it go itself"
+
+
+def test_bad_daily_makes_no_coarser_interval_rotate() -> None:
+    retain = [Retain("daily", 2), Retain("weekly", 2)]
+    points = {"daily.0": START + timedelta(days=2), "daily.1": None, "weekly.0": START}
+    for there in (points, {"daily.0": START, "daily.1": None}):
+        due = due_rotations(there, retain, START + timedelta(days=9))
+        assert [rotation.interval for rotation in due] == ["daily"]
+
+
+@pytest.mark.parametrize(("days", "weekly"), [(13, False), (14, True)])
+def test_bad_newest_weekly_is_taken_for_a_week_newer_than_the_next(days: int, weekly: bool) -> None:
+    retain, taken = [Retain("daily", 1), Retain("weekly", 2)], START + timedelta(days=days)
+    due = due_rotations({"daily.0": taken, "weekly.0": None, "weekly.1": START}, retain, taken + timedelta(days=1))
+    assert [rotation.interval for rotation in due] == (["weekly", "daily"] if weekly else ["daily"])
 
 
 def test_default_policy_reaches_back_three_months() -> None:

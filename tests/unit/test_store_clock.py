@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -67,6 +68,24 @@ def test_a_clock_that_differs_from_the_stores_is_doubted_and_cannot_be_confirmed
     assert doubt is not None
     assert "correct it" in doubt
     assert not (tmp_path / SEEN).exists()
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
+def test_old_time_of_a_file_that_cannot_be_touched_is_not_taken_for_the_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: bool
+) -> None:
+    """A full file system may open a file and not change its times."""
+    (tmp_path / ASKED).touch()
+
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "utime", full)
+    if told:
+        assert store_clock.read(tmp_path, datetime.now(UTC)).theirs is None
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            store_clock.read(tmp_path, datetime.now(UTC))
 
 
 def test_to_look_writes_nothing(tmp_path: Path) -> None:

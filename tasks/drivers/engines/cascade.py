@@ -130,7 +130,7 @@ class PointsByAge(ABC):
             remove(folder, watching(self.ground.place))
         for damage in doomed.damage:
             raise damage
-        at(self.ground.place, restore_points.pins, self.ground.root)
+        at(self.ground.place, restore_points.require_told, self.ground.root)
 
     def close(self, point: str) -> None:
         """As the contract says."""
@@ -139,7 +139,7 @@ class PointsByAge(ABC):
 
 def retained(ground: Ground, points: Mapping[str, Copy]) -> list[Point]:
     """The points as retention looks at them."""
-    found = {name: (copy.night, copy.manifest) for name, copy in points.items()}
+    found = {name: (copy.night, copy.content, copy.manifest) for name, copy in points.items()}
     return at(ground.place, restore_points.retained, ground.root, found)
 
 
