@@ -10,7 +10,7 @@ from prefect import flow
 from flows.kvmimg_update import choose, update_image
 from flows.recovery_run import Steps
 from flows.vm_name import KvmHostName, VmName
-from tasks import images, instant, places, recovery_assessment, updating
+from tasks import images, instant, places, recovery, recovery_assessment, updating
 from tasks.errors import GbsError, IntegrityError, LeftBehind, Locked, RecoveredPartly, RecoveryRefused
 from tasks.model.instant import Instant, InstantState, InstantVm, how_to_go_on, notes_of, on_overlays
 from tasks.model.recovery import UpdatedImage
@@ -94,7 +94,8 @@ def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps)
         plan = on_overlays(recovery_assessment.plan(original, order), original.image.disks)
     with places.locked("vm", plan.identity.uuid):
         with steps.step("assess"):
-            record = instant.record_of(original, plan, recovery_assessment.assess_at_once(original, order, plan))
+            rewritten = recovery_assessment.assess_at_once(original, order, plan, recovery.new_run())
+            record = instant.record_of(original, plan, rewritten)
         if sources is not None:
             with places.locked("client", sources.client), steps.step("update image with files"):
                 record = _from_copy(record, update_image(sources))
@@ -102,8 +103,8 @@ def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps)
             with steps.step("start from the store"):
                 record = instant.start(record)
         except BaseException:
-            if instant.find(record.uuid) is not None:
-                _abandon(record)
+            if (left := instant.find(record.uuid)) is not None:
+                _abandon(left)
             elif record.working_copy is not None:
                 updating.remove(record.working_copy)
             raise

@@ -10,7 +10,7 @@ from tasks.drivers.progress import reporting
 from tasks.drivers.store import read_model, verify_image
 from tasks.errors import CommandTimedOut, IntegrityError, LeftBehind, NothingToRecover, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
-from tasks.model.domain_recovery import Rewritten
+from tasks.model.domain_recovery import Rewritten, run_of
 from tasks.model.instant import InstantDisk, InstantState, InstantVm
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.recovery import Original, UpdatedImage
@@ -73,6 +73,7 @@ def record_of(original: Original, plan: Plan, rewritten: Rewritten) -> InstantVm
             )
         )
     return InstantVm(
+        run=run_of(rewritten.xml) or "",
         vm=plan.identity.name,
         uuid=plan.identity.uuid,
         kvm_host=plan.kvm_host,
@@ -115,7 +116,8 @@ def start(record: InstantVm) -> InstantVm:
             instant.require_room(shell, record, {disk.target: 0 for disk in record.disks})
         instant_records.write(store, record, InstantState.STARTING)
         instant_export.launch(host, shell, target, record, held)
-        instant.make_overlays(shell, record, _zeroes(record))
+        record = instant.make_overlays(shell, record, _zeroes(record))
+        instant_records.write(store, record, InstantState.STARTING)
         instant_export.prove(shell, record, held)
         instant.start(host, record)
     return instant_records.write(store, record, InstantState.RUNNING)
@@ -162,7 +164,7 @@ def serve(record: InstantVm, *, start: bool = False) -> InstantVm:
 def is_known(record: InstantVm) -> bool:
     """Whether a VM whose start was cut off was defined: then it may have run, and hold what somebody wrote."""
     with places.hypervisor(record.kvm_host) as (host, _):
-        return instant.is_active(host, record) is not None
+        return instant.is_known(host, record)
 
 
 @retryable("move to host", "move {record.vm} to {record.kvm_host}", retries=0)

@@ -244,8 +244,11 @@ def _past() -> list[Recovered]:
 
 
 @retryable("assess", "assess instant recovery of {original.vm} on {plan.kvm_host}")
-def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
-    """The definition of a VM that is to run before its disks are there; RecoveryRefused with all that is in its way."""
+def assess_at_once(original: Original, order: Order, plan: Plan, run: str) -> Rewritten:
+    """The definition, marked by `run`, of a VM that is to run before its disks are there.
+
+    RecoveryRefused with all that is in its way.
+    """
     domain, volumes = parse_domain(original.xml), [disk.volume for disk in original.image.disks]
     client = places.inventory().vms.get(original.vm)
     with ThreadPoolExecutor(1) as threads:
@@ -266,4 +269,4 @@ def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)
     require_possible(original.vm, findings)
-    return _rewrite(original, plan, domain, fit, "")
+    return _rewrite(original, plan, domain, fit, run)

@@ -38,15 +38,20 @@ class FakeKvmHost:
         for name, value in changes.items():
             setattr(self, name, value)
 
+    def make_overlays(self, _shell: Any, record: InstantVm, _zeroes: Any) -> InstantVm:
+        self.do("make overlays")
+        return record
+
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(recovery_target, "pools", lambda *_: {})
         patch.setattr(recovery_target, "clashes", lambda *_: list(self.in_the_way))
         patch.setattr(recovery_target, "room", lambda *_: [])
         patch.setattr(recovery_target, "capabilities", lambda *_, **__: (Fit(), []))
-        patch.setattr(instant, "make_overlays", lambda *_: self.do("make overlays"))
+        patch.setattr(instant, "make_overlays", self.make_overlays)
         patch.setattr(instant, "start", lambda *_: self.do("start", known=True, active=True))
         patch.setattr(instant, "start_again", lambda *_: self.do("start again", active=True))
         patch.setattr(instant, "is_active", lambda *_: self.active if self.known else None)
+        patch.setattr(instant, "is_known", lambda *_: self.known)
         patch.setattr(instant, "resume", lambda *_: False)
         patch.setattr(instant, "move", lambda *_: self.do("move", moved=True))
         patch.setattr(instant, "remove", lambda *_: self.do("remove", known=False, active=False))
