@@ -311,7 +311,7 @@ def test_vm_whose_host_was_restarted_starts_again_with_all_that_it_wrote(
         off = steps.serve.fn(cut_off)
         assert (off.state, vm.state().partition(" ")[0]) == (InstantState.OFF, "shut")
         assert vm.record_now() >= before
-        assert steps.serve.fn(off, start=True).state is InstantState.RUNNING
+        assert steps.start_again.fn(off).state is InstantState.RUNNING
         vm.wait_for(lambda: vm.record_now() > before + 100)
         steps.abandon.fn(off)
         vm.assert_nothing_left()
