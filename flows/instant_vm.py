@@ -10,7 +10,7 @@ from prefect import flow
 from flows.kvmimg_update import choose, update_image
 from flows.recovery_run import Steps
 from flows.vm_name import KvmHostName, VmName
-from tasks import images, instant, places, recovery_assessment, updating
+from tasks import images, instant, places, recovery, recovery_assessment, updating
 from tasks.errors import GbsError, IntegrityError, LeftBehind, Locked, RecoveredPartly, RecoveryRefused
 from tasks.model.instant import Instant, InstantState, InstantVm, how_to_go_on, notes_of, on_overlays
 from tasks.model.recovery import UpdatedImage
@@ -82,7 +82,10 @@ def _go_on(record: InstantVm, action: Action, hold: bool, steps: Steps) -> Insta
             _abandon(record)
         return _result(record, "abandoned", steps)
     with steps.step("export its disks"):
-        record = instant.serve(record, start=action == "start")
+        record = instant.serve(record)
+        if action == "start" and record.state is InstantState.OFF:
+            recovery_assessment.require_nowhere_else(record)  # it may have been off for days
+            record = instant.start_again(record)
     return _result(record, "started", steps) if action == "start" and hold else _keep(record, steps)
 
 
@@ -94,18 +97,19 @@ def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps)
         plan = on_overlays(recovery_assessment.plan(original, order), original.image.disks)
     with places.locked("vm", plan.identity.uuid):
         with steps.step("assess"):
-            record = instant.record_of(original, plan, recovery_assessment.assess_at_once(original, order, plan))
-        if sources is not None:
-            with places.locked("client", sources.client), steps.step("update image with files"):
-                record = _from_copy(record, update_image(sources))
+            rewritten = recovery_assessment.assess_at_once(original, order, plan, recovery.new_run())
+            record = instant.record_of(original, plan, rewritten)
         try:
+            if sources is not None:
+                with places.locked("client", sources.client), steps.step("update image with files"):
+                    record = _from_copy(record, update_image(sources))
             with steps.step("start from the store"):
+                if sources is not None:
+                    recovery_assessment.require_nowhere_else(record)  # that was asked before the update, hours ago
                 record = instant.start(record)
         except BaseException:
-            if instant.find(record.uuid) is not None:
-                _abandon(record)
-            elif record.working_copy is not None:
-                updating.remove(record.working_copy)
+            if (left := instant.find(record.uuid)) is not None:
+                _abandon(left)
             raise
         for note in notes_of(record):
             log.warning("VM %s: %s", record.vm, note)
@@ -154,9 +158,10 @@ def _abandon(record: InstantVm) -> None:
 
 
 def reconcile_instant(vm: str | None) -> None:
-    """Export again what VMs run from, resume them, undo a start that was cut off, end a move that was begun.
+    """Export again what VMs run from, resume them, undo a start that was cut off, go on with a move.
 
-    LeftBehind for the first that needs an operator, once all were looked at.
+    A VM that is off stays in the store, also when its move had begun: its operator decides. LeftBehind for the first
+    that needs an operator, once all were looked at.
     """
     problems: list[tuple[str, GbsError]] = []
     for record in instant.records():

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from tasks import places
 from tasks.drivers import instant, instant_export, instant_records, qemu_img
@@ -10,7 +11,7 @@ from tasks.drivers.progress import reporting
 from tasks.drivers.store import read_model, verify_image
 from tasks.errors import CommandTimedOut, IntegrityError, LeftBehind, NothingToRecover, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
-from tasks.model.domain_recovery import Rewritten
+from tasks.model.domain_recovery import Rewritten, run_of
 from tasks.model.instant import InstantDisk, InstantState, InstantVm
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.recovery import Original, UpdatedImage
@@ -73,6 +74,7 @@ def record_of(original: Original, plan: Plan, rewritten: Rewritten) -> InstantVm
             )
         )
     return InstantVm(
+        run=run_of(rewritten.xml) or "",
         vm=plan.identity.name,
         uuid=plan.identity.uuid,
         kvm_host=plan.kvm_host,
@@ -88,7 +90,10 @@ def record_of(original: Original, plan: Plan, rewritten: Rewritten) -> InstantVm
 
 
 def from_copy(record: InstantVm, updated: UpdatedImage) -> InstantVm:
-    """The same VM from a working copy that was brought up to a night; RecoveryRefused when that has other disks."""
+    """The same VM from a working copy that was brought up to a night, noted; RecoveryRefused when that has other disks.
+
+    The caller holds the client's lock: by the record the next update knows that the copy is in use.
+    """
     copies = {disk.target: disk for disk in updated.disks}
     if set(copies) != {disk.target for disk in record.disks}:
         reason = f"image {updated.image}, which had to be taken, has disks {', '.join(sorted(copies))}"
@@ -99,10 +104,9 @@ def from_copy(record: InstantVm, updated: UpdatedImage) -> InstantVm:
         path = updated.folder / copy.file
         new = {"served": Layer(path=str(path), format=copy.format), "size_bytes": copy.virtual_size_bytes}
         disks.append(disk.model_copy(update={**new, "moved_bytes_at_most": path.stat().st_blocks * 512}))
-    known = {"image": updated.image, "night": updated.night, "warnings": updated.warnings}
-    return record.model_copy(
-        update={**known, "disks": tuple(disks), "working_copy": updated.folder, "started": datetime.now(UTC)}
-    )
+    known: dict[str, Any] = {"image": updated.image, "night": updated.night, "warnings": updated.warnings}
+    known |= {"disks": tuple(disks), "working_copy": updated.folder, "started": datetime.now(UTC)}
+    return instant_records.write(places.store(), record.model_copy(update=known), InstantState.STARTING)
 
 
 @retryable("start from the store", "start {record.vm} on {record.kvm_host} from the store", retries=0)
@@ -115,7 +119,8 @@ def start(record: InstantVm) -> InstantVm:
             instant.require_room(shell, record, {disk.target: 0 for disk in record.disks})
         instant_records.write(store, record, InstantState.STARTING)
         instant_export.launch(host, shell, target, record, held)
-        instant.make_overlays(shell, record, _zeroes(record))
+        record = instant.make_overlays(shell, record, _zeroes(record))
+        instant_records.write(store, record, InstantState.STARTING)
         instant_export.prove(shell, record, held)
         instant.start(host, record)
     return instant_records.write(store, record, InstantState.RUNNING)
@@ -133,11 +138,10 @@ def _zeroes(record: InstantVm) -> dict[str, list[tuple[int, int]]]:
 
 
 @retryable("serve", "export the disks of {record.vm}")
-def serve(record: InstantVm, *, start: bool = False) -> InstantVm:
+def serve(record: InstantVm) -> InstantVm:
     """Export its disks again where that has ended, and resume the VM if that had paused it; the record as it is then.
 
-    One that is shut off is started again, on its overlays as they are, when `start` is set; else it is OFF. LeftBehind
-    when its host does not know the VM any more.
+    One that is shut off is OFF. LeftBehind when its host does not know the VM any more.
     """
     store, (target, _) = places.store(), places.kvm_host(record.kvm_host)
     with places.hypervisor(record.kvm_host) as (host, shell):
@@ -150,19 +154,24 @@ def serve(record: InstantVm, *, start: bool = False) -> InstantVm:
         instant_export.begin(host, shell, target, record, instant_records.exports_lock(store, record))
         if active and instant.resume(host, record):
             log.warning("VM %s was paused by an I/O error and goes on", record.vm)
-        if start and not active:
-            instant.start_again(host, record)
-            log.warning("VM %s was shut off and is started again, with all that it wrote", record.vm)
-            active = True
     state = record.state if active and record.state is InstantState.MOVING else _STATES[active]
     return record if state is record.state else instant_records.write(store, record, state)
+
+
+@retryable("start again", "start {record.vm} on {record.kvm_host} again", retries=0)
+def start_again(record: InstantVm) -> InstantVm:
+    """Start it again, on its overlays as they are; its disks are served."""
+    with places.hypervisor(record.kvm_host) as (host, _):
+        instant.start_again(host, record)
+    log.warning("VM %s was shut off and is started again, with all that it wrote", record.vm)
+    return instant_records.write(places.store(), record, InstantState.RUNNING)
 
 
 @retryable("is it known?", "does {record.kvm_host} know {record.vm}?")
 def is_known(record: InstantVm) -> bool:
     """Whether a VM whose start was cut off was defined: then it may have run, and hold what somebody wrote."""
     with places.hypervisor(record.kvm_host) as (host, _):
-        return instant.is_active(host, record) is not None
+        return instant.is_known(host, record)
 
 
 @retryable("move to host", "move {record.vm} to {record.kvm_host}", retries=0)

@@ -7,7 +7,7 @@ from contextvars import copy_context
 from datetime import UTC, datetime
 
 from tasks import places
-from tasks.drivers import recovery_files, recovery_put, recovery_target, ssh
+from tasks.drivers import instant_records, recovery_files, recovery_put, recovery_target, ssh
 from tasks.drivers.recovery_target import Need, Target, refused
 from tasks.drivers.store import listed_model, read_model
 from tasks.errors import GbsError
@@ -17,8 +17,9 @@ from tasks.model.domain_recovery import Rewritten, rewrite_for_recovery
 from tasks.model.domain_whitelist import Wishes
 from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.facts import Facts
+from tasks.model.instant import InstantVm
 from tasks.model.recovery import Original, Recovered, Sources, growth_bytes
-from tasks.model.recovery_plan import Order, Plan, plan_of
+from tasks.model.recovery_plan import Identity, Order, Plan, plan_of
 from tasks.model.recovery_record import PutRecord, Settlement, record_of
 from tasks.retryable import retryable
 
@@ -54,7 +55,8 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
     rewritten = _rewrite(sources, plan, domain, fit, run)
     if not settled.runs:
         findings += _answering(sources.client, order, second=sources.template is None)
-    findings += _elsewhere(domain, order, plan)
+    findings += _elsewhere(domain, order, plan.identity)
+    findings += _from_the_store(domain, order)
     findings += [*_missing(sources, order, domain), *_unreached(sources, plan, domain)]
     return _assessment(sources, plan, findings, rewritten), rewritten
 
@@ -132,23 +134,23 @@ def _answering(client: str, order: Order, *, second: bool) -> list[Finding]:
     return [refused("client", f"{client} still answers at its address", fix)]
 
 
-def _elsewhere(domain: Domain, order: Order, plan: Plan) -> list[Finding]:
+def _elsewhere(domain: Domain, order: Order, identity: Identity) -> list[Finding]:
     """Whether the VM still runs on a KVM host of the inventory, or the second one is there; a silent host is said."""
     # On the host that it comes to a VM of its name or UUID clashes, whether it runs or not.
     names = [] if order.isolated else [name for name in places.inventory().kvm_hosts if name != order.kvm_host]
     # Side by side: of one that is dead this is known after 15 s.
     with ThreadPoolExecutor(len(names) or 1) as threads:
-        asked = [threads.submit(copy_context().run, _there, name, domain, order, plan) for name in names]
+        asked = [threads.submit(copy_context().run, _there, name, domain, order, identity) for name in names]
     return [finding for answer in asked if (finding := answer.result()) is not None]
 
 
-def _there(name: str, domain: Domain, order: Order, plan: Plan) -> Finding | None:
+def _there(name: str, domain: Domain, order: Order, identity: Identity) -> Finding | None:
     try:
         with places.hypervisor(name) as (host, _):
             if order.as_name is None:
                 found = recovery_target.runs(host, domain.uuid)
             else:
-                found = recovery_target.known(host, plan.identity)
+                found = recovery_target.known(host, identity)
     except GbsError as exc:
         return Finding(verdict="note", subject=name, reason=f"it cannot be asked for the VM: {exc}")
     if found is None:
@@ -158,6 +160,15 @@ def _there(name: str, domain: Domain, order: Order, plan: Plan) -> Finding | Non
         return refused("second VM", reason, "choose another name, or --isolated")
     fix = f"stop it (virsh shutdown {found.name}), or bring it back beside it: --isolated or --as"
     return refused("source VM", f"it still runs on {name}", fix)
+
+
+def _from_the_store(domain: Domain, order: Order) -> list[Finding]:
+    """Whether an instant recovery of the VM has not ended: what it wrote is nowhere else, and it can start again."""
+    record = None if order.apart else instant_records.find(places.store(), domain.uuid)
+    if record is None:
+        return []
+    fix = f"end that first: gbs instant keep {record.vm}, or gbs instant abandon {record.vm}"
+    return [refused("instant recovery", f"it has run from the store on {record.kvm_host} and is {record.state}", fix)]
 
 
 def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding]:
@@ -244,8 +255,11 @@ def _past() -> list[Recovered]:
 
 
 @retryable("assess", "assess instant recovery of {original.vm} on {plan.kvm_host}")
-def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
-    """The definition of a VM that is to run before its disks are there; RecoveryRefused with all that is in its way."""
+def assess_at_once(original: Original, order: Order, plan: Plan, run: str) -> Rewritten:
+    """The definition, marked by `run`, of a VM that is to run before its disks are there.
+
+    RecoveryRefused with all that is in its way.
+    """
     domain, volumes = parse_domain(original.xml), [disk.volume for disk in original.image.disks]
     client = places.inventory().vms.get(original.vm)
     with ThreadPoolExecutor(1) as threads:
@@ -258,12 +272,28 @@ def assess_at_once(original: Original, order: Order, plan: Plan) -> Rewritten:
             if all(finding.subject != "folder" for finding in findings):
                 findings += recovery_target.room(target, plan, _needed(original, {}))
             fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
-        findings += [*lacks, *_elsewhere(domain, order, plan), *(answers.result() if answers else ())]
+        findings += [*lacks, *_elsewhere(domain, order, plan.identity), *(answers.result() if answers else ())]
     if "kernel" in original.image.parts.files:
         reason = "it is started by a kernel beside its disks, which instant recovery does not bring"
         findings.append(refused("kernel", reason, f"recover it: gbs recover vm {original.vm}"))
+    _require_possible(original.vm, findings)
+    return _rewrite(original, plan, domain, fit, run)
+
+
+@retryable("look again", "see that {record.vm} is nowhere else")
+def require_nowhere_else(record: InstantVm) -> None:
+    """RecoveryRefused when the VM has come back, here or elsewhere, since it was found to be lost, maybe hours ago.
+
+    To be asked right before it is started, while it does not run.
+    """
+    order, domain = Order(kvm_host=record.kvm_host), parse_domain(record.xml)
+    client = places.inventory().vms.get(record.vm)
+    findings = _elsewhere(domain, order, Identity(name=record.vm, uuid=record.uuid))
+    _require_possible(record.vm, [*findings, *(_answering(client, order, second=True) if client else ())])
+
+
+def _require_possible(vm: str, findings: list[Finding]) -> None:
     for finding in findings:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)
-    require_possible(original.vm, findings)
-    return _rewrite(original, plan, domain, fit, "")
+    require_possible(vm, findings)

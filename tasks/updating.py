@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import appliance, qemu_img, whole_disk
+from tasks.drivers import appliance, instant_records, qemu_img, recovery_put, whole_disk
 from tasks.drivers.appliance import DiskFile, UpdateResult
 from tasks.drivers.digest import record, verify_record
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.space import require_space
-from tasks.drivers.store import publish, read_model, verify_image, write_model
+from tasks.drivers.store import Store, listed_model, publish, read_model, verify_image, write_model
 from tasks.errors import ImageUnfit, IntegrityError, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
 from tasks.model.facts import Facts
@@ -107,7 +107,7 @@ def begin(sources: Sources) -> Path:
     """
     store = places.store()
     parent = store.recovery(sources.vm)
-    for left in parent.glob(".*.partial"):
+    for left in [*parent.glob(".*.partial"), *_unclaimed(store, parent)]:
         log.info("remove %s, which a run that ended too early left", left)
         shutil.rmtree(left)
     needed = sum((sources.image_folder / disk.file).stat().st_blocks * 512 for disk in sources.image.disks)
@@ -121,6 +121,22 @@ def begin(sources: Sources) -> Path:
     for disk, base in bases.items():
         qemu_img.create_overlay(shell, str(folder / f"{disk.target}{OVERLAY}"), base, disk.format)
     return folder
+
+
+def _unclaimed(store: Store, parent: Path) -> list[Path]:
+    """The copies that recoveries made for themselves and that no record names: killed before they noted theirs.
+
+    By the records' text, as one that cannot be read may be that of a VM that runs from its copy.
+    """
+    copies = []
+    for path in parent.glob(f"[!.]*/{MANIFEST}"):
+        updated = listed_model(path, UpdatedImage)
+        if updated is not None and updated.passing:
+            copies.append(path.parent)
+    if not copies:
+        return []
+    texts = [path.read_text() for path in (*recovery_put.paths(store), *instant_records.paths(store))]
+    return [copy for copy in copies if not any(str(copy) in text for text in texts)]
 
 
 @retryable("update image", "update {sources.vm} to night {sources.night.id}", retries=0)

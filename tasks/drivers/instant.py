@@ -4,22 +4,24 @@ The overlay becomes the disk. QEMU fills it from the export while the VM runs; w
 that was cut off goes on where it was, whoever died.
 """
 
-import shlex
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import libvirt
 
-from tasks.drivers import qemu_img
+from tasks.drivers import qemu_img, recovery_files
 from tasks.drivers.host_shell import HostShell
 from tasks.drivers.libvirt_host import Host, HostDomain
 from tasks.errors import CommandFailed, HypervisorError, IntegrityError, LeftBehind, RecoveryRefused
-from tasks.model.domain_xml import parse_domain
+from tasks.model.domain_recovery import run_of
+from tasks.model.domain_xml import names_file, parse_domain
 from tasks.model.instant import InstantDisk, InstantVm, notable
 from tasks.model.instant_xml import off_the_store, on_the_store, still_on_the_store
 from tasks.model.window import Layer
 
+log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int | None], None]
 QUICK_S = 60
 MOVE_DEADLINE_S = 24 * 3600
@@ -62,8 +64,10 @@ def require_room(shell: HostShell, record: InstantVm, has_bytes: dict[str, int])
             raise RecoveryRefused(f"VM {record.vm}", reason, "make room, or choose another KVM host")
 
 
-def make_overlays(shell: HostShell, record: InstantVm, zeroes: Mapping[str, Sequence[tuple[int, int]]]) -> None:
-    """Make the overlays, which the exports need not be there for; what is there is never overwritten.
+def make_overlays(shell: HostShell, record: InstantVm, zeroes: Mapping[str, Sequence[tuple[int, int]]]) -> InstantVm:
+    """Make the overlays, which the exports need not be there for; the record with which files they are.
+
+    What is there is never overwritten.
 
     `zeroes` are where each disk is zero (offset, length): noted in the overlay they are never read from the store, and
     a pull, which asks for half a MiB at a time, does not take as long as the disk is large.
@@ -74,6 +78,9 @@ def make_overlays(shell: HostShell, record: InstantVm, zeroes: Mapping[str, Sequ
         words = [disk.overlay, _backing(record, disk), str(disk.size_bytes), graph]
         argv = ["sh", "-c", _OVERLAY, "sh", *words, *(word for command in noted for word in ("-c", command))]
         shell.run(argv, deadline_s=QUICK_S, name=f"make {disk.overlay}")
+    made = recovery_files.identify(shell, [disk.overlay for disk in record.disks])
+    disks = (disk.model_copy(update={"made": file}) for disk, file in zip(record.disks, made, strict=True))
+    return record.model_copy(update={"disks": tuple(disks)})
 
 
 def start(host: Host, record: InstantVm) -> None:
@@ -96,7 +103,7 @@ def resume(host: Host, record: InstantVm) -> bool:
     The exports are served. HypervisorError when it pauses again and again. One resume is not enough: with QEMU 7.2, the
     first read after the export is back still fails, and only makes QEMU connect again.
     """
-    domain = host.find_uuid(record.uuid)
+    domain = _marked(host, record)
     if domain is None or domain.state() != _IO_ERROR:
         return False
     for _ in range(RESUME_TRIES):
@@ -108,8 +115,8 @@ def resume(host: Host, record: InstantVm) -> bool:
 
 
 def is_active(host: Host, record: InstantVm) -> bool | None:
-    """Whether the VM runs (paused counts); None when the host does not know it."""
-    domain = host.find_uuid(record.uuid)
+    """Whether the VM runs (paused counts); None when the host does not know it, LeftBehind for another."""
+    domain = _marked(host, record)
     return None if domain is None else domain.call("look", lambda handle: bool(handle.isActive()))
 
 
@@ -186,27 +193,45 @@ def _require_independent(shell: HostShell, domain: HostDomain, record: InstantVm
 
 
 def remove(host: Host, shell: HostShell, record: InstantVm) -> None:
-    """Destroy and undefine the VM and remove its overlays; LeftBehind when the VM has other disks by now."""
-    domain = _ours(host, record)
-    if domain is not None:
-        if domain.call("look", lambda handle: bool(handle.isActive())):
-            domain.call("stop", lambda handle: handle.destroy())
-        domain.call("undefine", lambda handle: handle.undefineFlags(_GONE))
-    for disk in record.disks:
-        if domain is None and not _is_ours_alone(shell, record, disk):
-            why = "no VM has it, and it is not an overlay on the store"
-            raise LeftBehind(f"{disk.overlay} on {host.name}", why, f"rm {shlex.quote(disk.overlay)}")
+    """Destroy and undefine the VM and remove its overlays; a VM or a file that came in their place is left alone.
+
+    LeftBehind when the VM has other disks by now, or another VM has its overlays.
+    """
+    if is_known(host, record):
+        domain = _ours(host, record)
+        if domain is not None:
+            if domain.call("look", lambda handle: bool(handle.isActive())):
+                domain.call("stop", lambda handle: handle.destroy())
+            domain.call("undefine", lambda handle: handle.undefineFlags(_GONE))
+    elif (other := host.find_uuid(record.uuid)) is not None:
+        log.warning("VM %s on %s has its UUID, and is not what was started there: left alone", other.name, host.name)
+    found = recovery_files.identify(shell, [disk.overlay for disk in record.disks])
+    ours = []
+    for disk, there in zip(record.disks, found, strict=True):
+        if there is not None and (disk.file.is_it(there) if disk.made else _is_unnoted(shell, record, disk)):
+            ours.append(disk)
+        elif there is not None:
+            log.warning("%s on %s is not the overlay that was made there: left alone", disk.overlay, host.name)
+    _require_unused(host, ours)
+    for disk in ours:
         shell.run(["rm", "-f", "--", disk.overlay], deadline_s=QUICK_S)
 
 
-def _is_ours_alone(shell: HostShell, record: InstantVm, disk: InstantDisk) -> bool:
-    """Whether a file that no VM names can only be what we made there: it is an overlay on our export, or not there."""
-    if shell.run(["test", "-e", disk.overlay], deadline_s=QUICK_S, check=False).status != 0:
-        return True
+def _is_unnoted(shell: HostShell, record: InstantVm, disk: InstantDisk) -> bool:
+    """Whether a file can only be an overlay whose run was killed before it was noted: it is on our export."""
     try:
         return _info(shell, disk).backing == _backing(record, disk)
     except (CommandFailed, IntegrityError):
         return False
+
+
+def _require_unused(host: Host, disks: Sequence[InstantDisk]) -> None:
+    for other in host.domains() if disks else ():
+        texts = [other.xml(), *filter(None, [other.inactive_xml()])]
+        for disk in disks:
+            if any(names_file(text, disk.overlay, "") for text in texts):
+                undo = f"remove it from that VM's definition (virsh edit {other.uuid}), then again"
+                raise LeftBehind(f"{disk.overlay} on {host.name}", f"VM {other.name} has it", undo)
 
 
 def _backing(record: InstantVm, disk: InstantDisk) -> str:
@@ -218,9 +243,29 @@ def forget_sockets(shell: HostShell, record: InstantVm) -> None:
     shell.run(["rm", "-rf", "--one-file-system", "--", record.folder], deadline_s=QUICK_S)
 
 
-def _ours(host: Host, record: InstantVm) -> HostDomain | None:
-    """The record's VM, proven to be on the record's overlays; None when there is none."""
+def is_known(host: Host, record: InstantVm) -> bool:
+    """Whether the host has the VM that the record's run defined."""
     domain = host.find_uuid(record.uuid)
+    return domain is not None and _bears_mark(domain, record)
+
+
+def _bears_mark(domain: HostDomain, record: InstantVm) -> bool:
+    return bool(record.run) and run_of(domain.inactive_xml() or domain.xml()) == record.run
+
+
+def _marked(host: Host, record: InstantVm) -> HostDomain | None:
+    """The record's VM; None when there is none of its UUID, LeftBehind when that is another."""
+    domain = host.find_uuid(record.uuid)
+    if domain is not None and not _bears_mark(domain, record):
+        same = f"if it is, put back <metadata> of the xml in instant/{record.uuid}.json (virsh edit {record.uuid})"
+        undo = f"{same}; if it is another, which is left alone: gbs instant abandon {record.vm}"
+        raise LeftBehind(f"VM {record.vm} on {host.name}", "it is not marked as the VM that was started there", undo)
+    return domain
+
+
+def _ours(host: Host, record: InstantVm) -> HostDomain | None:
+    """As `_marked`, proven to be on the record's overlays."""
+    domain = _marked(host, record)
     if domain is None:
         return None
     found = {disk.target: disk.source for disk in parse_domain(domain.xml()).disks}

@@ -1,6 +1,7 @@
 """The exports of a VM that runs from the store: begun, proven, ended."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -8,19 +9,22 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tasks.drivers import lock, qemu_img
 from tasks.drivers.host_shell import HostShell
-from tasks.drivers.instant_server import Exports
+from tasks.drivers.instant_server import GO, Exports
 from tasks.drivers.libvirt_host import Host
-from tasks.errors import CommandFailed, LeftBehind, Unreachable
+from tasks.errors import CommandFailed, CommandTimedOut, LeftBehind, Unreachable
 from tasks.model.instant import InstantVm
 from tasks.model.instant_xml import baselabel
 from tasks.model.ssh_target import SshTarget
 
+log = logging.getLogger(__name__)
 QUICK_S = 30
 PROOF_DEADLINE_S = 60
 END_DEADLINE_S = 20
+LAUNCH_DEADLINE_S = 60
 _PROGRAM = "tasks.drivers.instant_server"
 # There, not here: a round trip takes longer than what is waited for.
 _READ = """
@@ -44,10 +48,12 @@ def begin(host: Host, shell: HostShell, target: SshTarget, record: InstantVm, he
 
 
 def launch(host: Host, shell: HostShell, target: SshTarget, record: InstantVm, held: Path) -> None:
-    """Start the exports, unless they run; `prove` waits for them."""
+    """Start the exports, unless they run; `prove` waits until they can be read. CommandFailed when they do not begin.
+
+    From when it returns they are found by their lock, and can be ended. Exports of anything else, which an earlier run
+    left, are ended first.
+    """
     shell.run(["install", "-d", "-m", "711", record.folder], deadline_s=QUICK_S)
-    if runs(held):
-        return
     exports = Exports(
         what=f"export of {record.vm}",
         lock=held,
@@ -55,11 +61,50 @@ def launch(host: Host, shell: HostShell, target: SshTarget, record: InstantVm, h
         owner=baselabel(host.call("ask for capabilities", "", lambda: str(host.connection.getCapabilities()))),
         sockets={record.socket(disk.target): qemu_img.graph([disk.served]) for disk in record.disks},
     )
-    log = log_of(held)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as said:
+    if _serve(held, exports):
+        return
+    if runs(held):
+        log.warning("%s is not of these disks: it is ended, and begun anew", exports.what)
+        end(held)
+    server = _spawn(held)
+    try:
+        _say(server, f"{exports.to_json()}\n")
+        _wait_for(server, held, exports)
+        _say(server, GO)
+    except BaseException:
+        server.kill()  # it has started nothing yet
+        raise
+    finally:
+        _close(server)
+
+
+def _serve(held: Path, exports: Exports) -> bool:
+    """Whether these very exports are served by the holder of the lock."""
+    return runs(held) and _holder(held).get("run") == exports.mark
+
+
+def _wait_for(server: "subprocess.Popen[bytes]", held: Path, exports: Exports) -> None:
+    ends_at = time.monotonic() + LAUNCH_DEADLINE_S
+    while True:
+        ended = server.poll()
+        # Not by asking for the lock as long as it may be free: that would keep the server from it for a moment.
+        if _holder(held).get("pid") == server.pid and runs(held):
+            return
+        if ended is not None:
+            if _serve(held, exports):  # another one was quicker
+                return
+            raise CommandFailed(exports.what, ended, f"it has not begun; see {log_of(held)}")
+        if time.monotonic() > ends_at:
+            raise CommandTimedOut(exports.what, LAUNCH_DEADLINE_S, f"it has not begun; see {log_of(held)}")
+        time.sleep(0.01)
+
+
+def _spawn(held: Path) -> "subprocess.Popen[bytes]":
+    path = log_of(held)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as said:
         # Not by process.spawn: it must outlive us. -S: it needs nothing of our environment but the programs.
-        server = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-S", "-m", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=said,
@@ -68,9 +113,18 @@ def launch(host: Host, shell: HostShell, target: SshTarget, record: InstantVm, h
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *_python_path()])},
             start_new_session=True,
         )
+
+
+def _say(server: "subprocess.Popen[bytes]", line: str) -> None:
     assert server.stdin is not None  # noqa: S101 - a pipe, as asked for
     with suppress(BrokenPipeError):
-        server.stdin.write(exports.to_json().encode())
+        server.stdin.write(line.encode())
+        server.stdin.flush()
+
+
+def _close(server: "subprocess.Popen[bytes]") -> None:
+    assert server.stdin is not None  # noqa: S101 - a pipe, as asked for
+    with suppress(BrokenPipeError):
         server.stdin.close()
 
 
@@ -124,7 +178,16 @@ def end(held: Path) -> None:
 def pid_of(held: Path) -> int | None:
     """The process that holds the lock, if it is a server of ours."""
     try:
-        pid = int(json.loads(held.read_text())["pid"])
+        pid = int(_holder(held)["pid"])
         return pid if _PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _holder(held: Path) -> dict[str, Any]:
+    """What the lock's holder, or its last one, wrote into it; nothing while it writes."""
+    try:
+        found = json.loads(held.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

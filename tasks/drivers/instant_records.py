@@ -18,9 +18,14 @@ def exports_lock(store: Store, record: InstantVm) -> Path:
     return folder_of(store) / f"{slug(record.uuid)}.exports"
 
 
+def paths(store: Store) -> list[Path]:
+    """The records' files, those that cannot be read, too."""
+    return sorted(folder_of(store).glob("[!.]*.json"))
+
+
 def all_of(store: Store) -> list[InstantVm]:
     """The VMs that run from the store, oldest first."""
-    found = [listed_model(path, InstantVm) for path in folder_of(store).glob("[!.]*.json")]
+    found = [listed_model(path, InstantVm) for path in paths(store)]
     return sorted((record for record in found if record is not None), key=lambda record: record.started)
 
 

@@ -8,6 +8,7 @@ It outlives whoever started it: a VM that runs from the store must not stop beca
 meanwhile, by which it is found, and ends with SIGTERM.
 """
 
+import hashlib
 import json
 import logging
 import secrets
@@ -32,6 +33,8 @@ LOOK_EVERY_S = 0.1
 AGAIN_AFTER_S = 2.0
 LOCK_WAIT_S = 3
 SSH = "ssh"
+GO = "go\n"
+"""What the one who began us says once he has seen us hold the lock. Until then we are not found, and outlive nobody."""
 log = logging.getLogger(__name__)
 _TAKE = """
 umask 077
@@ -52,7 +55,7 @@ A new socket takes the name in one step: sshd itself would not bind to a name th
 
 @dataclass(frozen=True)
 class Exports:
-    """What is exported, and where to; the server reads it from its standard input."""
+    """What is exported, and where to; the first line that the server reads from its standard input."""
 
     what: str
     lock: Path
@@ -60,6 +63,12 @@ class Exports:
     owner: str
     sockets: dict[str, str]
     """Names for qemu-nbd that state a file's format, by the sockets' paths on the KVM host, whose folder is there."""
+
+    @property
+    def mark(self) -> str:
+        """What is served, in short; the lock's holder says it."""
+        served = json.dumps([self.owner, self.sockets], sort_keys=True)
+        return f"serves {hashlib.sha256(served.encode()).hexdigest()[:16]}"
 
     def to_json(self) -> str:
         """As the server reads it."""
@@ -123,14 +132,17 @@ def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main() -> int:
-    """Export until SIGTERM; status 11 when another one does already."""
+    """Export until SIGTERM; status 11 when another one does already, 1 when nobody waits for the lock to be held."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     signal.signal(signal.SIGTERM, _end)
-    exports = Exports.from_json(sys.stdin.read())
+    exports = Exports.from_json(sys.stdin.readline())
     try:
         # Who asks whether we run has the lock for a moment.
-        turn = lock.one_of([exports.lock], exports.what, wait_s=LOCK_WAIT_S)
+        turn = lock.one_of([exports.lock], exports.what, exports.mark, wait_s=LOCK_WAIT_S)
         with turn, tempfile.TemporaryDirectory(prefix="gbs-instant-") as folder:
+            if sys.stdin.readline() != GO:
+                log.info("%s: who began it was killed", exports.what)
+                return 1
             server = _Server(exports, Path(folder))
             log.info("%s begins", exports.what)
             try:

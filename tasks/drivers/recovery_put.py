@@ -75,9 +75,14 @@ def _records(store: Store) -> Path:
     return store.recovery("any").with_name(".put")
 
 
+def paths(store: Store) -> list[Path]:
+    """The records' files, those that cannot be read, too."""
+    return sorted(_records(store).glob("*/*.json"))
+
+
 def unfinished(store: Store) -> list[PutRecord]:
     """The recoveries and drills that have not ended, those that run now, too."""
-    found = (listed_model(path, PutRecord) for path in sorted(_records(store).glob("*/*.json")))
+    found = (listed_model(path, PutRecord) for path in paths(store))
     return [record for record in found if record is not None]
 
 

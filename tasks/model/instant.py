@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from tasks.model.manifest import DiskRecord
 from tasks.model.recovery import Step
 from tasks.model.recovery_plan import Plan
+from tasks.model.recovery_record import FileId, PutFile
 from tasks.model.window import Layer
 
 CLUSTER_BYTES = 65536
@@ -51,11 +52,20 @@ class InstantDisk(_Frozen):
     size_bytes: int
     moved_bytes_at_most: int
     """What the file takes on this server, which the overlay may grow by."""
+    made: FileId | None = None
+    """Which file the overlay is; None until it was made."""
+
+    @property
+    def file(self) -> PutFile:
+        """The overlay, as what is known of it."""
+        return PutFile(role=self.target, path=self.overlay, **(self.made._asdict() if self.made else {}))
 
 
 class InstantVm(_Frozen):
     """The record of a VM that runs from the store; it lies in the store until the VM is kept or abandoned."""
 
+    run: str = ""
+    """Marks the VM's definition: one of its UUID that does not bear it is somebody else's."""
     vm: str
     uuid: str
     kvm_host: str

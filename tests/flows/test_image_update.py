@@ -17,12 +17,15 @@ from flows.kvmimg_get import kvmimg_get
 from flows.kvmimg_update import kvmimg_update as kvmimg_update_flow
 from flows.nightly import nightly as nightly_flow
 from tasks import places
-from tasks.drivers import appliance
+from tasks.drivers import appliance, instant_records
 from tasks.drivers.appliance import DiskFile, UpdateResult
+from tasks.drivers.recovery_put import Ledger
+from tasks.drivers.store import write_model
 from tasks.errors import ImageUnfit, IntegrityError, NothingToRecover, StoreError, UnknownName
-from tasks.model.manifest import ImageManifest
+from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import new_id
-from tests.flows.fake_site import FakeSite
+from tasks.model.recovery_record import PutRecord
+from tests.flows.fake_site import UUID, FakeSite
 
 nightly: Any = nightly_flow
 kvmimg_update: Any = kvmimg_update_flow
@@ -89,6 +92,28 @@ def test_image_of_no_use_gives_way_to_the_one_before_and_the_outcome_says_so(
     assert newer.id in warning
     assert f"image {older.id} was taken instead" in warning
     assert _left(site) == []
+
+
+@pytest.mark.parametrize("named", ["by nothing", "by a recovery", "by a VM that runs", "by what cannot be read"])
+def test_copy_of_a_recovery_that_was_killed_before_it_was_noted_goes_with_the_next_update(
+    site: FakeSite, images: tuple[ImageManifest, ImageManifest], named: str
+) -> None:
+    made = kvmimg_update("web1")
+    copy = made.model_copy(update={"passing": True, "folder": made.folder.with_name("20260101T000000Z")})
+    write_model(made.folder.rename(copy.folder) / MANIFEST, copy)
+    store, text = places.store(), f'{{"working_copy": "{copy.folder}"}}'
+    if named == "by a recovery":
+        known = {"run": "r", "vm": "web1", "kvm_host": "kvm1", "name": "web1", "uuid": UUID, "image": "i"}
+        record = PutRecord(**known, night="n", isolated=False, files=(), working_copy=str(copy.folder))
+        Ledger(store, "kvm1", UUID).write(record)
+    elif named != "by nothing":
+        path = instant_records.folder_of(store) / f"{UUID}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(text if named == "by a VM that runs" else f"{text} and more")
+    other = kvmimg_update("web1")
+    assert other.folder != copy.folder
+    assert other.folder.is_dir()
+    assert copy.folder.exists() == (named != "by nothing")
 
 
 def test_image_that_was_asked_for_is_taken_and_never_another(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tasks import instant as steps
-from tasks.drivers import instant, instant_export, instant_records, recovery_target, vm_parts
+from tasks.drivers import appliance, instant, instant_export, instant_records, recovery_target, vm_parts
+from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.recovery_target import refused
 from tasks.drivers.store import Store
 from tasks.errors import HypervisorError, RecoveryRefused, StoreError, Unreachable
@@ -38,15 +39,21 @@ class FakeKvmHost:
         for name, value in changes.items():
             setattr(self, name, value)
 
+    def make_overlays(self, _shell: Any, record: InstantVm, _zeroes: Any) -> InstantVm:
+        self.do("make overlays")
+        return record
+
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(recovery_target, "pools", lambda *_: {})
         patch.setattr(recovery_target, "clashes", lambda *_: list(self.in_the_way))
         patch.setattr(recovery_target, "room", lambda *_: [])
         patch.setattr(recovery_target, "capabilities", lambda *_, **__: (Fit(), []))
-        patch.setattr(instant, "make_overlays", lambda *_: self.do("make overlays"))
+        patch.setattr(instant, "require_room", lambda *_: None)
+        patch.setattr(instant, "make_overlays", self.make_overlays)
         patch.setattr(instant, "start", lambda *_: self.do("start", known=True, active=True))
         patch.setattr(instant, "start_again", lambda *_: self.do("start again", active=True))
         patch.setattr(instant, "is_active", lambda *_: self.active if self.known else None)
+        patch.setattr(instant, "is_known", lambda *_: self.known)
         patch.setattr(instant, "resume", lambda *_: False)
         patch.setattr(instant, "move", lambda *_: self.do("move", moved=True))
         patch.setattr(instant, "remove", lambda *_: self.do("remove", known=False, active=False))
@@ -221,6 +228,83 @@ def test_vm_whose_host_was_restarted_is_said_and_started_again_with_what_it_wrot
     started = json.loads(run("instant", "start", "web1", "--hold", "--json").out)
     assert (started["done"], kvm.did) == ("started", ["export", "export", "start again"])
     assert not any("shut off" in note for note in started["notes"])
+
+
+def pull_web1(run: Any) -> None:  # noqa: F811
+    for stage in ("prepare", "overnight"):
+        assert run("run", stage, "--client", "web1").code == 0
+
+
+def test_vm_that_came_back_while_its_image_was_updated_is_not_started(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pull_web1(run)
+
+    def update(*_: Any, **__: Any) -> UpdateResult:
+        site.answering = {"web1"}
+        return UpdateResult(1, 0, 4, 1.0, 1.0)
+
+    monkeypatch.setattr(appliance, "update_files", update)
+    ended = run("instant", "start", "web1", "--from", "latest")
+    assert (ended.code, record_of(site)) == (1, None)
+    assert "web1 still answers at its address" in ended.errors[0]
+    assert kvm.did == ["remove", "end export", "forget sockets"]
+    assert list(site.store.glob("recovery/web1/*")) == []
+    site.answering = set()
+    monkeypatch.setattr(appliance, "update_files", lambda *_, **__: UpdateResult(1, 0, 4, 1.0, 1.0))
+    assert run("instant", "start", "web1", "--from", "latest", "--hold").code == 0
+    assert kvm.did[-4:] == ["export", "make overlays", "read exports", "start"]
+    record = record_of(site)
+    assert record is not None
+    assert record.run, "it marks the VM"
+    assert record.run in record.xml
+
+
+@pytest.mark.parametrize("where", ["another host", "its address"])
+def test_vm_that_was_off_and_came_back_elsewhere_is_not_started_again(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    hosts = {name: {"address": f"{name}.test", "paths": ["/etc"]} for name in ("kvm1", "kvm2")}
+    site.declare(hosts, site.clients())
+    assert run("apply").code == 0
+    found = dict[str, Any]()
+    monkeypatch.setattr(recovery_target, "runs", lambda host, _: found.get(host.name))
+    assert run("instant", "start", "web1", "--hold").code == 0
+    kvm.active = False
+    if where == "its address":
+        site.answering = {"web1"}
+    else:
+        found["kvm2"] = SimpleNamespace(name="web1")
+    ended = run("instant", "start", "web1")
+    assert ended.code == 1
+    assert "it still runs on kvm2" in ended.errors[0] or "web1 still answers at its address" in ended.errors[0]
+    assert "start again" not in kvm.did
+    record = record_of(site)
+    assert record is not None
+    assert record.state is InstantState.OFF
+
+
+def test_recovery_is_refused_while_the_vm_is_held_in_the_store_but_not_a_second_one(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+) -> None:
+    pull_web1(run)
+    assert run("instant", "start", "web1", "--hold").code == 0
+    ended = run("recover", "vm", "web1", "--yes")
+    assert ended.code == 1
+    assert "end that first: gbs instant keep web1, or gbs instant abandon web1" in ended.errors[0]
+    for words in (("--as", "web2"), ("--isolated",)):
+        assert run("recover", "vm", "web1", "--dry-run", *words).code == 0
+    assert run("instant", "abandon", "web1", "--yes").code == 0
+    assert run("recover", "vm", "web1", "--dry-run").code == 0
 
 
 def test_vm_that_is_kept_while_it_is_off_is_not_said_to_run(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811

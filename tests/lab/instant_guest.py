@@ -55,7 +55,7 @@ class Instantly:
         instant_export.launch(self.host, self.shell, self.target, self.record, self.held)
         shell, disks = LocalShell(), self.record.disks if noted else ()
         zeroes = {disk.target: qemu_img.zeroes(shell, disk.served, deadline_s=30) for disk in disks}
-        instant.make_overlays(self.shell, self.record, zeroes)
+        self.record = instant.make_overlays(self.shell, self.record, zeroes)
         instant_export.prove(self.shell, self.record, self.held)
         instant.start(self.host, self.record)
 
@@ -155,6 +155,7 @@ def make_image(
             uuid=ident,
             domain_type="qemu" if "type='qemu'" in guest.domain_xml() else "kvm",
             formats={"vda": "qcow2"},
+            run=name,
         ),
     ).xml
     disk = InstantDisk(
@@ -165,6 +166,7 @@ def make_image(
         moved_bytes_at_most=image.stat().st_blocks * 512,
     )
     record = InstantVm(
+        run=name,
         vm=name,
         uuid=ident,
         kvm_host="kvm1",

@@ -18,11 +18,11 @@ import pytest
 
 from tasks import instant as steps
 from tasks import places, recovery_assessment
-from tasks.drivers import instant, instant_export, instant_records, libvirt_host, ssh
+from tasks.drivers import instant, instant_export, instant_records, libvirt_host, recovery_files, ssh
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
 from tasks.drivers.store import Store
-from tasks.errors import HypervisorError, LeftBehind, RecoveryRefused
+from tasks.errors import CommandFailed, HypervisorError, LeftBehind, RecoveryRefused
 from tasks.model.domain_recovery import Rewritten
 from tasks.model.instant import InstantState, on_overlays
 from tasks.model.recovery import Original
@@ -204,6 +204,41 @@ def test_what_is_zero_in_the_image_is_known_in_the_overlay_and_never_read_from_t
     assert "identical" in subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
+def test_vm_that_somebody_put_in_its_place_is_never_taken_for_it(instantly: Callable[..., Instantly]) -> None:
+    vm = instantly()
+    definition, made = vm.record.xml, vm.record
+    # No run of ours made an overlay; meanwhile its operator has put the disk back and started it as it was.
+    vm.kvm.run(["qemu-img", "create", "-q", "-f", "qcow2", vm.path, "64M"])
+    xml = definition.replace(definition[definition.index("<metadata>") : definition.index("<devices>")], "")
+    vm.host.define(xml, vm.name)
+    vm.kvm.virsh("start", vm.name)
+    with pytest.raises(CommandFailed):
+        instant.make_overlays(vm.shell, made, {})
+    assert not instant.is_known(vm.host, made)
+    instant.remove(vm.host, vm.shell, made)
+    assert vm.state().startswith("running")
+    assert vm.overlay().exists()
+    with pytest.raises(LeftBehind, match="not marked as the VM that was started there"):
+        instant.move(vm.host, vm.shell, made)
+    with pytest.raises(LeftBehind, match="not marked"):
+        instant.is_active(vm.host, made)
+    (found,) = recovery_files.identify(vm.shell, [vm.path])
+    noted = made.model_copy(update={"disks": (made.disks[0].model_copy(update={"made": found}),)})
+    with pytest.raises(LeftBehind, match=f"VM {vm.name} has it"):  # the mark was taken from ours
+        instant.remove(vm.host, vm.shell, noted)
+    assert vm.overlay().exists()
+    vm.kvm.virsh("destroy", vm.name)
+    vm.kvm.virsh("undefine", vm.name)
+    vm.overlay().rename(vm.overlay().with_suffix(".kept"))
+    vm.kvm.run(["qemu-img", "create", "-q", "-f", "qcow2", vm.path, "64M"])
+    instant.remove(vm.host, vm.shell, noted)
+    assert vm.overlay().exists(), "another file, by the name of the one that was made"
+    vm.overlay().unlink()
+    vm.overlay().with_suffix(".kept").rename(vm.overlay())
+    instant.remove(vm.host, vm.shell, noted)
+    assert not vm.overlay().exists()
+
+
 def test_tasks_plan_start_and_move_an_image_and_undo_a_start_that_was_killed(
     instantly: Callable[..., Instantly], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -218,7 +253,7 @@ def test_tasks_plan_start_and_move_an_image_and_undo_a_start_that_was_killed(
     plan = on_overlays(recovery_assessment.plan.fn(original, order), image.disks)
 
     def assess() -> Rewritten:
-        return recovery_assessment.assess_at_once.fn(original, order, plan)
+        return recovery_assessment.assess_at_once.fn(original, order, plan, "run-1")
 
     planned = steps.record_of.fn(original, plan, assess())
     assert planned.disks == vm.record.disks
@@ -230,8 +265,8 @@ def test_tasks_plan_start_and_move_an_image_and_undo_a_start_that_was_killed(
     steps.forget.fn(planned)
     vm.assert_nothing_left()
     vm.kvm.run(["qemu-img", "create", "-q", "-f", "qcow2", vm.path, "64M"])
-    with pytest.raises(LeftBehind, match="not an overlay on the store"):
-        instant.remove(vm.host, vm.shell, planned)
+    instant.remove(vm.host, vm.shell, planned)
+    assert vm.overlay().exists(), "it is no overlay on the store: somebody else's"
     with pytest.raises(RecoveryRefused, match="never overwritten"):
         assess()
     vm.overlay().unlink()
@@ -276,7 +311,7 @@ def test_vm_whose_host_was_restarted_starts_again_with_all_that_it_wrote(
         off = steps.serve.fn(cut_off)
         assert (off.state, vm.state().partition(" ")[0]) == (InstantState.OFF, "shut")
         assert vm.record_now() >= before
-        assert steps.serve.fn(off, start=True).state is InstantState.RUNNING
+        assert steps.start_again.fn(off).state is InstantState.RUNNING
         vm.wait_for(lambda: vm.record_now() > before + 100)
         steps.abandon.fn(off)
         vm.assert_nothing_left()

@@ -1,16 +1,26 @@
 """A VM that runs from the store: its definition, its disks' new names, and the lock by which its exports are found."""
 
 import os
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tasks.drivers import instant_export, lock
+from tasks.drivers.host_shell import LocalShell
+from tasks.drivers.instant_server import Exports
+from tasks.errors import CommandFailed
 from tasks.model.instant import InstantDisk, InstantState, InstantVm, notable, overlay_of
 from tasks.model.instant_xml import baselabel, off_the_store, on_the_store, still_on_the_store
 from tasks.model.manifest import DiskRecord
+from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Layer
 
 UUID = "6d0fa9b4-6d5c-4f0e-9d59-0c5d7ad2c001"
@@ -100,6 +110,61 @@ def test_exports_are_found_by_their_lock_and_only_our_server_is_ever_ended(tmp_p
     assert not instant_export.runs(held)
     instant_export.end(held)
     assert not held.exists()
+
+
+@pytest.fixture
+def kvm(tmp_path: Path) -> Iterator[tuple[Any, SshTarget]]:
+    """A KVM host whose sshd does not answer, and the folder of the sockets, which is on this machine."""
+    for name in ("key", "known_hosts"):
+        (tmp_path / name).touch()
+    target = SshTarget("kvm1", "127.0.0.1", "root", 1, tmp_path / "key", tmp_path / "known_hosts")
+    yield SimpleNamespace(call=lambda *_: "<capabilities><host/></capabilities>"), target
+    shutil.rmtree(record().folder, ignore_errors=True)
+
+
+def serving(path: Path) -> InstantVm:
+    """The record of a VM that runs from this file."""
+    path.touch()
+    os.truncate(path, 1 << 20)
+    served = {"served": Layer(path=str(path), format="raw")}
+    return record().model_copy(update={"disks": (record().disks[0].model_copy(update=served),)})
+
+
+def test_exports_can_be_ended_as_soon_as_they_are_launched_and_those_of_another_image_are_not_taken(
+    tmp_path: Path, kvm: tuple[Any, SshTarget]
+) -> None:
+    (host, target), held, shell = kvm, tmp_path / "exports", LocalShell()
+    first, second = serving(tmp_path / "first.raw"), serving(tmp_path / "second.raw")
+    instant_export.launch(host, shell, target, first, held)
+    pid = instant_export.pid_of(held)
+    assert pid is not None, "it holds its lock"
+    instant_export.launch(host, shell, target, first, held)
+    assert instant_export.pid_of(held) == pid
+    instant_export.launch(host, shell, target, second, held)
+    assert instant_export.pid_of(held) not in (None, pid)
+    instant_export.end(held)
+    assert not held.exists()
+
+
+def test_exports_that_do_not_begin_are_said_and_nothing_runs_on(
+    tmp_path: Path, kvm: tuple[Any, SshTarget], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (host, target), held = kvm, tmp_path / "exports"
+    monkeypatch.setattr(instant_export, "_PROGRAM", "tasks.drivers.no_such_program")
+    with pytest.raises(CommandFailed, match="export of web1 failed with status 1: it has not begun; see "):
+        instant_export.launch(host, LocalShell(), target, serving(tmp_path / "first.raw"), held)
+    assert "no_such_program" in instant_export.log_of(held).read_text()
+    assert not instant_export.runs(held)
+
+
+def test_exports_whose_beginner_is_killed_before_he_saw_them_do_not_run_on(tmp_path: Path) -> None:
+    target = SshTarget("kvm1", "127.0.0.1", "root", 1, tmp_path / "key", tmp_path / "known_hosts")
+    exports = Exports("export of web1", tmp_path / "exports", target, "0:0", {})
+    argv = [sys.executable, "-m", "tasks.drivers.instant_server"]
+    done = subprocess.run(argv, input=f"{exports.to_json()}\n", text=True, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert "who began it was killed" in done.stderr
+    assert not instant_export.runs(exports.lock)
 
 
 def test_only_whole_clusters_of_large_zeroes_are_noted_in_requests_that_qemu_takes() -> None:
