@@ -31,6 +31,7 @@ from tasks.errors import (
     CommandTimedOut,
     ConfigError,
     IntegrityError,
+    LeftBehind,
     NothingToRecover,
     RecoveryRefused,
     RestoreFailed,
@@ -400,6 +401,73 @@ def test_old_database_that_could_not_be_put_aside_is_there_as_it_was(
     with pytest.raises(CommandTimedOut):
         recover_database("db1", name, replace=True)
     assert db1.engine(engine, "read_back", name) == before
+
+
+def test_old_database_whose_drop_was_refused_keeps_what_was_written_since_it_was_dumped(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, sleeping = "busy", "SELECT SLEEP(999)"
+    db1.engine("mariadb", "fill", name)
+    dumped(nights, db1, "mariadb", name)
+    real = recovering.drop
+
+    def sql(text: str) -> str:
+        return db1.run(["mariadb", "-N", "-D", name, "-e", text]).stdout
+
+    def refused(*words: Any) -> None:
+        """A reader's open transaction holds the table; it has ended when the old database would be brought back."""
+        sql("INSERT INTO t VALUES (5001, 'written since'); SET GLOBAL lock_wait_timeout = 1")
+        reader = [*db1.enter(), "mariadb", "-D", name, "-e", f"START TRANSACTION; SELECT n FROM t LIMIT 1; {sleeping}"]
+        with subprocess.Popen(reader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            query = f"SELECT id FROM information_schema.processlist WHERE info = '{sleeping}'"
+            while not (holder := sql(query).strip()):
+                pass
+            try:
+                real(*words)
+            finally:
+                sql(f"SET GLOBAL lock_wait_timeout = 86400; KILL {holder}")
+
+    monkeypatch.setattr(recovering, "drop", refused)
+    with pytest.raises(RestoreFailed, match="Lock wait timeout exceeded"):
+        recover_database("db1", name, replace=True)
+    assert sql("SELECT m FROM t WHERE n = 5001") == "written since\n"
+
+
+def test_old_database_that_was_dropped_by_half_is_brought_back(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db1.engine("mariadb", "fill", "halved")
+    db1.run(["mariadb", "-D", "halved", "-e", "CREATE TABLE first (n int)"])
+    before = db1.engine("mariadb", "read_back", "halved")
+    dumped(nights, db1, "mariadb", "halved")
+
+    def breaks(*_: Any) -> None:
+        db1.run(["mariadb", "-D", "halved", "-e", "DROP TABLE t"])
+        raise CommandTimedOut("drop", 60, "")
+
+    monkeypatch.setattr(recovering, "drop", breaks)
+    with pytest.raises(CommandTimedOut):
+        recover_database("db1", "halved", replace=True)
+    assert db1.engine("mariadb", "read_back", "halved") == before
+
+
+def test_undo_of_a_drop_of_which_it_is_not_known_what_it_did_says_how_to_see_it(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db1.engine("mariadb", "fill", "unsure")
+    dumped(nights, db1, "mariadb", "unsure")
+
+    def breaks(*_: Any) -> None:
+        monkeypatch.setattr(recovering, "is_there", fails)
+        raise CommandTimedOut("drop", 60, "")
+
+    def fails(*_: Any) -> None:
+        raise RestoreFailed("mariadb database 'unsure' on db1", "the server has gone away")
+
+    monkeypatch.setattr(recovering, "drop", breaks)
+    with pytest.raises(LeftBehind) as left:
+        recover_database("db1", "unsure", replace=True)
+    assert re.search(r"undo with: leave it if it has its 1 tables; else drop what .* kept as /var", str(left.value))
 
 
 def test_database_that_came_while_the_dump_was_sent_refuses_the_run(
