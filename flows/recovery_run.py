@@ -52,6 +52,8 @@ class RecoveryRun:
     dropped: tuple[str, ...] = ()
     image: str = ""
     """The image that was updated; empty when an earlier run had done that."""
+    instead_of: str = ""
+    """The image that was chosen first, where it was given up for an older one."""
     bytes_moved: int = 0
 
 
@@ -102,9 +104,9 @@ def _of_image(run: RecoveryRun, image: str, rewritten: Rewritten) -> Rewritten:
     """The definition, all noted anew if an older image had to be taken: its disks and parts may differ."""
     if image == run.sources.image.id:
         return rewritten
-    asked_for, run.sources = run.sources.image.id, updating.with_image(run.sources, image)
+    run.instead_of, run.sources = run.sources.image.id, updating.with_image(run.sources, image)
     run.plan = recovery_assessment.plan(run.sources, run.order)
-    return begin(run, asked_for)
+    return begin(run, run.instead_of)
 
 
 def restore_each(run: RecoveryRun, restore: Restore) -> None:

@@ -176,20 +176,34 @@ def test_recovery_while_the_old_system_answers_is_refused_and_one_beside_it_is_n
     assert site.count("answer", "web1") == 0
 
 
-def test_an_older_image_that_had_to_be_taken_comes_back_with_its_own_disks_and_parts(
-    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def newer_and_damaged() -> str:
+    """Take one more image of web1, and damage it; its id."""
     ((folder, older),) = places.store().images_of("web1")
     while new_id(datetime.now(UTC)) <= older.id:
         time.sleep(0.05)
     newer = kvmimg_get("web1", full=True)
+    with (folder.parent / newer.id / newer.disks[0].file).open("r+b") as file:
+        file.write(b"damage")
+    return str(newer.id)
+
+
+def test_recovery_with_a_warning_ends_with_exit_code_3(site: FakeSite, target: Target, run: Any) -> None:  # noqa: F811
+    damaged = newer_and_damaged()
+    ended = run("recover", "vm", "web1", "--yes")
+    assert ended.code == 3
+    assert (damaged in ended.out, "was taken instead" in " ".join(ended.out.split())) == (True, True)
+
+
+def test_an_older_image_that_had_to_be_taken_comes_back_with_its_own_disks_and_parts(
+    site: FakeSite, target: Target
+) -> None:
+    ((folder, older),) = places.store().images_of("web1")
+    newer_and_damaged()
     (folder / "kernel").write_bytes(b"kernel")
     disk = older.disks[0].model_copy(update={"source": "/images/older.qcow2", "source_format": "qcow2"})
     parts = older.parts.model_copy(update={"files": {"kernel": "kernel"}})
     changed = {"disks": (disk,), "parts": parts, "files": (*older.files, record(folder / "kernel", folder))}
     write_model(folder / MANIFEST, older.model_copy(update=changed))
-    with (folder.parent / newer.id / newer.disks[0].file).open("r+b") as file:
-        file.write(b"damage")
     recovered = recover_vm("web1")
     assert (recovered.image, recovered.disks[0].path) == (older.id, "/images/older.qcow2")
     assert target.done == ["place vda", "place kernel", "start"]
