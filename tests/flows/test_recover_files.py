@@ -170,6 +170,41 @@ def test_files_inside_an_image_are_found_and_compared_with_a_night(nights: FakeS
         gbs_says("diff", "db1", "image:latest", "latest", "/etc/hosts", "--content")
 
 
+def test_files_of_what_an_image_could_not_mount_are_not_said_to_be_gone(nights: FakeSite, tmp_path: Path) -> None:
+    """A real image whose second file system is damaged, in libguestfs's real appliance."""
+    tree, image = tmp_path / "tree", nights.store / "images/kvm1/db1/20261124T000000Z/vda.raw"
+    for name, text in {"etc/fstab": "/dev/sda1 / ext4 rw 0 1\n/dev/sda2 /srv ext4 rw 0 2\n", "srv/below": "x"}.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    (tree / "etc/os-release").write_text("ID=debian\nVERSION_ID=12\n")
+    for name in ("bin", "lib", "usr", "var", "boot"):
+        (tree / name).mkdir()
+    image.parent.mkdir(parents=True)
+    layout = "label: dos\nstart=2048, size=40960, type=83\nstart=43008, size=20480, type=83\n"
+    image.touch()
+    os.truncate(image, 32 << 20)
+    subprocess.run(["sfdisk", "-q", str(image)], input=layout.encode(), check=True)
+    for sectors, start, what in ((40960, 2048, ["-d", str(tree)]), (20480, 43008, [])):
+        made = ["mke2fs", "-q", "-t", "ext4", *what, "-E", f"offset={start * 512}", str(image), f"{sectors // 2}k"]
+        subprocess.run(made, check=True)
+    with image.open("r+b") as file:
+        file.seek(43008 * 512 + 1024 + 4)
+        file.write(b"\xff" * 52)  # more blocks than there is room for; it is ext4 still
+    write_model(image.parent / "manifest.json", pulled_image(vm="db1"))
+
+    def gbs_says(*words: str) -> tuple[int, Any, str]:
+        done = CliRunner().invoke(gbs, [*words, "--json"], catch_exceptions=False, standalone_mode=False)
+        return done.return_value, json.loads(done.stdout), " ".join(done.stderr.split())
+
+    said = "warning: image 20261124T000000Z: a file system of the guest could not be mounted, so not looked at: /srv: "
+    code, rows, warned = gbs_says("diff", "db1", "image:latest", "latest", "/")
+    assert ([row["path"] for row in rows if row["path"].startswith("/srv")], code) == ([], 3)
+    assert "/etc/fstab" in [row["path"] for row in rows]
+    assert said in warned
+    code, rows, warned = gbs_says("find", "db1", "below", "--images")
+    assert (code, rows, said in warned) == (3, [], True)
+
+
 @pytest.mark.parametrize("where", ["overnight/db1/data", "images", "", "far", "far/db1", "link", "above"])
 def test_files_never_come_among_the_backups(nights: FakeSite, tmp_path: Path, where: str) -> None:
     (tmp_path / "link").symlink_to(nights.permanent)
