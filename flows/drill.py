@@ -90,7 +90,8 @@ def drill_vm(vm: str, night: str, to: str | None) -> StageResult:
         if running.outcome is Outcome.OK and drilled.run and not (drilled.run.probes or drilled.run.databases):
             running.say(Outcome.WARNING, "it booted, and nothing more was asked of it: declare probes for its client")
     for warning in drilled.run.warnings if drilled.run else ():
-        running.say(Outcome.OK, warning)
+        # It is the newest image that is to be proven. What a good one boots without is only to be known.
+        running.say(Outcome.WARNING if drilled.run and drilled.run.instead_of else Outcome.OK, warning)
     kept = drilled.record(running.result())
     with stage(client, "drill") as keeping:
         drilling.keep(kept, drilled.shown)
@@ -145,7 +146,8 @@ def _clear(plan: Plan) -> None:
             except Unreachable as exc:
                 if left.kvm_host == plan.kvm_host:
                     raise
-                log.warning("%s: %s", left.line, exc)
+                # It is this drill that holds the lock by which one is known to run.
+                log.warning("%s: %s", left.model_copy(update={"runs": False}).line, exc)
 
 
 def reconcile_drills(vm: str | None) -> None:

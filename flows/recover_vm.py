@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.instant_vm import instant_vm
 from flows.kvmimg_update import choose
 from flows.recovery_approval import require_approval
-from flows.recovery_run import RecoveryRun, begin, planned, put, serve
+from flows.recovery_run import RecoveryRun, begin, planned, put, restore_each, serve
 from flows.run_name import of_recovery
 from flows.vm_name import KvmHostName, VmName
 from tasks import places, recovery, recovery_assessment
@@ -18,6 +18,7 @@ from tasks.model.assessment import BOOT, DEFINE, Assessment
 from tasks.model.assessment_words import markdown
 from tasks.model.domain_xml import parse_domain
 from tasks.model.instant import Instant
+from tasks.model.manifest import DumpRecord
 from tasks.model.names import human_age
 from tasks.model.recovery import Recovered, Sources
 from tasks.model.recovery_plan import Order, parse_networks
@@ -88,8 +89,8 @@ def _recover(run: RecoveryRun) -> Recovered:
     """Until the VM answers a failure removes what this run made; what a killed one had started is never removed."""
     earlier = recovery.settle(run.sources, run.plan)
     if earlier is not None:
-        _go_on(run, earlier)
-        return _finish(run)
+        used = _go_on(run, earlier)
+        return _finish(run, earlier if used else None)
     rewritten = begin(run)
     try:
         put(run, rewritten)
@@ -100,10 +101,11 @@ def _recover(run: RecoveryRun) -> Recovered:
     return _finish(run)
 
 
-def _go_on(run: RecoveryRun, earlier: PutRecord) -> None:
-    """Somebody may have used the VM since an earlier run started it: LeftBehind when it does not answer now."""
+def _go_on(run: RecoveryRun, earlier: PutRecord) -> bool:
+    """Whether somebody may have used the VM since an earlier run defined it; LeftBehind when it does not answer now."""
     run.image = earlier.image
-    if not (run.order.apart or recovery.is_running(earlier)):
+    runs = recovery.is_running(earlier)
+    if not (run.order.apart or runs):
         recovery.require_silent(run.sources.client)
     try:
         with run.steps.step(DEFINE):
@@ -112,6 +114,7 @@ def _go_on(run: RecoveryRun, earlier: PutRecord) -> None:
     except GbsError as exc:
         where = f"VM {earlier.name} on {earlier.kvm_host}, of an earlier run,"
         raise LeftBehind(where, str(exc), earlier.removal) from exc
+    return earlier.started or runs
 
 
 def _wait(run: RecoveryRun) -> None:
@@ -124,9 +127,12 @@ def _wait(run: RecoveryRun) -> None:
             recovery.wait_for_agent(run.plan, has_channel, client.boot_deadline_s)
 
 
-def _finish(run: RecoveryRun) -> Recovered:
-    """The VM answers: what fails now is said, and it is its operator's; a run that is killed here is gone on with."""
-    _serve(run)
+def _finish(run: RecoveryRun, used: PutRecord | None = None) -> Recovered:
+    """The VM answers: what fails now is said, and it is its operator's; a run that is killed here is gone on with.
+
+    `used`: the record of the earlier run since which somebody may have used the VM.
+    """
+    _serve(run, used)
     recovery.keep(run.plan)
     recovered = Recovered(
         vm=run.sources.vm,
@@ -151,18 +157,25 @@ def _finish(run: RecoveryRun) -> Recovered:
     return recovered
 
 
-def _serve(run: RecoveryRun) -> None:
-    """Databases and probes; not of a VM that is not reached by its client's address, where the first one may answer."""
-    client = places.client(run.sources.client)
+def _serve(run: RecoveryRun, used: PutRecord | None) -> None:
+    """Databases and probes; not of a VM that is not reached by its client's address, where the first one may answer.
+
+    No dump is loaded over what may have been written since an earlier run started the VM.
+    """
+    name = run.sources.client
     if not run.plan.reached:
         return
+
+    def restore(called: str, dumps: Sequence[DumpRecord]) -> Sequence[str]:
+        names = recovery.restore_databases(name, called, dumps)
+        recovery.note_restored(run.plan, called)
+        return names
+
+    if used is not None:
+        restore_each(run, lambda called, dumps: recovery.require_restored(used, name, called, dumps))
     with places.connections_kept():
-        serve(
-            run,
-            lambda called, dumps: recovery.restore_databases(run.sources.client, called, dumps),
-            client.probes,
-            lambda probe: recovery.probe(run.sources.client, probe),
-        )
+        probes = places.client(name).probes
+        serve(run, None if used else restore, probes, lambda probe: recovery.probe(name, probe))
 
 
 def _publish(recovered: Recovered) -> None:

@@ -52,6 +52,8 @@ class RecoveryRun:
     dropped: tuple[str, ...] = ()
     image: str = ""
     """The image that was updated; empty when an earlier run had done that."""
+    instead_of: str = ""
+    """The image that was chosen first, where it was given up for an older one."""
     bytes_moved: int = 0
 
 
@@ -102,19 +104,24 @@ def _of_image(run: RecoveryRun, image: str, rewritten: Rewritten) -> Rewritten:
     """The definition, all noted anew if an older image had to be taken: its disks and parts may differ."""
     if image == run.sources.image.id:
         return rewritten
-    asked_for, run.sources = run.sources.image.id, updating.with_image(run.sources, image)
+    run.instead_of, run.sources = run.sources.image.id, updating.with_image(run.sources, image)
     run.plan = recovery_assessment.plan(run.sources, run.order)
-    return begin(run, asked_for)
+    return begin(run, run.instead_of)
 
 
-def serve(run: RecoveryRun, restore: Restore, probes: Sequence[Probe], hold: Hold) -> None:
-    """Restore the night's dumps, engine by engine, and run the probes; what goes wrong is a problem of the run."""
-    if run.sources.night.dumps:
+def restore_each(run: RecoveryRun, restore: Restore) -> None:
+    """Have the night's dumps restored, engine by engine; what goes wrong is a problem of the run."""
+    for called in dict.fromkeys(dump.called for dump in run.sources.night.dumps):
+        dumps = [dump for dump in run.sources.night.dumps if dump.called == called]
+        with _noting(run):
+            run.databases += restore(called, dumps)
+
+
+def serve(run: RecoveryRun, restore: Restore | None, probes: Sequence[Probe], hold: Hold) -> None:
+    """Restore the night's dumps, if they are to be, and run the probes; what goes wrong is a problem of the run."""
+    if restore is not None and run.sources.night.dumps:
         with run.steps.step(RESTORE):
-            for called in dict.fromkeys(dump.called for dump in run.sources.night.dumps):
-                dumps = [dump for dump in run.sources.night.dumps if dump.called == called]
-                with _noting(run):
-                    run.databases += restore(called, dumps)
+            restore_each(run, restore)
     if probes:
         with run.steps.step(PROBE):
             for probe in probes:

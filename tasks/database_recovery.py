@@ -96,6 +96,8 @@ class _Change:
 
     old: DumpRecord | str | None
     """What the old database is kept as: its dump, or its other name."""
+    tables: int | None = None
+    """How many the old one had before it was to be dropped; None of one that was not."""
     cleared: bool = False
     """The old one no longer has the name."""
     made: bool = False
@@ -105,6 +107,16 @@ class _Change:
     def kept(self) -> str | None:
         """What operators read for the old one."""
         return self.old.path if isinstance(self.old, DumpRecord) else self.old
+
+    @property
+    def undo(self) -> str:
+        """What an operator does about it."""
+        if self.old is None:
+            return "drop it, it is not whole"
+        back = f"drop what has its name, and bring back the old one, kept as {self.kept}"
+        if self.tables is None or self.cleared:
+            return back
+        return f"leave it if it has its {self.tables} tables; else {back}"
 
 
 @retryable("load database", "load {aim.name} on {aim.client}", retries=0)
@@ -151,6 +163,7 @@ def _kept_as(shell: Shell, aim: Aim, deadline_s: float, *, replace: bool) -> Dum
 def _clear(shell: Shell, aim: Aim, change: _Change, deadline_s: float) -> None:
     """Put the old database aside."""
     if isinstance(change.old, DumpRecord):
+        change.tables = recovering.tables(shell, aim.server, aim.name, deadline_s)
         recovering.drop(shell, aim.server, aim.name, deadline_s)
     elif change.old is not None:
         recovering.rename(shell, aim.server, aim.name, change.old, deadline_s)
@@ -167,15 +180,24 @@ def _take_back(shell: Shell, aim: Aim, change: _Change, deadline_s: float, cause
             recovering.drop(shell, aim.server, aim.name, deadline_s)
         if isinstance(old, DumpRecord) and change.cleared:
             recovering.load(shell, aim.server, old, aim.name, deadline_s)
-        elif isinstance(old, DumpRecord):
-            databases.restore(shell, aim.server, [old], deadline_s)  # half of it may be gone
-        elif old is not None and recovering.is_there(shell, aim.server, old):
+        elif isinstance(old, DumpRecord) and not _is_whole(shell, aim, change, deadline_s):
+            databases.restore(shell, aim.server, [old], deadline_s)
+        elif isinstance(old, str) and recovering.is_there(shell, aim.server, old):
             recovering.rename(shell, aim.server, old, aim.name, deadline_s)
     except GbsError as exc:
         what = f"database {aim.name} of {aim.client}"
-        back = f"drop what has its name, and bring back the old one, kept as {change.kept}"
-        undo = "drop it, it is not whole" if old is None else back
-        raise LeftBehind(what, f"{cause}; then {exc}", undo) from exc
+        raise LeftBehind(what, f"{cause}; then {exc}", change.undo) from exc
+
+
+def _is_whole(shell: Shell, aim: Aim, change: _Change, deadline_s: float) -> bool:
+    """Whether a drop that failed took nothing: what was written since the old one was dumped is in it alone.
+
+    MariaDB drops the tables first, one by one; a count that grew is somebody's new table.
+    """
+    if change.tables is None:
+        return True  # it did not come to the drop
+    there = recovering.is_there(shell, aim.server, aim.name)
+    return there and recovering.tables(shell, aim.server, aim.name, deadline_s) >= change.tables
 
 
 @retryable("remove dump", "remove the dump from {aim.client}", retries=1)

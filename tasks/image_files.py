@@ -14,10 +14,7 @@ from tasks.drivers.file_recovery import Selection
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.listings import lines_of
 from tasks.drivers.progress import reporting
-from tasks.errors import NothingToRecover
-from tasks.model.inventory_systems import Client
 from tasks.model.manifest import LISTING, ImageManifest
-from tasks.model.night_choice import LATEST
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
@@ -30,14 +27,7 @@ def choose(name: str, wanted: str) -> tuple[Path, ImageManifest]:
 
     NothingToRecover with what there is.
     """
-    declared = places.inventory().clients.get(name)
-    vm = declared.vm if isinstance(declared, Client) and declared.vm else name
-    found = places.store().images_of(vm)
-    fitting = [row for row in found if wanted in (LATEST, row[1].id)]
-    if not fitting:
-        listed = ", ".join(image.id for _, image in found) or "none"
-        raise NothingToRecover(f"VM {vm}", f"no image is called {wanted!r}; there are: {listed}")
-    return fitting[0]
+    return places.images_named(name, wanted)[0]
 
 
 @retryable("verify image", "verify image {image.id} of {image.vm}", retries=0)

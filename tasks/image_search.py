@@ -2,16 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from tasks import places
 from tasks.drivers.appliance import DiskFile
-from tasks.drivers.appliance_listing import files_in
+from tasks.drivers.appliance_listing import ImageFiles, files_in
 from tasks.drivers.progress import reporting
-from tasks.errors import NothingToRecover
-from tasks.model.file_history import FileHistory, Found, histories
-from tasks.model.inventory_systems import Client
+from tasks.model.file_history import FileHistory, Found, histories, is_hidden
 from tasks.model.manifest import ImageManifest
-from tasks.model.night_choice import LATEST
 
 log = logging.getLogger(__name__)
 PREFIX = "image:"
@@ -19,20 +17,29 @@ PREFIX = "image:"
 DEADLINE_S = 6 * 3600
 
 
-def find(name: str, pattern: str, wanted: Sequence[str]) -> list[FileHistory]:
-    """The files that the pattern means in images of a VM, or of a client's: all of them, or the ones named."""
-    images = [image for one in wanted for image in _images(name, one)] or _images(name, None)
-    found = {image.id: _files(name, image, pattern=pattern) for image in images}
-    return histories([*found], found)
+def find(name: str, pattern: str, wanted: Sequence[str]) -> tuple[list[FileHistory], tuple[str, ...]]:
+    """The files that the pattern means in images of a VM, or of a client's: all of them, or the ones named.
+
+    With it what could not be looked at, in words.
+    """
+    images = [row for one in wanted for row in places.images_named(name, one)] or places.images_named(name, None)
+    found = {image.id: _look(name, folder, image, pattern=pattern) for folder, image in images}
+    files = {image: looked.files for image, looked in found.items()}
+    hidden = {image: looked.unmounted for image, looked in found.items()}
+    return histories([*found], files, hidden), tuple(words for row in found.items() for words in _words(*row))
 
 
-def files_at(name: str, word: str, below: str) -> dict[str, Found]:
-    """The files at and below a path in the image that `image:ID` or `image:latest` names; each is read there."""
-    return _files(name, _images(name, word.removeprefix(PREFIX))[0], below=below)
+def files_at(name: str, word: str, below: str) -> tuple[dict[str, Found], tuple[str, ...], tuple[str, ...]]:
+    """The files at and below a path in the image that `image:ID` or `image:latest` names; each is read there.
+
+    With it the places that could not be looked at, and the same in words.
+    """
+    folder, image = places.images_named(name, word.removeprefix(PREFIX))[0]
+    looked = _look(name, folder, image, below=below)
+    return looked.files, tuple(looked.unmounted), _words(image.id, looked)
 
 
-def _files(name: str, image: ImageManifest, *, below: str = "/", pattern: str | None = None) -> dict[str, Found]:
-    folder = next(folder for folder, row in places.store().images_of(image.vm) if row.id == image.id)
+def _look(name: str, folder: Path, image: ImageManifest, *, below: str = "/", pattern: str | None = None) -> ImageFiles:
     with reporting(log, f"look into image {image.id} of {name}") as progress:
         found = files_in(
             [DiskFile(folder / disk.file, disk.format) for disk in image.disks],
@@ -41,20 +48,11 @@ def _files(name: str, image: ImageManifest, *, below: str = "/", pattern: str | 
             deadline_s=DEADLINE_S,
             on_progress=lambda text, part: progress.say(text),
         )
-    for reason in found.unmounted:
-        log.warning("image %s: not mounted, so not looked at: %s", image.id, reason)
-    return found.files
+    # What lies in the folder that it would be mounted on is not what the guest has there.
+    files = {path: file for path, file in found.files.items() if not is_hidden(path, found.unmounted)}
+    return ImageFiles(files, found.unmounted)
 
 
-def _images(name: str, wanted: str | None) -> list[ImageManifest]:
-    """The image that a word names, all with None; NothingToRecover with what there is when there is none."""
-    declared = places.inventory().clients.get(name)
-    vm = declared.vm if isinstance(declared, Client) and declared.vm else name
-    images = [image for _, image in places.store().images_of(vm)]
-    fitting = images if wanted is None else [row for row in images if row.id == wanted]
-    if wanted == LATEST:
-        fitting = images[:1]
-    if not fitting:
-        listed = ", ".join(image.id for image in images) or "none"
-        raise NothingToRecover(f"VM {vm}", f"no image is called {wanted!r}; there are: {listed}" if wanted else listed)
-    return fitting
+def _words(image: str, looked: ImageFiles) -> tuple[str, ...]:
+    what = f"image {image}: a file system of the guest could not be mounted, so not looked at"
+    return tuple(f"{what}: {place}: {reason}" for place, reason in looked.unmounted.items())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from prefect.blocks.core import Block
@@ -17,11 +18,13 @@ from tasks.drivers.libvirt_host import Host
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.ssh import Shell
 from tasks.drivers.store import Store
-from tasks.errors import ConfigError, UnknownName
+from tasks.errors import ConfigError, NothingToRecover, UnknownName
 from tasks.model.device import DeviceTarget
 from tasks.model.inventory import Inventory, Policy
 from tasks.model.inventory_devices import Device
 from tasks.model.inventory_systems import Client, System
+from tasks.model.manifest import ImageManifest
+from tasks.model.night_choice import LATEST
 from tasks.model.rsync_daemon import DaemonTarget
 from tasks.model.ssh_target import SshTarget
 
@@ -185,6 +188,21 @@ def image_turn(kvm_host_name: str, wait_s: float) -> Iterator[None]:
             slots = [ours.lock("images", f"{name}-{number}") for number in range(count)]
             stack.enter_context(lock.one_of(slots, what, wait_s=wait_s))
         yield
+
+
+def images_named(name: str, wanted: str | None) -> list[tuple[Path, ImageManifest]]:
+    """The image that a word names (`latest`, or an id) of a VM, or of the VM that a client is; all with None.
+
+    NothingToRecover with what there is.
+    """
+    declared = inventory().clients.get(name)
+    vm = declared.vm if isinstance(declared, Client) and declared.vm else name
+    found = store().images_of(vm)
+    fitting = found[:1] if wanted == LATEST else [row for row in found if wanted in (None, row[1].id)]
+    if not fitting:
+        listed = ", ".join(image.id for _, image in found) or "none"
+        raise NothingToRecover(f"VM {vm}", f"no image is called {wanted!r}; there are: {listed}" if wanted else listed)
+    return fitting
 
 
 def forget_blocks() -> None:

@@ -6,11 +6,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tasks import places
 from tasks.drivers import guest_agent, host_files, probes, recovery_put, rsync, ssh
 from tasks.drivers.databases.back import bring_back, names_of
+from tasks.drivers.databases.recovering import RECOVERING
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
 from tasks.drivers.recovery_put import Ledger
@@ -202,6 +203,30 @@ def restore_databases(client: str, called: str, dumps: Sequence[DumpRecord]) -> 
     with ssh.connect(places.target_of(client)) as shell, reporting(log, f"restore {called} of {client}"):
         bring_back(shell, system, called, dumps, policy.dump_deadline_s)
     return names_of(dumps)
+
+
+@retryable("note restore", retries=0)
+def note_restored(plan: Plan, called: str) -> None:
+    """Note that the dumps of one engine or command are loaded: no run that goes on with the VM loads them again."""
+    kept = ledger(plan.kvm_host, plan.identity.uuid)
+    record = kept.read()
+    if record is not None:
+        kept.write(record.model_copy(update={"restored": (*record.restored, called)}))
+
+
+def require_restored(earlier: PutRecord, client: str, called: str, dumps: Sequence[DumpRecord]) -> tuple[str, ...]:
+    """The names of dumps that an earlier run loaded into the VM that it started; RecoveryRefused if that is not known.
+
+    They are not loaded now: that would drop what was written since.
+    """
+    if called in earlier.restored:
+        return names_of(dumps)
+    names = [dump.database for dump in dumps if dump.engine in RECOVERING and dump.kind == "database"]
+    by_hand = f"load by hand what is missing, from {PurePosixPath(dumps[0].path).parent} in it: docs/how-to.md"
+    engine = f"--engine {dumps[0].engine} --from {earlier.night} --replace"
+    command = f"for each of {', '.join(names)}: gbs recover database {client} NAME {engine}"
+    reason = "an earlier run started the VM, which may be in use, and it is not known whether it had loaded the dumps"
+    raise RecoveryRefused(f"{called} of {client}", reason, f"look into it; {command if names else by_hand}")
 
 
 @retryable("probe", "probe {client}: {probe.words}", retries=1)

@@ -73,9 +73,12 @@ def _settled(
         return settled, [refused("earlier run", settled.reason, settled.fix)]
     its = f"what it put on {plan.kvm_host} is removed first"
     if settled.verdict == "go on":
-        its = f"its VM is gone on with{', which may be in use' if earlier.started else ''}"
+        used = earlier.started or settled.runs
+        its = f"its VM is gone on with{', which may be in use' if used else ''}"
         if plan.reached and sources.night.dumps:
-            its += "; the night's dumps are loaded into it"
+            its += f"; the night's dumps are {'not loaded over' if used else 'loaded into'} it"
+            unknown = sorted({dump.called for dump in sources.night.dumps} - set(earlier.restored)) if used else []
+            its += f", and it is not known whether {', '.join(unknown)} came back" if unknown else ""
     return settled, [Finding(verdict="note", subject="earlier run", reason=f"it did not end: {its}")]
 
 

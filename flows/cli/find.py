@@ -1,6 +1,7 @@
 """`gbs find` and `gbs diff`: what is where in the backup data, with every host switched off."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
@@ -10,6 +11,7 @@ from tasks import catalogue, file_search, image_search
 from tasks.errors import ConfigError
 from tasks.model.file_history import Difference, Found, differences
 from tasks.model.names import human_bytes, one_line
+from tasks.model.outcome import EXIT_CODES, Outcome
 
 SHOWN_SHA256 = 12
 
@@ -50,12 +52,13 @@ def files(client: str, pattern: str, images: bool, chosen: tuple[str, ...], as_j
     inside = images or bool(chosen)
     kind = "images" if inside else "nights"
     if inside:
-        found = image_search.find(client, pattern, chosen)
+        found, warnings = image_search.find(client, pattern, chosen)
     else:
-        found = file_search.find(client, catalogue.nights(client), pattern)
+        found, warnings = file_search.find(client, catalogue.nights(client), pattern), ()
+    code = _warned(warnings) or (0 if found else 10)
     if as_json:
         print(json.dumps([asdict(row) for row in found], indent=1))
-        return 0 if found else 10
+        return code
     body = [
         (
             *(one_line(row.path), version.sha256[:SHOWN_SHA256], _size(version.size_bytes)),
@@ -67,7 +70,7 @@ def files(client: str, pattern: str, images: bool, chosen: tuple[str, ...], as_j
     ]
     columns = ("path", "sha256", "size", "since", "until", kind, "gone in")
     terminal.rows(f"files of {client}, in its {kind}", columns, body, False)
-    return 0 if found else 10
+    return code
 
 
 @find_command.command()
@@ -90,7 +93,7 @@ def vm(name: str, as_json: bool) -> None:
 @click.argument("path", default="/")
 @click.option("--content", is_flag=True, help="Show what changed in the text file PATH, as diff -u does.")
 @terminal.json_option
-def diff_command(client: str, old: str, new: str, path: str, content: bool, as_json: bool) -> None:
+def diff_command(client: str, old: str, new: str, path: str, content: bool, as_json: bool) -> int:
     """Regular files of CLIENT that were added, removed or changed between two nights, at PATH and below it.
 
     By their listings: owners and modes are not compared. A night is latest, overnight, daily.N, an id or a date;
@@ -103,28 +106,38 @@ def diff_command(client: str, old: str, new: str, path: str, content: bool, as_j
             raise ConfigError("--content compares nights", "an image was named", fix)
         for line in file_search.text_diff(client, catalogue.nights(client), old, new, path):
             print("".join(one_line(char) if char != "\t" else char for char in line))
-        return
+        return 0
     if inside:
-        found = _differences(client, old, new, path)
+        found, warnings = _differences(client, old, new, path)
     else:
-        found = file_search.diff(client, catalogue.nights(client), old, new, path)
+        found, warnings = file_search.diff(client, catalogue.nights(client), old, new, path), ()
+    code = _warned(warnings)
     if as_json:
         print(json.dumps([asdict(row) for row in found], indent=1))
-        return
+        return code
     body = [(row.change, one_line(row.path), _size(row.old_bytes), _size(row.new_bytes)) for row in found]
     terminal.rows(f"{client}: {old} to {new}", ("change", "path", "before", "after"), body, False, "no difference")
+    return code
 
 
-def _differences(client: str, old: str, new: str, path: str) -> list[Difference]:
-    """Where a side is an image: all that is at the path on both sides, compared."""
+def _warned(warnings: Sequence[str]) -> int:
+    """Print them, not among what may be JSON; the exit code that they come to."""
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return EXIT_CODES[Outcome.WARNING if warnings else Outcome.OK]
+
+
+def _differences(client: str, old: str, new: str, path: str) -> tuple[list[Difference], tuple[str, ...]]:
+    """Where a side is an image: all that is at the path on both sides, compared; what could not be looked at."""
     nights = [] if all(map(_is_image, (old, new))) else catalogue.nights(client)
 
-    def files(word: str) -> dict[str, Found]:
+    def files(word: str) -> tuple[dict[str, Found], tuple[str, ...], tuple[str, ...]]:
         if _is_image(word):
             return image_search.files_at(client, word, path)
-        return file_search.files_at(client, nights, word, path)
+        return file_search.files_at(client, nights, word, path), (), ()
 
-    return differences(files(old), files(new))
+    (before, unseen, warnings), (after, unseen_too, more) = files(old), files(new)
+    return differences(before, after, (*unseen, *unseen_too)), (*warnings, *more)
 
 
 def _is_image(word: str) -> bool:

@@ -11,6 +11,7 @@ from flows.cli import recover_database, recover_files, terminal
 from flows.cli.instant import show as show_instant
 from tasks.model.assessment_words import rows
 from tasks.model.names import human_age, human_bytes
+from tasks.model.outcome import EXIT_CODES, Outcome
 
 
 @click.group("recover")
@@ -50,7 +51,7 @@ def vm(
     dry_run: bool,
     yes: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Bring back VM: its image, updated with the files of a night, defined, started, databases restored, probed.
 
     It is assessed first, and you are asked; without a terminal and without --yes it is only assessed. Works with the
@@ -64,8 +65,8 @@ def vm(
     wanted = {"night": night, "to": host, "as_name": as_name, "networks": list(networks), "isolated": isolated}
     if instant:
         show_instant(name, recover_vm(name, **wanted, dry_run=dry_run, instant=True), as_json)
-        return
-    _ask_and_do(name, partial(recover_vm, name, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
+        return 0
+    return _ask_and_do(name, partial(recover_vm, name, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @recover_command.command(short_help="A physical client, as a VM.")
@@ -81,7 +82,7 @@ def vm(
 @click.option("--dry-run", is_flag=True, help="Only assess; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask: assess, and go on if nothing refuses it.")
 @terminal.json_option
-def physical(client: str, host: str, dry_run: bool, yes: bool, as_json: bool, **wanted: Any) -> None:
+def physical(client: str, host: str, dry_run: bool, yes: bool, as_json: bool, **wanted: Any) -> int:
     """Bring a physical CLIENT back as a VM: a template of its flavour, its disks' ids, the files of a night, databases.
 
     Refused while the client itself still answers, unless --isolated. Else as `gbs recover vm`.
@@ -89,10 +90,11 @@ def physical(client: str, host: str, dry_run: bool, yes: bool, as_json: bool, **
     from flows.recover_physical import recover_physical
 
     run: Any = recover_physical
-    _ask_and_do(client, partial(run, client, host, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
+    return _ask_and_do(client, partial(run, client, host, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
 
 
-def _ask_and_do(name: str, recover: Callable[..., Any], *, dry_run: bool, yes: bool, as_json: bool) -> None:
+def _ask_and_do(name: str, recover: Callable[..., Any], *, dry_run: bool, yes: bool, as_json: bool) -> int:
+    """The exit code."""
     assessment = recover(dry_run=True)
     acts = not dry_run and (yes or (sys.stdin.isatty() and not as_json))
     if as_json and not acts:
@@ -102,8 +104,10 @@ def _ask_and_do(name: str, recover: Callable[..., Any], *, dry_run: bool, yes: b
     assessment.require_possible()
     if not acts or not (yes or click.confirm(f"Bring back {name} so?", err=True)):
         terminal.err.print("assessed only: nothing was changed" + ("" if dry_run else "; --yes goes on"))
-        return
-    _show(recover(), as_json)
+        return 0
+    recovered = recover()
+    _show(recovered, as_json)
+    return EXIT_CODES[Outcome.WARNING if recovered.warnings else Outcome.OK]
 
 
 def _show(recovered: Any, as_json: bool) -> None:

@@ -85,13 +85,13 @@ def send(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             if full := no_room(words):
                 raise StoreFilled(str(destination), full)
             raise CommandFailed(f"rsync out of {image}", int(status), words)
-    return {"unmounted": unmounted}
+    return {"unmounted": [f"{place}: {reason}" for place, reason in unmounted.items()]}
 
 
-def mount_all(handle: Any, image: str) -> list[str]:
+def mount_all(handle: Any, image: str) -> dict[str, str]:
     """Mount what the guest's own fstab says, as libguestfs reads it; a lone file system without a system is `/`.
 
-    Which could not be mounted, and why; IntegrityError when there is nothing to mount on `/`.
+    The places of those that could not be mounted, and why; IntegrityError when there is nothing to mount on `/`.
     """
     roots = handle.inspect_os()
     if roots:
@@ -102,14 +102,14 @@ def mount_all(handle: Any, image: str) -> list[str]:
             wanted = "an operating system, or one file system"
             raise IntegrityError(image, wanted, f"{len(found)} file systems: {', '.join(found) or 'none'}")
         places = {"/": found[0]}
-    unmounted = []
+    unmounted = {}
     for place in sorted(places, key=lambda place: place.rstrip("/").count("/")):
         try:
             handle.mount_ro(places[place], place)
         except RuntimeError as exc:
             if place == "/":
                 raise
-            unmounted.append(f"{place}: {exc}")
+            unmounted[place] = str(exc)
     return unmounted
 
 

@@ -26,10 +26,11 @@ _HASH = f"cd {SYSROOT} && xargs -0 -r sha256sum -z -- </tmp/{_WANTED} >/tmp/{_SU
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Regular files of an image: path from `/` → what it holds; and the file systems that could not be mounted."""
+    """Regular files of an image: path from `/` → what it holds."""
 
     files: dict[str, Found]
-    unmounted: tuple[str, ...]
+    unmounted: dict[str, str]
+    """Where a file system could not be mounted, so that nothing is known of what is below, and why."""
 
 
 def files_in(
@@ -54,7 +55,7 @@ def files_in(
     for line in sums:
         sha256, _, path = line.partition(b"  ")
         found[shown(path)] = Found(sha256.decode("ascii"), sizes[path])
-    return ImageFiles(found, tuple(answer["unmounted"]))
+    return ImageFiles(found, answer["unmounted"])
 
 
 def list_files(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """The child process that drives libguestfs for `tasks.drivers.appliance`: one JSON request in, JSON lines out."""
 
+import errno
 import json
+import os
 import sys
+from typing import Any
 
 from tasks.drivers.appliance_adoption import adopt
 from tasks.drivers.appliance_boot import make_bootable
@@ -10,8 +13,11 @@ from tasks.drivers.appliance_layout import read_shape
 from tasks.drivers.appliance_listing import list_files
 from tasks.drivers.appliance_session import Reporter
 from tasks.drivers.appliance_update import update
-from tasks.errors import GbsError
+from tasks.errors import CommandFailed, GbsError, StoreError, StoreFilled
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_SILENT = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
+"""What a file system says whose disk or server is broken or gone."""
 _ANSWERS = {
     "update": update,
     "shape": read_shape,
@@ -31,14 +37,23 @@ def main() -> int:
     except GbsError as error:
         reporter.say(error=type(error).__name__, attributes=list(error.args))
         return 1
-    except OSError as error:  # of the night or of what the worker writes: guestfs raises none
-        words = f"cannot be read or written: {error.strerror}"
-        reporter.say(error="StoreError", attributes=[str(error.filename), words])
-        return 1
-    except RuntimeError as error:  # all that guestfs raises
-        reporter.say(error="CommandFailed", attributes=[f"libguestfs on {request['disks'][0][0]}", 1, str(error)])
+    except (OSError, RuntimeError) as error:  # guestfs raises the second only
+        told = _as_ours(error, request)
+        reporter.say(error=type(told).__name__, attributes=list(told.args))
         return 1
     return 0
+
+
+def _as_ours(error: OSError | RuntimeError, request: dict[str, Any]) -> GbsError:
+    """StoreError of a file system that does not give a file, StoreFilled of one without room, else CommandFailed."""
+    words = str(error)
+    if isinstance(error, OSError):
+        if error.errno in _NO_ROOM:  # a write names no file; all of them are in the worker's folder
+            return StoreFilled(str(error.filename or request["folder"]), str(error.strerror))
+        if error.errno in _SILENT and error.filename:
+            return StoreError(os.fsdecode(error.filename), f"cannot be read or written: {error.strerror}")
+        words = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    return CommandFailed(f"libguestfs on {request['disks'][0][0]}", 1, words)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ class Drilled(BaseModel):
     started: datetime
     ended: datetime
     outcome: Outcome
-    """OK when it booted and every probe held. MISSED when another run had the VM, or it was interrupted: it is its turn
-    again the next night. A drill that could not run for any other reason is FAILED."""
+    """OK when the newest image booted and every probe held, WARNING when an older one had to be taken. MISSED when
+    another run had the VM, or it was interrupted: it is its turn again the next night. A drill that could not run for
+    any other reason is FAILED."""
     reasons: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     """What was done and how long each step took."""

@@ -1,8 +1,9 @@
 """In which nights a file is, in which versions, and when it was gone; and what differs between two nights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Literal
 
 
@@ -34,11 +35,25 @@ class FileHistory:
     """The first night without it; None while the newest night has it."""
 
 
-def histories(nights: Sequence[str], found: Mapping[str, Mapping[str, Found]]) -> list[FileHistory]:
-    """The history of every path found: night → path → what it was there; `nights` are all that were searched."""
-    by_age = sorted(nights)
-    paths = sorted({path for files in found.values() for path in files})
-    return [_history(path, by_age, [found.get(night, {}).get(path) for night in by_age]) for path in paths]
+def is_hidden(path: str, places: Iterable[str]) -> bool:
+    """Whether a path is one of the places that could not be looked at, or below one."""
+    return any(path == place or path.startswith(f"{place.rstrip('/')}/") for place in places)
+
+
+def histories(
+    nights: Sequence[str],
+    found: Mapping[str, Mapping[str, Found]],
+    hidden: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> list[FileHistory]:
+    """The history of every path found: night → path → what it was there; `nights` are all that were searched.
+
+    `hidden`: night → the places that could not be looked at in it: it says nothing of what is there.
+    """
+    rows = []
+    for path in sorted({path for files in found.values() for path in files}):
+        saw = [night for night in sorted(nights) if not is_hidden(path, hidden.get(night, ()))]
+        rows.append(_history(path, saw, [found.get(night, {}).get(path) for night in saw]))
+    return rows
 
 
 def _history(path: str, nights: Sequence[str], seen: Sequence[Found | None]) -> FileHistory:
@@ -62,10 +77,15 @@ class Difference:
     new_bytes: int | None
 
 
-def differences(old: Mapping[str, Found], new: Mapping[str, Found]) -> list[Difference]:
-    """What of two sets of files, by their paths, is not the same; sorted by path."""
+def differences(old: Mapping[str, Found], new: Mapping[str, Found], hidden: Collection[str] = ()) -> list[Difference]:
+    """What of two sets of files, by their paths, is not the same; sorted by path.
+
+    `hidden`: the places that could not be looked at on one side.
+    """
     rows = []
     for path in sorted(old.keys() | new.keys()):
+        if is_hidden(path, hidden):
+            continue
         before, after = old.get(path), new.get(path)
         if before and after and before.sha256 == after.sha256:
             continue

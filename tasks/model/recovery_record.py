@@ -68,6 +68,8 @@ class PutRecord(BaseModel):
     """The folder in the store where its updated image is made."""
     started: bool = False
     """It is or was about to be started: from then on somebody may use the VM."""
+    restored: tuple[str, ...] = ()
+    """The engines and commands (`DumpRecord.called`) whose dumps it has loaded."""
 
     @property
     def is_drill(self) -> bool:
@@ -159,7 +161,8 @@ def what_to_do(record: PutRecord, *, physical: bool) -> str:
         command += " --isolated"
     elif physical or record.networks is not None:
         command += " and its --network"
-    does = "goes on with its VM, which may be in use" if record.started else "removes what it left first"
+    used = "goes on with its VM, which may be in use, and loads no dumps over it"
+    does = used if record.started else "removes what it left first"
     return f"the recovery of {record.vm} to {record.kvm_host} was cut off; {command} {does}"
 
 

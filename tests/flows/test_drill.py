@@ -1,23 +1,26 @@
 """Drills as a flow and as commands: what could not run is no success, what was interrupted is seen and taken away."""
 
 import json
+import types
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from flows import drill as drill_module
 from tasks import drill as drilling
 from tasks import places, recovery
-from tasks.drivers import console, recovery_put
+from tasks.drivers import appliance, console, recovery_put
+from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.drill_records import record
 from tasks.drivers.store import Store
 from tasks.errors import Unreachable
-from tasks.model.drill import Drilled
+from tasks.model.drill import Drilled, UnfinishedDrill
 from tasks.model.outcome import Outcome
 from tasks.model.recovery_record import PutRecord
 from tests.flows.fake_site import DOMAIN_XML, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
-from tests.flows.test_recovery import Target, target  # noqa: F401 - fixtures
+from tests.flows.test_recovery import Target, newer_and_damaged, target  # noqa: F401 - fixtures
 
 DRILL_UUID = "11111111-2222-4333-8444-555555555555"
 _CHANNEL = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
@@ -112,3 +115,68 @@ def test_drill_that_was_interrupted_is_seen_and_taken_away(site: FakeSite, drill
     (row,) = listed(run)
     assert (row["outcome"], row["reason"]) == ("MISSED", "it was interrupted; what it left on kvm1 was taken away")
     assert "interrupted" not in run("status").err
+
+
+@pytest.fixture
+def proving(site: FakeSite, drilled: Target, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """The drill's VM runs, its agent answers, and it has a probe that holds."""
+    clients = site.clients() | {"web1": {"address": "web1.test", "vm": "web1", "probes": [{"command": ["true"]}]}}
+    site.declare({"kvm1": {"address": "kvm1.test", "paths": ["/etc"]}}, clients)
+    monkeypatch.setattr(recovery, "wait_for_agent", lambda *_: None)
+    monkeypatch.setattr(drilling, "probe", lambda *_: "true: 0")
+    monkeypatch.setattr(console, "picture", lambda _: b"picture")
+    monkeypatch.setattr(recovery_put, "isolate", lambda *_: None)
+    return drilled
+
+
+def test_drill_of_an_older_image_than_the_newest_proves_nothing_of_that(
+    site: FakeSite,
+    proving: Target,
+    run: Any,  # noqa: F811
+) -> None:
+    damaged = newer_and_damaged()
+    ended = run("drill", "web1")
+    assert ended.code == 3
+    (row,) = listed(run)
+    assert (row["outcome"], damaged in row["reason"]) == ("WARNING", True)
+    (status,) = (row for row in json.loads(run("status", "--json").out) if row["client"] == "web1")
+    assert status["proven restorable"] == "never"
+
+
+def test_drill_of_an_image_that_lacks_nothing_it_needs_is_proof_with_what_is_to_be_known(
+    site: FakeSite,
+    proving: Target,
+    run: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = UpdateResult(1, 0, 4, 1.0, 1.0, warnings=("/mnt is not in the image: it boots without (nofail)",))
+    monkeypatch.setattr(appliance, "update_files", lambda *_, **__: known)
+    assert run("drill", "web1").code == 0
+    (row,) = listed(run)
+    assert (row["outcome"], row["reason"]) == ("OK", known.warnings[0])
+
+
+def test_drill_left_on_a_host_that_is_not_reached_is_not_said_to_run(
+    site: FakeSite, proving: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = UnfinishedDrill(
+        vm="web1",
+        name="gbs-drill-web1",
+        uuid="u",
+        kvm_host="kvm9",
+        image="i",
+        night="n",
+        since=datetime.now(UTC),
+        runs=True,
+    )
+    plan: Any = types.SimpleNamespace(kvm_host="kvm1", identity=types.SimpleNamespace(uuid="u"))
+    monkeypatch.setattr(drilling, "unfinished", lambda: [left])
+
+    def silent(_: UnfinishedDrill) -> None:
+        raise Unreachable("kvm9", "no route")
+
+    monkeypatch.setattr(drilling, "clear", silent)
+    drill_module._clear(plan)
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("the drill of VM web1 was interrupted and gbs-drill-web1 is left on kvm9; gbs reconcile")
+    assert "no route" in said

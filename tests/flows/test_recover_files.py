@@ -31,6 +31,7 @@ from tasks.errors import (
     CommandTimedOut,
     ConfigError,
     IntegrityError,
+    LeftBehind,
     NothingToRecover,
     RecoveryRefused,
     RestoreFailed,
@@ -167,6 +168,41 @@ def test_files_inside_an_image_are_found_and_compared_with_a_night(nights: FakeS
         gbs_says("find", "db1", "hosts", "--image", "20200101T000000Z")
     with pytest.raises(ConfigError, match="--content compares nights"):
         gbs_says("diff", "db1", "image:latest", "latest", "/etc/hosts", "--content")
+
+
+def test_files_of_what_an_image_could_not_mount_are_not_said_to_be_gone(nights: FakeSite, tmp_path: Path) -> None:
+    """A real image whose second file system is damaged, in libguestfs's real appliance."""
+    tree, image = tmp_path / "tree", nights.store / "images/kvm1/db1/20261124T000000Z/vda.raw"
+    for name, text in {"etc/fstab": "/dev/sda1 / ext4 rw 0 1\n/dev/sda2 /srv ext4 rw 0 2\n", "srv/below": "x"}.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    (tree / "etc/os-release").write_text("ID=debian\nVERSION_ID=12\n")
+    for name in ("bin", "lib", "usr", "var", "boot"):
+        (tree / name).mkdir()
+    image.parent.mkdir(parents=True)
+    layout = "label: dos\nstart=2048, size=40960, type=83\nstart=43008, size=20480, type=83\n"
+    image.touch()
+    os.truncate(image, 32 << 20)
+    subprocess.run(["sfdisk", "-q", str(image)], input=layout.encode(), check=True)
+    for sectors, start, what in ((40960, 2048, ["-d", str(tree)]), (20480, 43008, [])):
+        made = ["mke2fs", "-q", "-t", "ext4", *what, "-E", f"offset={start * 512}", str(image), f"{sectors // 2}k"]
+        subprocess.run(made, check=True)
+    with image.open("r+b") as file:
+        file.seek(43008 * 512 + 1024 + 4)
+        file.write(b"\xff" * 52)  # more blocks than there is room for; it is ext4 still
+    write_model(image.parent / "manifest.json", pulled_image(vm="db1"))
+
+    def gbs_says(*words: str) -> tuple[int, Any, str]:
+        done = CliRunner().invoke(gbs, [*words, "--json"], catch_exceptions=False, standalone_mode=False)
+        return done.return_value, json.loads(done.stdout), " ".join(done.stderr.split())
+
+    said = "warning: image 20261124T000000Z: a file system of the guest could not be mounted, so not looked at: /srv: "
+    code, rows, warned = gbs_says("diff", "db1", "image:latest", "latest", "/")
+    assert ([row["path"] for row in rows if row["path"].startswith("/srv")], code) == ([], 3)
+    assert "/etc/fstab" in [row["path"] for row in rows]
+    assert said in warned
+    code, rows, warned = gbs_says("find", "db1", "below", "--images")
+    assert (code, rows, said in warned) == (3, [], True)
 
 
 @pytest.mark.parametrize("where", ["overnight/db1/data", "images", "", "far", "far/db1", "link", "above"])
@@ -400,6 +436,73 @@ def test_old_database_that_could_not_be_put_aside_is_there_as_it_was(
     with pytest.raises(CommandTimedOut):
         recover_database("db1", name, replace=True)
     assert db1.engine(engine, "read_back", name) == before
+
+
+def test_old_database_whose_drop_was_refused_keeps_what_was_written_since_it_was_dumped(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, sleeping = "busy", "SELECT SLEEP(999)"
+    db1.engine("mariadb", "fill", name)
+    dumped(nights, db1, "mariadb", name)
+    real = recovering.drop
+
+    def sql(text: str) -> str:
+        return db1.run(["mariadb", "-N", "-D", name, "-e", text]).stdout
+
+    def refused(*words: Any) -> None:
+        """A reader's open transaction holds the table; it has ended when the old database would be brought back."""
+        sql("INSERT INTO t VALUES (5001, 'written since'); SET GLOBAL lock_wait_timeout = 1")
+        reader = [*db1.enter(), "mariadb", "-D", name, "-e", f"START TRANSACTION; SELECT n FROM t LIMIT 1; {sleeping}"]
+        with subprocess.Popen(reader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            query = f"SELECT id FROM information_schema.processlist WHERE info = '{sleeping}'"
+            while not (holder := sql(query).strip()):
+                pass
+            try:
+                real(*words)
+            finally:
+                sql(f"SET GLOBAL lock_wait_timeout = 86400; KILL {holder}")
+
+    monkeypatch.setattr(recovering, "drop", refused)
+    with pytest.raises(RestoreFailed, match="Lock wait timeout exceeded"):
+        recover_database("db1", name, replace=True)
+    assert sql("SELECT m FROM t WHERE n = 5001") == "written since\n"
+
+
+def test_old_database_that_was_dropped_by_half_is_brought_back(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db1.engine("mariadb", "fill", "halved")
+    db1.run(["mariadb", "-D", "halved", "-e", "CREATE TABLE first (n int)"])
+    before = db1.engine("mariadb", "read_back", "halved")
+    dumped(nights, db1, "mariadb", "halved")
+
+    def breaks(*_: Any) -> None:
+        db1.run(["mariadb", "-D", "halved", "-e", "DROP TABLE t"])
+        raise CommandTimedOut("drop", 60, "")
+
+    monkeypatch.setattr(recovering, "drop", breaks)
+    with pytest.raises(CommandTimedOut):
+        recover_database("db1", "halved", replace=True)
+    assert db1.engine("mariadb", "read_back", "halved") == before
+
+
+def test_undo_of_a_drop_of_which_it_is_not_known_what_it_did_says_how_to_see_it(
+    nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db1.engine("mariadb", "fill", "unsure")
+    dumped(nights, db1, "mariadb", "unsure")
+
+    def breaks(*_: Any) -> None:
+        monkeypatch.setattr(recovering, "is_there", fails)
+        raise CommandTimedOut("drop", 60, "")
+
+    def fails(*_: Any) -> None:
+        raise RestoreFailed("mariadb database 'unsure' on db1", "the server has gone away")
+
+    monkeypatch.setattr(recovering, "drop", breaks)
+    with pytest.raises(LeftBehind) as left:
+        recover_database("db1", "unsure", replace=True)
+    assert re.search(r"undo with: leave it if it has its 1 tables; else drop what .* kept as /var", str(left.value))
 
 
 def test_database_that_came_while_the_dump_was_sent_refuses_the_run(

@@ -27,7 +27,7 @@ from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.digest import record
 from tasks.drivers.recovery_target import refused
 from tasks.drivers.store import write_model
-from tasks.errors import AccessDenied, LeftBehind, RecoveryRefused
+from tasks.errors import AccessDenied, LeftBehind, RecoveredPartly, RecoveryRefused
 from tasks.model.assessment import Assessment, Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import run_of
@@ -57,10 +57,16 @@ class Target:
         self.done.append(f"place {place.role}")
         return 7
 
-    def start(self, _host: object, _ledger: object, xml: str, *_: Any, **__: Any) -> None:
+    def start(self, host: object, ledger: recovery_put.Ledger, xml: str, *_: Any, **__: Any) -> None:
         """Stands for recovery_put.define_and_start."""
-        self.done.append("start")
+        self.start_again(host, ledger, "start")
         self.xml = xml
+
+    def start_again(self, _host: object, ledger: recovery_put.Ledger, did: str = "start again") -> None:
+        """Stands for recovery_put.start."""
+        self.done.append(did)
+        if (record := ledger.read()) is not None:
+            ledger.write(record.model_copy(update={"started": True}))
 
     def clear(self, _host: object, _shell: object, ledger: recovery_put.Ledger) -> list[str]:
         """Stands for recovery_put.clear."""
@@ -81,7 +87,7 @@ def target(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> Target:
     monkeypatch.setattr(recovery_files, "identify", lambda _, paths: [None for _ in paths])
     monkeypatch.setattr(recovery_put, "place_file", found.place)
     monkeypatch.setattr(recovery_put, "define_and_start", found.start)
-    monkeypatch.setattr(recovery_put, "start", lambda *_: found.done.append("start again"))
+    monkeypatch.setattr(recovery_put, "start", found.start_again)
     monkeypatch.setattr(recovery_put, "clear", found.clear)
     monkeypatch.setattr(recovery_put, "made_by", lambda *_: found.made)
     monkeypatch.setattr(appliance, "update_files", lambda *_, **__: UpdateResult(1, 0, 4, 1.0, 1.0))
@@ -170,20 +176,34 @@ def test_recovery_while_the_old_system_answers_is_refused_and_one_beside_it_is_n
     assert site.count("answer", "web1") == 0
 
 
-def test_an_older_image_that_had_to_be_taken_comes_back_with_its_own_disks_and_parts(
-    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def newer_and_damaged() -> str:
+    """Take one more image of web1, and damage it; its id."""
     ((folder, older),) = places.store().images_of("web1")
     while new_id(datetime.now(UTC)) <= older.id:
         time.sleep(0.05)
     newer = kvmimg_get("web1", full=True)
+    with (folder.parent / newer.id / newer.disks[0].file).open("r+b") as file:
+        file.write(b"damage")
+    return str(newer.id)
+
+
+def test_recovery_with_a_warning_ends_with_exit_code_3(site: FakeSite, target: Target, run: Any) -> None:  # noqa: F811
+    damaged = newer_and_damaged()
+    ended = run("recover", "vm", "web1", "--yes")
+    assert ended.code == 3
+    assert (damaged in ended.out, "was taken instead" in " ".join(ended.out.split())) == (True, True)
+
+
+def test_an_older_image_that_had_to_be_taken_comes_back_with_its_own_disks_and_parts(
+    site: FakeSite, target: Target
+) -> None:
+    ((folder, older),) = places.store().images_of("web1")
+    newer_and_damaged()
     (folder / "kernel").write_bytes(b"kernel")
     disk = older.disks[0].model_copy(update={"source": "/images/older.qcow2", "source_format": "qcow2"})
     parts = older.parts.model_copy(update={"files": {"kernel": "kernel"}})
     changed = {"disks": (disk,), "parts": parts, "files": (*older.files, record(folder / "kernel", folder))}
     write_model(folder / MANIFEST, older.model_copy(update=changed))
-    with (folder.parent / newer.id / newer.disks[0].file).open("r+b") as file:
-        file.write(b"damage")
     recovered = recover_vm("web1")
     assert (recovered.image, recovered.disks[0].path) == (older.id, "/images/older.qcow2")
     assert target.done == ["place vda", "place kernel", "start"]
@@ -235,7 +255,8 @@ def test_recovery_that_was_cut_off_is_told_until_it_is_ended(
     left = recovery.ledger("kvm1", UUID.replace("6d", "7d"))
     left.write(cut_off.model_copy(update=of_drill))
     command = f"gbs recover vm web1 --from {assessment.night} --to kvm1"
-    told = f"the recovery of web1 to kvm1 was cut off; {command} goes on with its VM, which may be in use"
+    goes_on = "goes on with its VM, which may be in use, and loads no dumps over it"
+    told = f"the recovery of web1 to kvm1 was cut off; {command} {goes_on}"
     drilled = "the drill of VM web1 was interrupted and gbs-drill-web1 is left on kvm1; gbs reconcile takes it away"
     ended = run("status")
     assert ended.code == 3
@@ -264,6 +285,80 @@ def test_recovery_that_is_cut_off_while_it_serves_is_gone_on_with(
     assert recover_vm("web1").name == "web1"
     assert target.done == ["place vda", "start", "start again"]
     assert recovery.ledger("kvm1", UUID).read() is None
+
+
+@pytest.fixture
+def loading(site: FakeSite, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The dumps that were loaded into web1, which has two engines; the second's break off."""
+    engines = [{"engine": "postgresql"}, {"engine": "redis"}]
+    clients = site.clients() | {"web1": {"address": "web1.test", "vm": "web1", "databases": engines}}
+    site.declare({"kvm1": {"address": "kvm1.test", "paths": ["/etc"]}}, clients)
+    request.getfixturevalue("target").made = types.SimpleNamespace(call=lambda *_: True)
+    loaded: list[str] = []
+    real = recovery.restore_databases
+    monkeypatch.setattr(recovery, "bring_back", lambda *given: loaded.append(given[2]))
+
+    def restore(client: str, called: str, dumps: Any) -> Any:
+        return sys.exit(9) if called == "redis" and not loaded[1:] else real(client, called, dumps)
+
+    monkeypatch.setattr(recovery, "restore_databases", restore)
+    return loaded
+
+
+def test_dumps_that_a_killed_run_had_loaded_are_not_loaded_over_what_was_written_since(
+    site: FakeSite, loading: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading += ["redis of an earlier one", "and another"]
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "keep", lambda *_: sys.exit(9))
+        with pytest.raises(BaseException, match="9"):
+            recover_vm("web1")
+    assert loading[2:] == ["postgresql", "redis"]
+    (said,) = recover_vm("web1", dry_run=True).findings
+    assert said.reason == (
+        "it did not end: its VM is gone on with, which may be in use; the night's dumps are not loaded over it"
+    )
+    recovered = recover_vm("web1")
+    assert loading[2:] == ["postgresql", "redis"], "somebody may have written since"
+    assert "postgresql shop" in recovered.databases
+    assert "restore databases" not in [step.name for step in recovered.steps]
+    assert recovered.problems == ()
+
+
+def test_dumps_of_which_it_is_not_known_whether_a_killed_run_had_loaded_them_are_told(
+    site: FakeSite,
+    loading: list[str],
+    run: Any,  # noqa: F811
+) -> None:
+    with pytest.raises(BaseException, match="9"):
+        recover_vm("web1")
+    assert loading == ["postgresql"]
+    (said,) = recover_vm("web1", dry_run=True).findings
+    assert said.reason.endswith("not loaded over it, and it is not known whether redis came back")
+    loading += ["redis would go on now"]
+    ended = run("recover", "vm", "web1", "--yes")
+    assert loading[2:] == []
+    assert ended.code == 3
+    (error,) = ended.errors
+    assert "error: VM web1 runs on kvm1, but: recovery of redis of web1 refused: an earlier run started" in error
+    assert "from /var/backups/gbs/redis" in error
+    assert recovery.ledger("kvm1", UUID).read() is None
+
+
+def test_databases_of_a_vm_that_was_never_reached_are_told_with_the_command(
+    site: FakeSite, loading: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(recover_vm_module, "_wait", lambda *_: sys.exit(9))
+        patch.setattr(recovery, "undo", lambda *_: None)
+        with pytest.raises(BaseException, match="9"):
+            recover_vm("web1")
+    with pytest.raises(RecoveredPartly) as partly:
+        recover_vm("web1")
+    assert loading == []
+    of_postgresql, of_redis = partly.value.args[2]
+    assert "for each of shop: gbs recover database web1 NAME --engine postgresql --from 2" in of_postgresql
+    assert "redis of web1" in of_redis
 
 
 def test_vm_whose_link_is_down_is_not_waited_for_by_ssh(

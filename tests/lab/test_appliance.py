@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -17,9 +20,17 @@ from typing import Any
 import guestfs
 import pytest
 
-from tasks.drivers import appliance
+from tasks.drivers import appliance, appliance_worker
 from tasks.drivers.appliance import DiskFile
-from tasks.errors import ConfigError, IntegrityError, SourceRefused
+from tasks.errors import (
+    CommandFailed,
+    ConfigError,
+    GbsError,
+    IntegrityError,
+    SourceRefused,
+    StoreError,
+    StoreFilled,
+)
 from tasks.model.image_update import MountedBy
 from tests.lab.engine_bench import Bench
 
@@ -310,3 +321,40 @@ def _until(condition: Any, deadline_s: float) -> None:
 def _processes_with(word: str, program: str) -> list[str]:
     lines = _run("ps", "-eo", "args", "-ww").decode("utf-8", "replace").splitlines()
     return [line for line in lines if word in line and program in line.split()[0]]
+
+
+def _fails(kind: str) -> None:
+    if kind == "full":
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+    if kind == "program":
+        subprocess.run(["no-such-program"], check=True)
+    name = None if kind == "nameless" else "/night/data"
+    raise OSError(errno.EPERM if kind == "forbidden" else errno.EIO, "said so", *([name] if name else []))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "words"),
+    [
+        ("unreadable", StoreError, "store /night/data: cannot be read or written: said so"),
+        ("full", StoreFilled, "store /scratch has no room: No space left on device; look at df"),
+        ("nameless", CommandFailed, "libguestfs on a.raw failed with status 1: said so"),
+        ("forbidden", CommandFailed, "libguestfs on a.raw failed with status 1: /night/data: said so"),
+        ("program", CommandFailed, "libguestfs on a.raw failed with status 1: no-such-program: No such file"),
+    ],
+)
+def test_error_of_the_system_is_one_of_the_store_only_when_it_is(
+    kind: str,
+    expected: type[GbsError],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(appliance_worker._ANSWERS, "shape", lambda *_: _fails(kind))
+    request = {"do": "shape", "disks": [("a.raw", "raw")], "folder": "/scratch", "source": "/night"}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+    assert appliance_worker.main() == 1
+    lines = appliance._Lines(lambda *_: None)
+    lines.take(capsys.readouterr().out.encode())
+    assert type(lines.error) is expected
+    assert words in str(lines.error)

@@ -90,7 +90,7 @@ def test_files_come_out_as_the_guest_has_them(tmp_path: Path) -> None:
     assert len(got) == len(expected)
     assert sha256_file(image) == before
     listed = files_in([DiskFile(image, "raw")], below="/srv/names", deadline_s=600, on_progress=lambda *_: None)
-    assert listed.unmounted == ()
+    assert listed.unmounted == {}
     assert {os.fsencode(path)[11:]: row.sha256 for path, row in listed.files.items()} == by_sha256sum(tree / "names")
     named = files_in([DiskFile(image, "raw")], pattern="hostname", deadline_s=600, on_progress=lambda *_: None)
     assert named.files == {"/etc/hostname": Found(sha256_file(found / "etc/hostname"), 5)}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tasks.drivers.digest import read_below, sha256_file, write_listing
 from tasks.drivers.listings import ListedNight, compare, lines_of, search
 from tasks.errors import IntegrityError
-from tasks.model.file_history import Found, histories
+from tasks.model.file_history import Found, Version, differences, histories
 from tasks.model.name_pattern import NamePattern
 from tests.unit.records import NIGHT, night_manifest
 
@@ -115,3 +115,17 @@ def test_reading_a_file_follows_no_link_and_waits_for_no_pipe(tmp_path: Path) ->
     os.mkfifo(tmp_path / "data/pipe")
     for name in ("up/secret", "link", "pipe", "none", "../secret"):
         assert read_below(tmp_path / "data", name, 10) is None, name
+
+
+def test_a_night_that_could_not_see_a_path_says_nothing_of_it() -> None:
+    found = {"1": {"/srv/a": Found("x", 1)}, "2": {}, "3": {"/srv/a": Found("x", 1)}, "4": {}}
+    hidden = {"2": ("/srv",), "4": ("/srv",)}
+    (row,) = histories([*found], found, hidden)
+    assert (row.versions, row.deleted) == ((Version("x", 1, ("1", "3")),), None)
+    (other,) = histories(["1", "2"], {"1": {"/srvs": Found("x", 1)}, "2": {}}, hidden)
+    assert other.deleted == "2"
+
+
+def test_what_one_side_could_not_see_is_no_difference() -> None:
+    old, new = {"/srv/a": Found("x", 1), "/b": Found("x", 1)}, {"/srv/c": Found("y", 1)}
+    assert [row.path for row in differences(old, new, ("/srv",))] == ["/b"]
