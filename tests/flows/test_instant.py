@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,6 +181,7 @@ def test_vm_whose_kernel_is_beside_its_disks_is_not_started_without_it(
         return VmParts(files={"kernel": "kernel"})
 
     monkeypatch.setattr(vm_parts, "capture", capture)
+    time.sleep(1)  # an image's id is of the second
     assert run("web1", script=kvmimg_get_command).code == 0
     ended = run("instant", "start", "web1")
     assert (ended.code, kvm.did) == (1, [])
