@@ -20,7 +20,7 @@ def keep_client(client: str) -> list[StageResult]:
     """Sync one client's overnight copy and rotate its restore points, unless it is not new or is held."""
     with stage(client, "permanent") as running, places.locked("client", client):
         synced = points.sync(client)
-        for line in (*synced.warnings, *points.brake(client)):
+        for line in (*synced.warnings, *points.brake(client, synced)):
             running.say(Outcome.WARNING, line)
         rotations = points.rotate(client)
         if rotations:

@@ -42,15 +42,19 @@ def root_of(client: str) -> Path:
 
 @dataclass(frozen=True)
 class Synced:
-    """The night that was synced, and what its engine had to say."""
+    """The night that was synced, what its engine had to say, and what becomes of it; None where nobody asks."""
 
     night: str
     warnings: tuple[str, ...] = ()
+    braked: Braked | None = None
 
 
 @retryable("sync restore point", "sync {client}")
 def sync(client: str) -> Synced:
-    """The overnight copy, verified, in the client's engine, and stamped; not a restore point before it rotates."""
+    """The overnight copy, verified, in the client's engine, stamped and judged; no restore point before it rotates.
+
+    Judged in the same task: a fleet's night feels each one, and to sync again what is there costs little.
+    """
     store, engine = places.store(), places.engine_of(client)
     permanent.prove(places.permanent())
     night = store.night_of(client)
@@ -58,22 +62,16 @@ def sync(client: str) -> Synced:
         raise NothingToRecover(f"client {client}", f"{store.overnight(client)} has no published night")
     verify_night(store.overnight(client), night)
     with reporting(log, f"sync {client}") as progress:
-        return Synced(night.id, engine.sync(night, progress.update))
+        warnings = engine.sync(night, progress.update)
+        _, policy = places.system_of(client)
+        return Synced(night.id, warnings, None if policy.brake == "off" else held_nights.brake(engine))
 
 
-@retryable("judge night", "judge night of {client}")
-def _judged(client: str) -> Braked:
-    """What becomes of the fresh sync."""
-    permanent.prove(places.permanent())
-    return held_nights.brake(places.engine_of(client))
-
-
-def brake(client: str) -> list[str]:
+def brake(client: str, synced: Synced) -> list[str]:
     """What somebody should know of the fresh sync before it rotates, a line each; NightHeld when it must not."""
-    _, policy = places.system_of(client)
-    if policy.brake == "off":
+    found = synced.braked
+    if found is None:
         return []
-    found = _judged(client)
     reasons = ", ".join(found.reasons)
     if found.change is not None:
         log.info("%s: %s", client, found.change.text)

@@ -749,8 +749,9 @@ class TestRestic:
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("RESTIC_PACK_SIZE", "4")
+        monkeypatch.setattr(process, "TAIL_BYTES", 1000)  # how large restic's packs become is not certain
         bench.kept(1)
-        noise(bench, 2, 128)
+        noise(bench, 2, 64)
         bench.sync_and_rotate()
         packs = [path for path in (bench.repository / "data").rglob("*") if path.is_file()]
         large = [path for path in packs if path.stat().st_size > MIB]
