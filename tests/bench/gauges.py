@@ -52,13 +52,13 @@ def _descendants(pid: int) -> list[int]:
     found: list[int] = []
     pending = [pid]
     while pending:
-        for listed in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
-            try:
-                pids = [int(word) for word in listed.read_text().split()]
-            except OSError:  # it has ended
-                continue
-            found += pids
-            pending += pids
+        try:
+            listed = [path.read_text() for path in Path(f"/proc/{pending.pop()}/task").glob("*/children")]
+        except OSError:  # it has ended
+            continue
+        pids = [int(word) for text in listed for word in text.split()]
+        found += pids
+        pending += pids
     return found
 
 
