@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ def _make(handle: Any, folder: Path, first: str, second: str, names: tuple[str, 
     handle.mkfs("ext4", root_path, label=f"root{label}")
     handle.mkfs("xfs", var_path, label=f"var{label}")
     handle.mkfs("btrfs", f"{second}1", label=f"data{label}")
-    handle.debug("sh", [f"sgdisk -c 3:'Boot {label}' {first}"])
+    _run(handle, f"sgdisk -c 3:'Boot {label}' {first}")
     ids = {what: handle.vfs_uuid(f"{first}{number}") for what, number in (("boot", 3), ("swap", 4))}
     ids |= {"srv": handle.vfs_uuid(f"{second}1"), "esp": handle.part_get_gpt_guid(first, 2).lower()}
     _write_tree(tree, label, {**ids, "root": root_path})
@@ -129,7 +130,22 @@ def _write_tree(tree: Path, label: str, ids: dict[str, str]) -> None:
 def _said(handle: Any, command: tuple[str, ...]) -> str:
     """What a tool in the appliance says, as if the disks were its own."""
     script = command[2] if command[0] == "sh" else " ".join(command)
-    return str(handle.debug("sh", [script]).replace('"/sysroot/', '"/').replace('"/sysroot"', '"/"'))
+    return _run(handle, script).replace('"/sysroot/', '"/').replace('"/sysroot"', '"/"')
+
+
+def _run(handle: Any, script: str) -> str:
+    """What a script in the appliance says; disks are called as libguestfs calls them, by the order they were added in.
+
+    The appliance's kernel may call them otherwise, its own disk among them.
+    """
+    looked = handle.debug("sh", ["for path in /dev/disk/by-path/*:0; do echo $path $(readlink -f $path); done"])
+    real = {}
+    for path, device in (line.split() for line in looked.splitlines()):
+        real[f"sd{chr(ord('a') + int(path.split(':')[-2]))}"] = device.removeprefix("/dev/")
+    called = {name: own for own, name in real.items()}
+    script = re.sub(r"/dev/(sd[a-z])", lambda found: f"/dev/{real[found[1]]}", script)
+    said = str(handle.debug("sh", [script]))
+    return re.sub(r"\b(sd[a-z])(?=\d*\b)", lambda found: called.get(found[1], found[1]), said)
 
 
 def _devices(handle: Any, first: str, second: str) -> list[dict[str, Any]]:
@@ -137,10 +153,10 @@ def _devices(handle: Any, first: str, second: str) -> list[dict[str, Any]]:
 
     lsblk tells file systems by udev's database, which learns of a new one some time after mkfs has ended.
     """
-    handle.debug("sh", ["udevadm trigger --subsystem-match=block && udevadm settle"])
+    _run(handle, "udevadm trigger --subsystem-match=block && udevadm settle")
     text = _said(handle, FACTS["block_devices"].command)
     rows = [row for row in json.loads(text)["blockdevices"] if row["name"] in (first[5:], second[5:])]
-    text = json.dumps(rows)
+    text = json.dumps(sorted(rows, key=lambda row: row["name"]))
     for disk, name in ((first, "sda"), (second, "sdb")):
         text = text.replace(f'"{disk[5:]}', f'"{name}')
     found: list[dict[str, Any]] = json.loads(text)
@@ -222,4 +238,4 @@ def test_a_copy_of_the_template_becomes_the_client(tmp_path: Path) -> None:
             "sgdisk -v /dev/sda",
             "lvm vgck vg-0",
         ):
-            handle.debug("sh", [f"{check} 2>&1"])
+            _run(handle, f"{check} 2>&1")

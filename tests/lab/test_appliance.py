@@ -178,7 +178,7 @@ def _update(image: Path, systems: list[MountedBy], source: Path, keep: list[str]
         deadline_s=600,
         on_progress=lambda *_: seen.append(time.monotonic()),
     )
-    assert max(later - earlier for earlier, later in itertools.pairwise(seen)) < 5
+    assert max(later - earlier for earlier, later in itertools.pairwise(seen)) < 30
     return result
 
 
@@ -308,7 +308,7 @@ def test_killed_parent_leaves_no_qemu(lab: tuple[Path, Path, list[MountedBy]]) -
     _until(lambda: _processes_with(str(image), "qemu"), 60)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    _until(lambda: not _processes_with(str(image), ""), 20)
+    _until(lambda: not _processes_with(str(image), ""), 120)
 
 
 def _until(condition: Any, deadline_s: float) -> None:

@@ -130,7 +130,8 @@ def _publish_image(demo: Demo, disk: Path) -> None:
     folder.mkdir(parents=True)
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(disk), str(folder / "vda.qcow2")], check=True)
     source = "/var/lib/libvirt/images/template1.qcow2"
-    (folder / "domain.xml").write_text(domain_xml("template1", 1024, "<os>", disk_xml("vda", "qcow2", source)))
+    xml = domain_xml("template1", 1024, "<os>", disk_xml("vda", "qcow2", source))
+    (folder / "domain.xml").write_text(xml.replace("</name>", f"</name><uuid>{_STRANGE}</uuid>"))
     size = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", str(folder / "vda.qcow2")]))
     row = DiskRecord(
         target="vda", file="vda.qcow2", format="qcow2", source=source, virtual_size_bytes=size["virtual-size"]
