@@ -102,6 +102,7 @@ def _part(disk: Path, tree: Path) -> Facts:
         client = _facts(handle)
         handle.tar_out("/", str(tree.with_suffix(".tar")), numericowner=True, xattrs=True, acls=True)
         handle.write("/etc/hostname", b"template1\n")
+        handle.sh("sed -i s/vg0/tpl/ /etc/fstab")
         handle.write("/var/of-the-template", b"")
         # As GRUB was installed where /boot is on another disk: it searches for a UUID, here for nobody's.
         handle.write("/boot/grub/i386-pc/load.cfg", f"search.fs_uuid {_STRANGE} root \n".encode())
