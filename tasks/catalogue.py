@@ -5,9 +5,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
-from tasks.drivers import definitions, instant_records, inventory_file, permanent, recovery_put, restore_points
+from tasks.drivers import (
+    definitions,
+    instant_records,
+    inventory_file,
+    near_store,
+    permanent,
+    recovery_put,
+    restore_points,
+)
 from tasks.drivers.drill_records import drills_of, last_proven, unfinished
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.store import Store, read_model
@@ -283,4 +290,4 @@ def latest_results(store: Store) -> dict[tuple[str, str], StageResult]:
 
 
 def _store(declared: Inventory) -> Store:
-    return Store(Path(declared.store.path))
+    return near_store.of(declared)

@@ -3,11 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
-from tasks.drivers import inventory_file, kept_replicas, lock, originals, permanent, restore_points, store_clock
+from tasks.drivers import (
+    inventory_file,
+    kept_replicas,
+    lock,
+    near_store,
+    originals,
+    permanent,
+    restore_points,
+    store_clock,
+)
 from tasks.drivers.engines.chosen import engine_of
-from tasks.drivers.store import Store
 from tasks.drivers.store_clock import Clock
 from tasks.errors import ConfigError, UnknownName
 from tasks.model.inventory import Policy
@@ -57,7 +64,7 @@ def explain_images(vm: str | None) -> dict[str, list[Verdict]]:
     Raises UnknownName for a VM of which there is neither.
     """
     declared = inventory_file.load()
-    store, place = Store(Path(declared.store.path)), permanent.place_of(declared.permanent)
+    store, place = near_store.of(declared), permanent.place_of(declared.permanent)
     permanent.prove(place, permanent.LOOK_DEADLINE_S)
     known = sorted({*originals.vms(store), *permanent.look(place, originals.vms_there, place.path)})
     if vm not in (None, *known):
@@ -83,7 +90,7 @@ def unpin_image(vm: str, wanted: str) -> str:
 
 def _pin_image(vm: str, wanted: str, made: Callable[[str], Pin | None]) -> str:
     declared = inventory_file.load()
-    store, place = Store(Path(declared.store.path)), permanent.place_of(declared.permanent)
+    store, place = near_store.of(declared), permanent.place_of(declared.permanent)
     with lock.turn(store.lock("image-pins", vm), f"the pins of images of {vm}"):
         permanent.prove(place)
         chosen = originals.choose(permanent.at(place, originals.images_there, place.path, vm), wanted, vm, place.path)

@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_URL
 
 from blocks import DeviceLogin, KvmHost, PermanentStore, SshIdentity
 from blocks import Store as StoreBlock
-from tasks.drivers import inventory_file, libvirt_host, lock, ssh
+from tasks.drivers import inventory_file, libvirt_host, lock, near_store, ssh
 from tasks.drivers.engines import Engine, chosen
 from tasks.drivers.journal import Journal, journal_path
 from tasks.drivers.libvirt_host import Host
@@ -62,8 +62,8 @@ def client(name: str) -> Client:
 
 
 def store() -> Store:
-    """The store that its block names."""
-    return Store(_load(StoreBlock, StoreBlock.DOCUMENT).path)
+    """The store that its block names; StoreNotMounted when it is not proven to be that one."""
+    return near_store.proven(_load(StoreBlock, StoreBlock.DOCUMENT).path)
 
 
 def reserve_bytes() -> int:

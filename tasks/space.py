@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from tasks.drivers import inventory_file, permanent, space
+from tasks.drivers import inventory_file, near_store, permanent, space
 from tasks.drivers.permanent import PermanentPlace
 from tasks.drivers.progress import reporting
 from tasks.drivers.store import Store, read_model, write_model
@@ -100,7 +100,7 @@ def note_levels(store: Store, place: PermanentPlace) -> list[str]:
 def survey(*, deep: bool) -> Survey:
     """How full the stores are now, and what was measured last; with `deep` their folders are walked first."""
     declared = inventory_file.load()
-    store, place = Store(Path(declared.store.path)), permanent.place_of(declared.permanent)
+    store, place = near_store.of(declared), permanent.place_of(declared.permanent)
     tallies: dict[str, Tally | None] = {}
     stores = []
     for name, path, reserve in ((STORE, store.root, declared.store.reserve_bytes), (PERMANENT, place.path, 0)):

@@ -4,9 +4,8 @@ import contextlib
 import json
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import guestfs
 
@@ -15,13 +14,21 @@ Handle = Any
 
 
 class Reporter:
-    """Says every second how far the work is: a JSON line on standard output."""
+    """Says every second, as a context, how far the work is: a JSON line on standard output."""
 
     def __init__(self) -> None:
         self.text: str = "starting the appliance"
         self.part: float | None = None
-        self._lock = threading.Lock()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
     def now(self, text: str) -> None:
         """Enter a phase."""
@@ -35,8 +42,7 @@ class Reporter:
             sys.stdout.flush()
 
     def _beat(self) -> None:
-        while True:
-            time.sleep(1)
+        while not self._ended.wait(1):
             self.say(progress=[self.text, self.part])
 
 

@@ -31,17 +31,19 @@ _ANSWERS = {
 def main() -> int:
     """Answer the request on standard input."""
     request = json.loads(sys.stdin.read())
-    reporter = Reporter()
-    try:
-        reporter.say(answer=_ANSWERS[request["do"]](request, reporter))
-    except GbsError as error:
-        reporter.say(error=type(error).__name__, attributes=list(error.args))
-        return 1
-    except (OSError, RuntimeError) as error:  # guestfs raises the second only
-        told = _as_ours(error, request)
-        reporter.say(error=type(told).__name__, attributes=list(told.args))
-        return 1
+    with Reporter() as reporter:
+        try:
+            reporter.say(answer=_ANSWERS[request["do"]](request, reporter))
+        except GbsError as error:
+            return _fail(reporter, error)
+        except (OSError, RuntimeError) as error:  # guestfs raises the second only
+            return _fail(reporter, _as_ours(error, request))
     return 0
+
+
+def _fail(reporter: Reporter, error: GbsError) -> int:
+    reporter.say(error=type(error).__name__, attributes=list(error.args))
+    return 1
 
 
 def _as_ours(error: OSError | RuntimeError, request: dict[str, Any]) -> GbsError:

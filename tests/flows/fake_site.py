@@ -45,6 +45,7 @@ from tasks.drivers import (
     facts,
     libvirt_host,
     live_image,
+    near_store,
     offline_image,
     restore_points,
     rsnapshot,
@@ -124,6 +125,7 @@ class FakeSite:
             folder.mkdir(parents=True)
         for name in ("key", "known_hosts"):
             (self.root / name).touch()
+        (self.store / near_store.MARKER).touch()
         if marker is not None:
             (self.permanent / ".gbs-store").write_text(f"{marker}\n")
         self.files = {

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -425,3 +426,15 @@ def test_trash_is_not_emptied_by_a_clock_in_doubt_until_it_is_confirmed(site: Fa
     assert run("store", "clock", "--confirm").code == 0
     assert run("run", "permanent", "--client", "db1").code == 0
     assert not trash.exists()
+
+
+@pytest.mark.parametrize("words", [("run", "nightly"), ("reconcile",), ("status",), ("apply",)], ids=" ".join)
+def test_near_store_that_is_not_mounted_is_not_written_to(site: FakeSite, run, words: tuple[str, ...]) -> None:
+    """Its mount point is an empty folder then."""
+    shutil.rmtree(site.store)
+    site.store.mkdir()
+    ended = run(*words)
+    assert ended.code not in (0, 3)
+    assert f"store {site.store} is not the right one: the marker .gbs-near-store is missing" in ended.err
+    assert site.calls == []
+    assert list(site.store.iterdir()) == list(site.permanent.glob("[!.]*")) == []

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import guestfs
@@ -70,7 +69,7 @@ class Machine:
     """The appliance in the place of a client behind ssh."""
 
     def __init__(self, handle: Any) -> None:
-        self.handle, self.target = handle, SimpleNamespace(name="appliance")
+        self.handle, self.name = handle, "appliance"
 
     def run(self, command: Sequence[str] | str, *, deadline_s: float = 60, name: str = "") -> Output:
         script = command if isinstance(command, str) else shlex.join(command)
