@@ -1,7 +1,7 @@
 """Assess a recovery: what it would use, how long it would take, what is missing or in the way. Changes nothing."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from tasks.model.domain_xml import Domain, parse_domain
 from tasks.model.facts import Facts
 from tasks.model.instant import InstantVm
 from tasks.model.recovery import Original, Recovered, Sources, growth_bytes
+from tasks.model.recovery_losses import missing, unreached
 from tasks.model.recovery_plan import Identity, Order, Plan, plan_of
 from tasks.model.recovery_record import PutRecord, Settlement, record_of
 from tasks.retryable import retryable
@@ -57,7 +58,9 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
         findings += _answering(sources.client, order, second=sources.template is None)
     findings += _elsewhere(domain, order, plan.identity)
     findings += _from_the_store(domain, order)
-    findings += [*_missing(sources, order, domain), *_unreached(sources, plan, domain)]
+    client = places.client(sources.client)
+    facts = read_model(places.store().overnight(sources.client) / "facts.json", Facts)
+    findings += [*missing(sources, order, domain, client, facts), *unreached(sources, plan, domain, client)]
     return _assessment(sources, plan, findings, rewritten), rewritten
 
 
@@ -172,48 +175,6 @@ def _from_the_store(domain: Domain, order: Order) -> list[Finding]:
         return []
     fix = f"end that first: gbs instant keep {record.vm}, or gbs instant abandon {record.vm}"
     return [refused("instant recovery", f"it has run from the store on {record.kvm_host} and is {record.state}", fix)]
-
-
-def _missing(sources: Sources, order: Order, domain: Domain) -> Iterator[Finding]:
-    """What would not come back, and what an operator may take for granted and should not."""
-    system, _ = places.system_of(sources.client)
-    dumped = {dump.called for dump in sources.night.dumps}
-    for database in system.databases:
-        if database.called not in dumped:
-            reason = f"night {sources.night.id} has no dump of it: only its files come back"
-            yield Finding(verdict="missing", subject=f"database {database.called}", reason=reason)
-    for secret in sources.image.parts.secrets:
-        reason = "libvirt's secret is in no image"
-        yield Finding(
-            verdict="missing", subject=secret, reason=reason, fix="define it on the host: virsh secret-define"
-        )
-    for warning in (*sources.image.warnings, *sources.night.warnings):
-        yield Finding(verdict="missing", subject="backup", reason=warning)
-    if domain.firmware == "efi" and "nvram" not in sources.image.parts.files:
-        reason = "the image has none: boot entries and keys are lost, the firmware looks for a loader by itself"
-        yield Finding(verdict="missing", subject="UEFI variables", reason=reason)
-    if domain.tpm and sources.image.parts.tpm_state is None:
-        yield Finding(verdict="missing", subject="TPM", reason="the image has no state of it: the VM comes without")
-    facts = read_model(places.store().overnight(sources.client) / "facts.json", Facts)
-    if facts is not None and any(device.fstype == "crypto_LUKS" for device in facts.block_devices):
-        reason = "its disks hold LUKS: the guest asks for the key at boot unless it can get it by itself"
-        yield Finding(verdict="missing", subject="LUKS key", reason=reason)
-    if order.apart:
-        reason = f"its host name, addresses, ssh host keys and machine-id stay those of {sources.vm}"
-        yield Finding(verdict="note", subject="guest", reason=reason)
-
-
-def _unreached(sources: Sources, plan: Plan, domain: Domain) -> Iterator[Finding]:
-    """What is not done with a VM that is not reached by its client's address."""
-    if plan.reached:
-        return
-    by = "by its guest agent" if domain.guest_agent else "no longer than that it runs: it has no guest agent's channel"
-    yield Finding(verdict="note", subject="wait", reason=f"not reached by its client's address: waited for {by}")
-    if sources.night.dumps or places.client(sources.client).probes:
-        reason = (
-            "not restored and not probed: the guest is not reached by its client's address; its dumps are in its files"
-        )
-        yield Finding(verdict="missing", subject="databases, probes", reason=reason)
 
 
 def _assessment(sources: Sources, plan: Plan, findings: list[Finding], rewritten: Rewritten) -> Assessment:

@@ -5,21 +5,20 @@ it up; `night-<id>` stays. One that is held stays `gbs-sync`: that it is held sa
 restic writes a snapshot after all that it refers to: what a kill leaves is none, or whole.
 """
 
-import logging
 import os
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tasks.drivers import restic
 from tasks.drivers.engines import Advance, Ground, cascade
 from tasks.drivers.engines.cascade import Copy, PointsByAge, Stamp
+from tasks.drivers.engines.restic_manifests import Manifests
 from tasks.drivers.engines.restic_sample import SnapshotSample
 from tasks.drivers.engines.restic_verify import verified
 from tasks.drivers.night_changes import compare
@@ -46,7 +45,6 @@ RECORD = ".restic.json"
 LONGEST_PATH = 4095
 PACKS_BYTES = 128 << 20
 """What restic writes at once: several packs of 16 MiB and more."""
-log = logging.getLogger(__name__)
 
 
 class Made(BaseModel):
@@ -77,6 +75,11 @@ class ResticEngine(PointsByAge):
             self.ground.store.root / "restic" / "cache",
             watching(self.ground.place) if self.on_permanent else None,
         )
+
+    @cached_property
+    def _manifests(self) -> Manifests:
+        client = self.ground.client
+        return Manifests(client, self._repository, self.ground.store.root / "restic" / slug(client))
 
     @property
     def on_permanent(self) -> bool:
@@ -133,7 +136,7 @@ class ResticEngine(PointsByAge):
             if snapshot is None:
                 raise IntegrityError(self._repository.url, f"snapshot {stamp.key} of night {stamp.night.id}", "none")
             # The manifest of a new point is known: it need not be read from the repository.
-            write_model(self._cached(snapshot.tree), stamp.night)
+            self._manifests.keep(snapshot, stamp.night)
             restic.retag(self._repository, [snapshot.id], add=POINT, remove=SYNC)
             due = datetime.now(UTC) + timedelta(days=self.ground.policy.trash_days)
             leaving = [points[name].key for name in cascade.given_up(moves)]
@@ -151,10 +154,7 @@ class ResticEngine(PointsByAge):
             snapshot.id for snapshot in found if snapshot in held or any(_is_due(tag, today) for tag in snapshot.tags)
         ]
         restic.forget(self._repository, due, prune_deadline_s=self.ground.policy.transfer_deadline_s)
-        trees = {snapshot.tree for snapshot in found}
-        for path in self._cached("").parent.glob("*.json"):
-            if path.stem not in trees:
-                path.unlink()
+        self._manifests.keep_only(found)
 
     def read(self, point: str, path: str) -> bytes | None:
         """As the contract says."""
@@ -247,26 +247,8 @@ class ResticEngine(PointsByAge):
         for snapshot in snapshots:
             night = next((tag.removeprefix(NIGHT) for tag in snapshot.tags if tag.startswith(NIGHT)), None)
             if POINT in snapshot.tags and night is not None:
-                copies.append(Copy(snapshot.id, night, snapshot.time, self._manifest(snapshot)))
+                copies.append(Copy(snapshot.id, night, snapshot.time, self._manifests.of(snapshot)))
         return copies
-
-    def _manifest(self, snapshot: Snapshot) -> NightManifest | None:
-        """The night's, from the repository once; None when it is not there, or damaged."""
-        cached = self._cached(snapshot.tree)
-        with suppress(IntegrityError):  # that of the repository counts
-            if (known := read_model(cached, NightManifest)) is not None:
-                return known
-        try:
-            content = restic.dump(self._repository, snapshot.id, f"/{MANIFEST}")
-            manifest = NightManifest.model_validate_json(content or b"")
-        except (IntegrityError, ValidationError) as exc:
-            log.warning("%s: the manifest of snapshot %s cannot be read: %s", self.ground.client, snapshot.id[:8], exc)
-            return None
-        write_model(cached, manifest)
-        return manifest
-
-    def _cached(self, tree: str) -> Path:
-        return self.ground.store.root / "restic" / slug(self.ground.client) / f"{tree}.json"
 
     def _prove(self, made: restic.Made, night: NightManifest) -> None:
         """IntegrityError unless the snapshot has as many files as the night, and its listing and facts."""
