@@ -43,6 +43,7 @@ def nightly(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
+    places.require_store()
     names = chosen(clients)
     nights = begin_each(night_of, names)
     # Clients that are asked for by name are a part of the night; devices belong to the whole one.

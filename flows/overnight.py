@@ -57,4 +57,5 @@ def overnight(clients: list[ClientName] | None = None) -> State[list[StageResult
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
+    places.require_store()
     return conclude("overnight", with_images_due(begin_each(pull_client, chosen(clients))))

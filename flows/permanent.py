@@ -51,6 +51,7 @@ def permanent(clients: list[ClientName] | None = None) -> State[list[StageResult
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
+    places.require_store()
     names = chosen(clients)
     begun, replicas = begin_each(keep_client, names), begin_replicas(names if clients else None)
     return conclude("permanent", tidied(results_of(begun)) + results_of(replicas))

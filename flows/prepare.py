@@ -126,4 +126,5 @@ def prepare(clients: list[ClientName] | None = None) -> State[list[StageResult]]
     Args:
         clients: The clients and KVM hosts, as the inventory names them. None means all of them.
     """
+    places.require_store()
     return conclude("prepare", for_each_client(prepare_client, chosen(clients)))

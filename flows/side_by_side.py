@@ -33,15 +33,11 @@ T = TypeVar("T")
 
 
 def chosen(clients: Sequence[str] | None) -> list[str]:
-    """The named clients, or every client and KVM host of the inventory.
-
-    Raises UnknownName or StoreNotMounted before anything is started.
-    """
+    """The named clients, or every client and KVM host of the inventory; UnknownName before anything is started."""
     known = list(places.inventory().systems)
     for name in clients or ():
         if name not in known:
             raise UnknownName("client", name, known)
-    places.store()
     return list(dict.fromkeys(clients)) if clients else known
 
 

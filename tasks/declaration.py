@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 
 from blocks import DeviceLogin, KvmHost, PermanentStore, SshIdentity, Store
 from tasks import places
-from tasks.drivers import inventory_file, near_store
+from tasks.drivers import inventory_file
 from tasks.model.inventory import Inventory
 
 
@@ -65,12 +65,7 @@ def documents(inventory: Inventory) -> dict[str, Block]:
 
 
 def apply(inventory: Inventory, *, dry_run: bool = False) -> list[BlockChange]:
-    """Make Prefect's blocks say what the inventory says; what did not differ is left as it is.
-
-    A store that no block names yet is begun; StoreNotMounted, with nothing changed, when it is not the right one.
-    """
-    if not dry_run:
-        _require_store(inventory)
+    """Make Prefect's blocks say what the inventory says; what did not differ is left as it is."""
     changes = []
     for document, wanted in documents(inventory).items():
         present = _present(type(wanted), document)
@@ -83,15 +78,6 @@ def apply(inventory: Inventory, *, dry_run: bool = False) -> list[BlockChange]:
             places.forget_blocks()
         changes.append(BlockChange(document, type(wanted).get_block_type_slug(), action, fields if present else ()))
     return changes
-
-
-def _require_store(inventory: Inventory) -> None:
-    """The near store must be there; where no block names it yet, an empty folder becomes one."""
-    root, known = Path(inventory.store.path), _present(Store, Store.DOCUMENT)
-    if known is None or known["path"] != root:
-        near_store.begin(root)
-    else:
-        near_store.proven(root)
 
 
 def _values(block: Block) -> dict[str, Any]:

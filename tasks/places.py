@@ -66,6 +66,11 @@ def store() -> Store:
     return near_store.proven(_load(StoreBlock, StoreBlock.DOCUMENT).path)
 
 
+def require_store() -> None:
+    """StoreNotMounted, before anything is begun, when the store is not proven to be the one that its block names."""
+    store()
+
+
 def reserve_bytes() -> int:
     """The free space that no run may use in the store."""
     return _load(StoreBlock, StoreBlock.DOCUMENT).reserve_bytes

@@ -21,6 +21,7 @@ from tasks.errors import (
     Locked,
     NightHeld,
     NothingToRecover,
+    StoreError,
     StoreNotMounted,
     StoreSilent,
 )
@@ -89,8 +90,8 @@ def brake(client: str, synced: Synced) -> list[str]:
 @retryable("rotate restore points", "rotate {client}", retries=0)
 def rotate(client: str) -> list[Move]:
     """Rotate as far as the fresh sync asks for, with reasons; [] when it holds nothing newer."""
-    permanent.prove(places.permanent())
     with reporting(log, f"rotate {client}"), places.pins_turn(client):
+        permanent.prove(places.permanent())
         moves = places.engine_of(client).rotate()
     for move in moves:
         log.info("%s: %s becomes %s: %s", client, move.point, move.to or "trash", move.reason)
@@ -109,17 +110,22 @@ def verify(client: str, percent: float) -> list[Checked]:
         found = engine.verify(percent)
     left = {row.point: [path for path in row.damaged if path not in row.healed] for row in found}
     nights = {row.night: Reading(at=now, percent=percent, damaged=tuple(left[row.point][:MOST])) for row in found}
-    permanent.at(place, restore_points.note, root_of(client), nights, [row.night for row in found if row.night])
     for row in found:
         for path in row.healed:
             log.warning("%s %s: %s was damaged and is healed by a good copy", client, row.point, one_line(path))
-    for point, paths in left.items():
-        if paths:
-            others = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
-            raise IntegrityError(
-                f"{engine.where(point)}: {one_line(paths[0])}{others}", "what its listing says", "another"
-            )
+    damage = next((_damage(engine.where(point), paths) for point, paths in left.items() if paths), None)
+    try:
+        permanent.at(place, restore_points.note, root_of(client), nights, [row.night for row in found if row.night])
+    except StoreError as exc:
+        raise damage or exc from exc
+    if damage is not None:
+        raise damage
     return found
+
+
+def _damage(where: str, paths: Sequence[str]) -> IntegrityError:
+    others = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
+    return IntegrityError(f"{where}: {one_line(paths[0])}{others}", "what its listing says", "another")
 
 
 @retryable("remove given up", retries=0)

@@ -28,7 +28,7 @@ from tasks.drivers.recovery_set import PrefectServer
 from tasks.drivers.replica_check import Checked
 from tasks.drivers.runbooks import Stores
 from tasks.drivers.store import write_model
-from tasks.errors import IntegrityError, NothingToRecover, UnknownName
+from tasks.errors import IntegrityError, NothingToRecover, StoreError, UnknownName
 from tasks.model.inventory import Policy
 from tasks.model.manifest import ServerManifest
 from tasks.model.names import time_of_id
@@ -248,11 +248,15 @@ def verify(replica: Replica, percent: float) -> Checked:
             log.warning("%s: it cannot be noted that it is read: %s", replica.place, exc)
     with reporting(log, f"verify replica {replica.place}") as progress:
         found = replica_check.check(place, replica.kind, folder, replica.original, percent, progress.update)
-    write_model(record, noted(before, found.what, found.left, datetime.now(UTC), whole=whole))
     for path in found.healed:
         log.warning("%s/%s was damaged and is healed by its original", replica.place, path)
-    if found.left:
-        raise IntegrityError(str(folder / found.left[0]), "what its manifest says", "another")
+    damage = IntegrityError(str(folder / found.left[0]), "what its manifest says", "another") if found.left else None
+    try:
+        write_model(record, noted(before, found.what, found.left, datetime.now(UTC), whole=whole))
+    except OSError as exc:
+        raise damage or StoreError(str(record), f"the reading cannot be noted: {exc.strerror}") from exc
+    if damage is not None:
+        raise damage
     return found
 
 

@@ -77,7 +77,9 @@ def read_of(store: Store, place: str) -> Verified | None:
     except IntegrityError as exc:
         log.error("%s", exc)
         never = datetime.min.replace(tzinfo=UTC)
-        return Verified(image=place, at=never, damaged=("its record cannot be read",))
+        # What was last found may have put others that share its blocks in doubt.
+        hurt = datetime.fromtimestamp(record_of(store, place).stat().st_mtime, UTC)
+        return Verified(image=place, at=never, damaged=("its record cannot be read",), hurt=hurt)
 
 
 def give_up(place: PermanentPlace, doomed: Sequence[Path], folders: Sequence[Path], due: date) -> None:

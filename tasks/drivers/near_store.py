@@ -6,15 +6,15 @@ would fill the server's root, take every image anew, and know nothing of an open
 
 from pathlib import Path
 
-from tasks.drivers import permanent
 from tasks.drivers.store import Store
 from tasks.errors import StoreNotMounted
 from tasks.model.inventory import Inventory
 
 MARKER = ".gbs-near-store"
-"""Not the permanent store's: that one, mounted here by mistake, would pass for this."""
-_OF_A_NEW_ONE = {"lost+found", permanent.MARKER, MARKER}
-"""What a store without any data has: mkfs made the first, `gbs store create` the second."""
+"""Not the permanent store's: that one, mounted here by mistake, would pass for this.
+
+An operator makes it, once: a program that made it in an empty folder would mark the mount point some day.
+"""
 
 
 def proven(root: Path) -> Store:
@@ -28,11 +28,3 @@ def proven(root: Path) -> Store:
 def of(declared: Inventory) -> Store:
     """The store of an inventory, for those who do without Prefect's blocks; StoreNotMounted as `proven`."""
     return proven(Path(declared.store.path))
-
-
-def begin(root: Path) -> None:
-    """Make a store of `root` if that is missing or empty; StoreNotMounted when it is neither and has no marker."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if {path.name for path in root.iterdir()} <= _OF_A_NEW_ONE:
-        (root / MARKER).touch()
-    proven(root)

@@ -39,7 +39,8 @@ _READ_ME = """How to rebuild this GBS server, with plain tools
 3. Prefect's database, for its history, while no Prefect server runs (without it, step 4 is enough):
      age --decrypt -i RECOVERY-KEY-FILE prefect.db.age > ~/.prefect/prefect.db        (SQLite)
      age --decrypt -i RECOVERY-KEY-FILE prefect.dump.age > prefect.dump               (PostgreSQL: pg_restore)
-4. cp inventory.yaml /etc/gbs/inventory.yaml; prefect server start; gbs apply; gbs deploy; gbs check
+4. Make the store that inventory.yaml names, and its marker: touch STORE/.gbs-near-store
+   cp inventory.yaml /etc/gbs/inventory.yaml; prefect server start; gbs apply; gbs deploy; gbs check
    blocks.json has the blocks as Prefect had them, for what was changed there by hand.
 5. Images come back from _images of the permanent store: cp --recursive --sparse=always to images of the store.
 6. A VM comes back without all this: by its script in _runbooks of the permanent store, with plain tools.

@@ -65,6 +65,8 @@ def snapshots(repository: Repository) -> list[Snapshot] | None:
         finished = run(repository, "snapshots", "--json", "--no-lock", deadline_s=QUICK_S)
     except StoreNotMounted:
         return None
+    if finished.cut:
+        raise CommandFailed("restic snapshots", finished.status, "it had more to say than is kept: who is left out?")
     for line in filter(_UNLISTED.match, finished.stderr.splitlines()):
         if not _UNREADABLE.search(line):
             raise CommandFailed("restic snapshots", finished.status, line)

@@ -181,17 +181,17 @@ def moves(
     """What taking a stamped sync in does to the points of any engine; [] when it is the newest one already.
 
     `newest` is what that is called, and its manifest. The clock of the permanent store, whose root is `store`, is asked
-    when something moves, since to ask is to write there. IntegrityError when the newest point is of a later time:
-    nothing would rotate until then.
+    when something moves, since to ask is to write there. IntegrityError when the newest point is of a later time, or
+    cannot be told to be this night: nothing would rotate until then.
     """
     found = plan(there, rules, stamp.ended, now, sync)
     if found:
         doubt = store_clock.doubt(store, now)
         return found if doubt is None else plan(there, rules, stamp.ended, now, sync, doubt)
     where, manifest = newest
-    if manifest is not None and manifest != stamp:
-        expected = f"the stamp of night {stamp.id}"
-        raise IntegrityError(where, expected, f"that of {manifest.id}: was a clock wrong?")
+    if manifest != stamp:
+        found_there = f"that of {manifest.id}: was a clock wrong?" if manifest else "none that can be read"
+        raise IntegrityError(where, f"the stamp of night {stamp.id}", found_there)
     return []
 
 
@@ -272,9 +272,9 @@ def mend(root: Path) -> None:
             (root / name).rename(root / f"{interval}.{place}")
 
 
-def hide(folder: Path, prefix: str = REMAINS) -> None:
-    """Rename what is to be removed, by default at once: half removed, it must not look like a backup."""
-    folder.rename(folder.with_name(f"{prefix}{folder.name.lstrip('.')}-{os.urandom(4).hex()}"))
+def hide(folder: Path, prefix: str = REMAINS) -> Path:
+    """Rename what is to be removed, by default at once: half removed, it must not look like a backup. The new path."""
+    return folder.rename(folder.with_name(f"{prefix}{folder.name.lstrip('.')}-{os.urandom(4).hex()}"))
 
 
 def in_trash(root: Path, name: str) -> bool:

@@ -428,7 +428,20 @@ def test_trash_is_not_emptied_by_a_clock_in_doubt_until_it_is_confirmed(site: Fa
     assert not trash.exists()
 
 
-@pytest.mark.parametrize("words", [("run", "nightly"), ("reconcile",), ("status",), ("apply",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "nightly"),
+        ("run", "overnight"),
+        ("run", "devices"),
+        ("reconcile",),
+        ("status",),
+        ("pin", "db1", "daily.0", "--until", "2100-01-01", "--reason", "audit"),
+        ("accept", "db1", "--reason", "upgrade"),
+        ("retention", "explain", "db1"),
+    ],
+    ids=" ".join,
+)
 def test_near_store_that_is_not_mounted_is_not_written_to(site: FakeSite, run, words: tuple[str, ...]) -> None:
     """Its mount point is an empty folder then."""
     shutil.rmtree(site.store)

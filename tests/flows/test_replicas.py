@@ -131,6 +131,11 @@ def test_what_cannot_be_noted_is_read_and_healed_all_the_same(site: FakeSite, ke
         with pytest.raises(ClientsFailed, match="verified"):  # nor can it be noted in the end
             reading()
         assert same(original, replica)
+    with (replica / "vda.raw").open("r+b") as disk:
+        disk.write(b"damage")
+    shutil.rmtree(original)
+    with pytest.raises(ClientsFailed, match=r"web1 verify: .*vda\.raw is damaged"):  # which matters more
+        verify_replicas()
 
 
 def test_an_image_that_the_store_has_lost_is_fetched_and_serves_again(site: FakeSite, kept: tuple[Path, Path]) -> None:

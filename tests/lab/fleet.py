@@ -74,6 +74,7 @@ class Fleet:
         self._trust(self.system.ssh_port)
         for folder in (self.store.root, self.permanent):
             folder.mkdir(mode=0o700)
+        (self.store.root / ".gbs-near-store").touch()
         (self.permanent / ".gbs-store").write_text(f"{STORE_ID}\n")
         self.server.start()
 

@@ -73,6 +73,8 @@ class Clients:
 def clients(stores: Path, place: PermanentPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clients]:
     monkeypatch.setenv("GBS_INVENTORY", str(stores / "inventory.yaml"))
     monkeypatch.setattr(points.sync, "retry_delay_seconds", [0, 0])
+    (stores / "store").mkdir(exist_ok=True)
+    (stores / "store/.gbs-near-store").touch()
     yield Clients(stores, place, tmp_path)
     subprocess.run(["rm", "-rf", str(stores / "store")], check=True)
 

@@ -23,6 +23,7 @@ class Site:
         """Make the folders, the marker and the inventory; what is there stays."""
         self.store.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.permanent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.store / ".gbs-near-store").touch()
         (self.permanent / ".gbs-store").write_text(f"{STORE_ID}\n")
         self.inventory.write_text(yaml.safe_dump(self.declaration(), sort_keys=False))
 

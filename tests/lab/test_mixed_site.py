@@ -147,6 +147,7 @@ class MixedSite:
             client |= {"address": "127.0.0.1", "port": self.systems[name].ssh_port}
         for folder in (self.store, self.permanent):
             folder.mkdir()
+        (self.store / ".gbs-near-store").touch()
         (self.permanent / ".gbs-store").write_text("mixed\n")
         identity = {"private_key_file": str(self.folder / "id_ed25519"), "known_hosts_file": str(known)}
         login = {"user": self.switch.user, "known_hosts_file": str(devices)}

@@ -60,6 +60,7 @@ def _made() -> None:
     assert done.exception is None, done.exception
     for folder in ("near", "far"):
         (PLACE / folder).mkdir()
+    (PLACE / "near/.gbs-near-store").touch()
     (PLACE / "far/.gbs-store").write_text("gbs")
     Path("/root/inventory.json").write_text(json.dumps(INVENTORY))
 

@@ -1,4 +1,4 @@
-"""The near store is proven by its marker; only a place without data is made one."""
+"""The near store is proven by its marker."""
 
 from pathlib import Path
 
@@ -8,17 +8,15 @@ from tasks.drivers import near_store
 from tasks.errors import StoreNotMounted
 
 
-@pytest.mark.parametrize("made", [(), ("lost+found",), (".gbs-store",)], ids=["missing", "by mkfs", "by store create"])
-def test_place_without_data_is_made_a_store(tmp_path: Path, made: tuple[str, ...]) -> None:
-    root = tmp_path / "srv/gbs"
+def test_store_with_its_marker_is_proven(tmp_path: Path) -> None:
+    (tmp_path / near_store.MARKER).touch()
+    assert near_store.proven(tmp_path).root == tmp_path
+
+
+@pytest.mark.parametrize("made", [(), ("lost+found",), (".gbs-store",)], ids=["empty", "new", "the permanent store"])
+def test_another_place_is_told_with_what_to_do(tmp_path: Path, made: tuple[str, ...]) -> None:
     for name in made:
-        (root / name).mkdir(parents=True)
-    near_store.begin(root)
-    assert near_store.proven(root).root == root
-    assert root.stat().st_mode & 0o077 == 0 or made
-
-
-def test_mount_point_without_its_file_system_is_told_with_what_to_do(tmp_path: Path) -> None:
+        (tmp_path / name).touch()
     with pytest.raises(StoreNotMounted) as found:
         near_store.proven(tmp_path)
     assert str(found.value) == (
@@ -27,8 +25,6 @@ def test_mount_point_without_its_file_system_is_told_with_what_to_do(tmp_path: P
     )
 
 
-def test_place_with_data_of_others_is_not_made_a_store(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
+def test_store_whose_folder_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreNotMounted):
-        near_store.begin(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+        near_store.proven(tmp_path / "srv/gbs")

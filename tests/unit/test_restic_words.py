@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from tasks.drivers import restic
+from tasks.drivers.engines.restic_manifests import Manifests
+from tasks.drivers.restic import Snapshot
 from tasks.drivers.restic_repository import Repository
 from tasks.errors import CommandFailed, IntegrityError
+from tests.unit.records import NIGHT, night_manifest
 
 ID = "7b4b151933f46363fb68ce818fc0aae5bd914924a408c8c064111175d7055bb8"
 DAMAGE = [
@@ -76,3 +79,23 @@ def test_snapshot_that_restic_leaves_out_of_its_list_is_told_and_is_no_short_lis
     says(monkeypatch, tmp_path, 0, f"{called}load <snapshot/b8f9f9c121>: connection refused", "[]")
     with pytest.raises(CommandFailed, match="connection refused"):
         restic.snapshots(repository)
+
+
+def test_list_of_snapshots_is_not_believed_when_restic_said_more_than_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repository: Repository
+) -> None:
+    """What was out of reach may have been said first."""
+    damage = f"could not load snapshot {ID}: ciphertext verification failed"
+    says(monkeypatch, tmp_path, 0, "\n".join([damage] * 5000), "[]")
+    with pytest.raises(CommandFailed, match="who is left out"):
+        restic.snapshots(repository)
+
+
+def test_manifest_is_read_from_the_repository_when_it_cannot_be_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repository: Repository
+) -> None:
+    """The store is full, or read-only: it is then that somebody looks for a night to recover."""
+    night = night_manifest(NIGHT)
+    says(monkeypatch, tmp_path, 0, "", night.model_dump_json())
+    (tmp_path / "kept").touch()
+    assert Manifests("web1", repository, tmp_path / "kept").of(Snapshot(ID, ID, NIGHT, ())) == night

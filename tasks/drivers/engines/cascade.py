@@ -126,10 +126,11 @@ class PointsByAge(ABC):
         """
         doomed = at(self.ground.place, _doomed, self.ground.root, datetime.now(UTC).date())
         self.forget(doomed.keys)
-        for folder in doomed.folders:
+        hidden = [at(self.ground.place, restore_points.hide, folder) for folder in doomed.folders]
+        for folder in (*at(self.ground.place, restore_points.remains, self.ground.root), *hidden):
             remove(folder, watching(self.ground.place))
-        for damage in doomed.damage:
-            raise damage
+        if doomed.damage:
+            raise doomed.damage[0]
         at(self.ground.place, restore_points.require_told, self.ground.root)
 
     def close(self, point: str) -> None:
@@ -194,7 +195,7 @@ class Aside:
 
 @dataclass(frozen=True)
 class Doomed:
-    """What may be removed by now, what the engine calls the nights in it that stand nowhere else, and what is wrong."""
+    """What is due to be removed, what the engine calls the nights in it that stand nowhere else, and what is wrong."""
 
     folders: list[Path]
     keys: set[str]
@@ -227,7 +228,7 @@ def _doomed(root: Path, today: date) -> Doomed:
     try:
         fresh = _stamped(root / SYNC)
     except IntegrityError as exc:  # what it names may be any of them
-        return Doomed(restore_points.remains(root), set(), [exc, *damage])
+        return Doomed([], set(), [exc, *damage])
     going = [one for one in found if one.folder in due and one.damage is None]
     staying = [one for one in found if one not in going]
     nights = {one.night for one in staying}
@@ -235,7 +236,7 @@ def _doomed(root: Path, today: date) -> Doomed:
     others = {stamp.key for stamp in (fresh, *(one.stamp for one in staying)) if stamp}
     left_alone = {one.folder for one in staying}
     folders = [folder for folder in due if folder not in left_alone]
-    return Doomed([*restore_points.remains(root), *folders], keys - others, damage)
+    return Doomed(folders, keys - others, damage)
 
 
 def given_up(moves: list[Move]) -> list[str]:

@@ -1,8 +1,6 @@
 """Which engine keeps a client's restore points, by the inventory."""
 
-from pathlib import Path
-
-from tasks.drivers import permanent
+from tasks.drivers import near_store, permanent
 from tasks.drivers.engines import Engine, Ground
 from tasks.drivers.engines.command import CommandEngine
 from tasks.drivers.engines.restic import ResticEngine
@@ -23,7 +21,7 @@ def engine_of(
     ground = Ground(
         client,
         declared.policy_of(declared.systems[client]),
-        store or Store(Path(declared.store.path)),
+        store or near_store.of(declared),
         place or permanent.place_of(declared.permanent),
         declared.store.reserve_bytes,
     )

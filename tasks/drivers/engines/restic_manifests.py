@@ -37,7 +37,10 @@ class Manifests:
         except (IntegrityError, ValidationError) as exc:
             log.warning("%s: the manifest of snapshot %s cannot be read: %s", self.client, snapshot.id[:8], exc)
             return None
-        self.keep(snapshot, manifest)
+        try:
+            self.keep(snapshot, manifest)
+        except OSError as exc:  # a full store, or one that is read-only: no reason to read nothing
+            log.warning("%s: a manifest is not kept for the next time: %s", self.client, exc)
         return manifest
 
     def keep(self, snapshot: Snapshot, manifest: NightManifest) -> None:
