@@ -119,15 +119,13 @@ def retained(root: Path, found: Mapping[str, tuple[str, datetime, NightManifest 
     (known, unclear), read = told(root), readings(root).nights
     nights = {manifest.id if manifest else named for named, _, manifest in there.values()}
     lost = unclear is not None or any(pin.holds(now) and pin.night not in nights for pin in known.values())
-    retained = list[Point]()
+    judged = list[Point]()
     for name, (named, pulled, manifest) in there.items():
         night, content = (manifest.id, manifest.ended) if manifest else (named, pulled)
         missed = found is not None or (lost and night is None) or (root / name / MANIFEST).exists()
         damaged = manifest is None or (night in read and bool(read[manifest.id].damaged))
-        retained.append(
-            Point(name, night, content, pin_of(night, known, unclear), damaged, manifest is None and missed)
-        )
-    return retained
+        judged.append(Point(name, night, content, pin_of(night, known, unclear), damaged, manifest is None and missed))
+    return judged
 
 
 def readings(root: Path) -> Readings:
