@@ -106,7 +106,7 @@ def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps)
             with steps.step("start from the store"):
                 if sources is not None:
                     recovery_assessment.require_nowhere_else(record)  # that was asked before the update, hours ago
-                record = instant.start(record)
+                record = instant.start(record, plan.parts)
         except BaseException:
             if (left := instant.find(record.uuid)) is not None:
                 _abandon(left)

@@ -1,13 +1,16 @@
 """Run a VM from the store at once, move it to its host, or take it away again."""
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tasks import places
-from tasks.drivers import instant, instant_export, instant_records, qemu_img
+from tasks.drivers import instant, instant_export, instant_records, qemu_img, recovery_put, rsync
 from tasks.drivers.host_shell import LocalShell
 from tasks.drivers.progress import reporting
+from tasks.drivers.ssh import Shell
 from tasks.drivers.store import read_model, verify_image
 from tasks.errors import CommandTimedOut, IntegrityError, LeftBehind, NothingToRecover, RecoveryRefused, UnknownName
 from tasks.model.definition import Definition
@@ -15,12 +18,15 @@ from tasks.model.domain_recovery import Rewritten, run_of
 from tasks.model.instant import InstantDisk, InstantState, InstantVm
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.recovery import Original, UpdatedImage
-from tasks.model.recovery_plan import Plan
+from tasks.model.recovery_plan import Place, Plan
+from tasks.model.recovery_record import PutFile
+from tasks.model.ssh_target import SshTarget
 from tasks.model.window import Layer
 from tasks.retryable import retryable
 
 log = logging.getLogger(__name__)
 ZEROES_DEADLINE_S = 5
+PART_DEADLINE_S = 600
 _STATES = {True: InstantState.RUNNING, False: InstantState.OFF}
 
 
@@ -84,6 +90,7 @@ def record_of(original: Original, plan: Plan, rewritten: Rewritten) -> InstantVm
         state=InstantState.STARTING,
         started=datetime.now(UTC),
         disks=tuple(disks),
+        parts=tuple(PutFile(role=place.role, path=place.path) for place in plan.parts),
         xml=rewritten.xml,
         dropped=rewritten.dropped,
     )
@@ -110,8 +117,11 @@ def from_copy(record: InstantVm, updated: UpdatedImage) -> InstantVm:
 
 
 @retryable("start from the store", "start {record.vm} on {record.kvm_host} from the store", retries=0)
-def start(record: InstantVm) -> InstantVm:
-    """Note it, export its disks, and start it on overlays of them, which are made while the exports come up."""
+def start(record: InstantVm, parts: Sequence[Place] = ()) -> InstantVm:
+    """Note it, export its disks, and start it on overlays of them, which are made while the exports come up.
+
+    `parts` of its image, whose places the record has, are brought to the host before.
+    """
     store, (target, _) = places.store(), places.kvm_host(record.kvm_host)
     held = instant_records.exports_lock(store, record)
     with places.hypervisor(record.kvm_host) as (host, shell):
@@ -121,9 +131,24 @@ def start(record: InstantVm) -> InstantVm:
         instant_export.launch(host, shell, target, record, held)
         record = instant.make_overlays(shell, record, _zeroes(record))
         instant_records.write(store, record, InstantState.STARTING)
+        record = _bring(shell, target, record, parts)
         instant_export.prove(shell, record, held)
         instant.start(host, record)
     return instant_records.write(store, record, InstantState.RUNNING)
+
+
+def _bring(shell: Shell, target: SshTarget, record: InstantVm, parts: Sequence[Place]) -> InstantVm:
+    """Bring UEFI variables, TPM state or a kernel to the host; the record with which files they are."""
+    image, store = read_model(record.image_folder / MANIFEST, ImageManifest) if parts else None, places.store()
+
+    def send(source: Path, path: str) -> int:
+        return rsync.send_file(target, source, path, deadline_s=PART_DEADLINE_S).sent_bytes
+
+    for place in parts:
+        sha256 = next((file.sha256 for file in image.files if file.path == place.file), None) if image else None
+        kept = instant_records.Parts(store, record)
+        recovery_put.place_file(shell, kept, place, record.image_folder / place.file, str(sha256), send)
+    return instant_records.find(store, record.uuid) or record
 
 
 def _zeroes(record: InstantVm) -> dict[str, list[tuple[int, int]]]:

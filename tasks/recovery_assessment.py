@@ -235,11 +235,9 @@ def assess_at_once(original: Original, order: Order, plan: Plan, run: str) -> Re
             findings = recovery_target.clashes(target, plan, domain, volumes, there)
             if all(finding.subject != "folder" for finding in findings):
                 findings += recovery_target.room(target, plan, _needed(original, {}))
-            fit, lacks = recovery_target.capabilities(target, domain, tpm=False)
+            tpm = original.image.parts.tpm_state is not None
+            fit, lacks = recovery_target.capabilities(target, domain, tpm=tpm)
         findings += [*lacks, *_elsewhere(domain, order, plan.identity), *(answers.result() if answers else ())]
-    if "kernel" in original.image.parts.files:
-        reason = "it is started by a kernel beside its disks, which instant recovery does not bring"
-        findings.append(refused("kernel", reason, f"recover it: gbs recover vm {original.vm}"))
     _require_possible(original.vm, findings)
     return _rewrite(original, plan, domain, fit, run)
 

@@ -193,7 +193,7 @@ def _require_independent(shell: HostShell, domain: HostDomain, record: InstantVm
 
 
 def remove(host: Host, shell: HostShell, record: InstantVm) -> None:
-    """Destroy and undefine the VM and remove its overlays; a VM or a file that came in their place is left alone.
+    """Destroy and undefine the VM, remove its overlays and parts; a VM or a file that came in their place stays.
 
     LeftBehind when the VM has other disks by now, or another VM has its overlays.
     """
@@ -215,6 +215,7 @@ def remove(host: Host, shell: HostShell, record: InstantVm) -> None:
     _require_unused(host, ours)
     for disk in ours:
         shell.run(["rm", "-f", "--", disk.overlay], deadline_s=QUICK_S)
+    recovery_files.remove(host, shell, record.put)
 
 
 def _is_unnoted(shell: HostShell, record: InstantVm, disk: InstantDisk) -> bool:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from tasks.drivers import instant_export
-from tasks.drivers.store import Store, listed_model, sync_folder, write_model
+from tasks.drivers.store import Store, listed_model, read_model, sync_folder, write_model
 from tasks.model.instant import InstantRow, InstantState, InstantVm
 from tasks.model.names import slug
+from tasks.model.recovery_record import PutRecord
 
 
 def folder_of(store: Store) -> Path:
@@ -45,6 +46,25 @@ def forget(store: Store, record: InstantVm) -> None:
     """The VM does not run from the store any more, and its exports have ended."""
     path_of(store, record).unlink(missing_ok=True)
     sync_folder(folder_of(store))
+
+
+class Parts:
+    """What is put on the host besides the overlays, as part of the record of a VM, for `recovery_put.place_file`."""
+
+    def __init__(self, store: Store, record: InstantVm) -> None:
+        self.path = path_of(store, record)
+
+    def read(self) -> PutRecord | None:
+        """As of now; None when the VM has no record."""
+        record = read_model(self.path, InstantVm)
+        return record.put if record is not None else None
+
+    def write(self, record: PutRecord) -> PutRecord:
+        """Note which files there are."""
+        known = read_model(self.path, InstantVm)
+        if known is not None:
+            write_model(self.path, known.model_copy(update={"parts": record.files}))
+        return record
 
 
 def rows(store: Store) -> list[InstantRow]:

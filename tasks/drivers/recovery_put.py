@@ -9,7 +9,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import libvirt
 
@@ -45,6 +45,20 @@ _UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
+
+
+class Record(Protocol):
+    """Where the record of what is put on a host is kept."""
+
+    @property
+    def path(self) -> Path:
+        """The file that it is in."""
+
+    def read(self) -> PutRecord | None:
+        """It, or None when there is none."""
+
+    def write(self, record: PutRecord) -> PutRecord:
+        """Keep it; what it announces is done only after that."""
 
 
 class Ledger:
@@ -93,7 +107,7 @@ def interrupted(store: Store) -> list[PutRecord]:
 
 def place_file(
     shell: HostShell,
-    ledger: Ledger,
+    ledger: Record,
     place: Place,
     source: Path,
     sha256: str,
@@ -154,7 +168,7 @@ def _require_whole(shell: HostShell, path: str, sha256: str) -> None:
         raise IntegrityError(path, sha256, found)
 
 
-def _required(ledger: Ledger) -> PutRecord:
+def _required(ledger: Record) -> PutRecord:
     record = ledger.read()
     if record is None:
         raise IntegrityError(str(ledger.path), "the record of this recovery", "nothing")

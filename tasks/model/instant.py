@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from tasks.model.manifest import DiskRecord
 from tasks.model.recovery import Step
 from tasks.model.recovery_plan import Plan
-from tasks.model.recovery_record import FileId, PutFile
+from tasks.model.recovery_record import FileId, PutFile, PutRecord
 from tasks.model.window import Layer
 
 CLUSTER_BYTES = 65536
@@ -78,6 +78,8 @@ class InstantVm(_Frozen):
     state: InstantState
     started: AwareDatetime
     disks: tuple[InstantDisk, ...]
+    parts: tuple[PutFile, ...] = ()
+    """Its UEFI variables, TPM state or kernel: they are on the host from the start."""
     xml: str
     """Its definition once its disks have moved."""
     dropped: tuple[str, ...] = ()
@@ -88,6 +90,21 @@ class InstantVm(_Frozen):
     def folder(self) -> str:
         """Where the exports' sockets are on the KVM host."""
         return f"/run/gbs-instant-{self.uuid}"
+
+    @property
+    def put(self) -> PutRecord:
+        """What is put on the host besides the overlays, as the record of a recovery has it."""
+        return PutRecord(
+            run=self.run,
+            vm=self.vm,
+            kvm_host=self.kvm_host,
+            name=self.vm,
+            uuid=self.uuid,
+            image=self.image,
+            night=self.night or "",
+            isolated=False,
+            files=self.parts,
+        )
 
     def socket(self, target: str) -> str:
         """The socket on the KVM host by which QEMU reads a disk; the same for as long as the record lasts."""
@@ -148,13 +165,13 @@ def how_to_go_on(vm: str) -> str:
 
 
 def on_overlays(plan: Plan, disks: Iterable[DiskRecord]) -> Plan:
-    """A recovery's plan, for disks that begin as overlays on the store and for nothing else of the image."""
+    """A recovery's plan, for disks that begin as overlays on the store."""
     records = {disk.target: disk for disk in disks}
     places = tuple(
         place.model_copy(update={"path": overlay_of(records[place.role], place.path), "format": "qcow2", "volume": ""})
         for place in plan.disks
     )
-    return plan.model_copy(update={"disks": places, "parts": ()})
+    return plan.model_copy(update={"disks": places})
 
 
 def notable(zeroes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

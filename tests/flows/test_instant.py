@@ -1,5 +1,6 @@
 """Instant recovery as a flow and as commands: records, what a cut-off run leaves, what the operator is told."""
 
+import hashlib
 import io
 import json
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasks import instant as steps
-from tasks.drivers import appliance, instant, instant_export, instant_records, recovery_target, vm_parts
+from tasks.drivers import appliance, instant, instant_export, instant_records, recovery_put, recovery_target, vm_parts
 from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.recovery_target import refused
 from tasks.drivers.store import Store
@@ -20,6 +21,8 @@ from tasks.model.domain_capabilities import Fit
 from tasks.model.instant import InstantState, InstantVm, notes_of
 from tasks.model.manifest import VmParts
 from tasks.model.recovery import UpdatedImage
+from tasks.model.recovery_plan import Place
+from tasks.model.recovery_record import FileId
 from tests.flows.fake_site import UUID, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
 
@@ -167,7 +170,7 @@ def test_vm_that_runs_on_another_host_is_not_started_a_second_time(
     assert (kvm.did, record_of(site)) == ([], None)
 
 
-def test_vm_whose_kernel_is_beside_its_disks_is_not_started_without_it(
+def test_kernel_that_is_beside_its_disks_is_brought_before_the_start_and_noted(
     site: FakeSite,
     run: Any,  # noqa: F811
     kvm: FakeKvmHost,
@@ -180,12 +183,28 @@ def test_vm_whose_kernel_is_beside_its_disks_is_not_started_without_it(
         site.capture(*args)
         return VmParts(files={"kernel": "kernel"})
 
+    def place_file(
+        _shell: Any, kept: instant_records.Parts, place: Place, source: Path, sha256: str, _send: Any
+    ) -> int:
+        assert hashlib.sha256(source.read_bytes()).hexdigest() == sha256
+        put = kept.read()
+        assert put is not None
+        kvm.do(f"put {put.partial(place.path).replace(put.run, 'RUN')}")
+        kept.write(put.noting(place.role, FileId(1, 2, "")))
+        return 0
+
     monkeypatch.setattr(vm_parts, "capture", capture)
+    monkeypatch.setattr(recovery_put, "place_file", place_file)
     time.sleep(1)  # an image's id is of the second
     assert run("web1", script=kvmimg_get_command).code == 0
-    ended = run("instant", "start", "web1")
-    assert (ended.code, kvm.did) == (1, [])
-    assert "which instant recovery does not bring: recover it: gbs recover vm web1" in ended.errors[0]
+    assert run("instant", "start", "web1", "--hold").code == 0
+    put = "put /var/lib/libvirt/images/web1-kernel.gbs-partial-RUN"
+    assert kvm.did == ["export", "make overlays", put, "read exports", "start"]
+    record = record_of(site)
+    assert record is not None
+    assert [(part.role, part.path, part.inode) for part in record.parts] == [
+        ("kernel", "/var/lib/libvirt/images/web1-kernel", 2)
+    ]
 
 
 def test_runs_that_were_killed_are_reconciled(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tasks import instant, places, recovery_assessment
 from tasks.drivers import backup_api, live_image, offline_image, vm_parts
 from tasks.drivers.agent_shell import AgentShell
 from tasks.drivers.backup_survey import Parent
@@ -20,15 +22,21 @@ from tasks.drivers.image_order import Order
 from tasks.drivers.journal import Journal
 from tasks.drivers.libvirt_host import Host
 from tasks.drivers.ssh import Shell
+from tasks.drivers.store import Store
 from tasks.errors import CommandFailed, CommandTimedOut
+from tasks.model.domain_recovery import Rewritten
 from tasks.model.facts import Facts
 from tasks.model.image_method import Wishes
 from tasks.model.image_taken import Taken
+from tasks.model.instant import InstantVm, on_overlays
 from tasks.model.manifest import ImageManifest
+from tasks.model.recovery import Original
+from tasks.model.recovery_plan import Order as RecoveryOrder
 from tasks.model.runbook import Place, Runbook
 from tasks.model.runbook_script import render
 from tasks.model.ssh_target import SshTarget
 from tests.lab import by_hand
+from tests.lab.agent_guest import FOLDER
 from tests.lab.guest_build import appliance
 from tests.lab.kvm_host import KvmHost
 from tests.lab.published import manifest_of
@@ -226,3 +234,43 @@ def test_guest_comes_back_as_of_a_night_by_its_runbook(kept: Path, guest: UefiGu
     again = by_hand.run(by_hand.decided(render(runbook), WORK=kept / "again"))
     assert again.returncode == 1
     assert "FAILED: the KVM host has a VM of that name" in again.stderr
+
+
+def test_guest_starts_from_the_store_with_its_own_variables_and_moves_or_goes(
+    kept: Path, guest: UefiGuest, host: Host, shell: Shell, kvm_target: SshTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two disks at once; the firmware finds the loader by nothing but an entry of the guest's own."""
+    image, store = kept / "increment", Store(kept / "store")
+    monkeypatch.setattr(places, "store", lambda: store)
+    monkeypatch.setattr(places, "kvm_host", lambda _: (kvm_target, SimpleNamespace(image_folder=FOLDER)))
+    monkeypatch.setattr(places, "hypervisor", lambda _: contextlib.nullcontext((host, shell)))
+    monkeypatch.setattr(places, "inventory", lambda: SimpleNamespace(kvm_hosts={"kvm1": None}, vms={}))
+    guest.lose()
+    made = ImageManifest.model_validate_json((image / "manifest.json").read_bytes())
+    xml = (image / "domain.xml").read_text()
+    original = Original(vm=guest.name, kvm_host="kvm1", xml=xml, image_folder=image, image=made)
+    order = RecoveryOrder(kvm_host="kvm1")
+    plan = on_overlays(recovery_assessment.plan.fn(original, order), made.disks)
+
+    def start(run: str) -> InstantVm:
+        rewritten = recovery_assessment.assess_at_once.fn(original, order, plan, run)
+        started = instant.start.fn(instant.record_of.fn(original, plan, rewritten), plan.parts)
+        guest.wait_until_up()
+        return started
+
+    instant.abandon.fn(start("run-1"))
+    instant.forget.fn(instant.require(guest.name))
+    files = {disk.overlay for disk in instant.record_of.fn(original, plan, Rewritten(xml, ())).disks}
+    assert not [path for path in (*files, guest.variables) if guest.outside(path).exists()]
+    record = start("run-2")
+    assert "debian" in guest.run("efibootmgr | grep $(efibootmgr | sed -n 's/BootCurrent: /Boot/p')")
+    moved, runs = instant.move.fn(record)
+    instant.forget.fn(moved)
+    assert runs
+    assert guest.run(SUMS) == (kept / "expected").read_text()
+    listed = host.domain(guest.name).xml()
+    assert "nbd" not in listed
+    assert all(path in listed for path in (*files, guest.variables))
+    guest.host.virsh("destroy", guest.name)
+    guest.start()
+    assert guest.run(SUMS) == (kept / "expected").read_text()
