@@ -68,20 +68,21 @@ def new_run() -> str:
 
 
 @retryable("begin recovery", "note the recovery of {sources.vm} to {plan.kvm_host}", retries=0)
-def begin(sources: Sources, plan: Plan, run: str, instead_of: str | None = None) -> None:
+def begin(sources: Sources, plan: Plan, run: str, instead_of: str | None = None, dropped: tuple[str, ...] = ()) -> None:
     """Note what will be put where, before anything is; `instead_of`: the image that was chosen first."""
     record = record_of(plan, run, sources.vm, sources.image.id, sources.night.id)
-    record = record.model_copy(update={"instead_of": instead_of})
+    record = record.model_copy(update={"instead_of": instead_of, "dropped": dropped})
     ledger(plan.kvm_host, plan.identity.uuid).write(record)
 
 
 @retryable("note working copy", retries=0)
 def note_working_copy(plan: Plan, updated: UpdatedImage) -> None:
-    """Note which updated image is this recovery's own."""
+    """Note which updated image is this recovery's own, and what is to be known of it."""
     kept = ledger(plan.kvm_host, plan.identity.uuid)
     record = kept.read()
     if record is not None:
-        kept.write(record.model_copy(update={"working_copy": str(updated.folder)}))
+        noted = {"working_copy": str(updated.folder), "warnings": updated.warnings}
+        kept.write(record.model_copy(update=noted))
 
 
 @retryable("send disk", "send {place.role} of {updated.vm} to {plan.kvm_host}")

@@ -213,9 +213,10 @@ def work_of(sources: Sources, plan: Plan) -> Work:
 
 
 def _past() -> list[Recovered]:
-    """The recoveries that were measured, newest last."""
+    """The recoveries that were measured from their beginning, newest last."""
     paths = sorted((places.store().reports / "recoveries").glob("*.json"))
-    return [found for path in paths[-200:] if (found := listed_model(path, Recovered)) is not None]
+    found = (listed_model(path, Recovered) for path in paths[-200:])
+    return [recovered for recovered in found if recovered is not None and not recovered.gone_on]
 
 
 @retryable("assess", "assess instant recovery of {original.vm} on {plan.kvm_host}")
@@ -254,6 +255,18 @@ def require_nowhere_else(record: InstantVm) -> None:
     client = places.inventory().vms.get(record.vm)
     findings = _elsewhere(domain, order, Identity(name=record.vm, uuid=record.uuid))
     _require_possible(record.vm, [*findings, *(_answering(client, order, second=True) if client else ())])
+
+
+@retryable("look again", "see that {plan.identity.name} is nowhere else")
+def require_startable(sources: Sources, order: Order, plan: Plan) -> None:
+    """RecoveryRefused while the VM that an earlier run had defined is elsewhere, or runs from the store.
+
+    To be asked right before it is started, while it does not run.
+    """
+    domain = parse_domain(sources.xml)
+    findings = _answering(sources.client, order, second=sources.template is None)
+    findings += _elsewhere(domain, order, plan.identity)
+    _require_possible(plan.identity.name, [*findings, *_from_the_store(domain, order)])
 
 
 def _require_possible(vm: str, findings: list[Finding]) -> None:
