@@ -62,6 +62,8 @@ def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
     for part in (recovery.tell_interrupted, reconcile_instant, reconcile_drills):
         with _collecting(problems):
             part(vm)
+    with _collecting(problems):
+        recovery.require_readable()
     if problems:
         raise min(problems, key=is_transient)  # a host that is away may hide what needs an operator
     return outcomes

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from tasks import places
-from tasks.drivers import guest_agent, host_files, probes, recovery_put, rsync, ssh
+from tasks.drivers import claims, guest_agent, host_files, probes, recovery_put, rsync, ssh
 from tasks.drivers.databases.back import bring_back, names_of
 from tasks.drivers.databases.recovering import RECOVERING
 from tasks.drivers.host_shell import LocalShell
@@ -266,6 +266,12 @@ def tell_interrupted(vm: str | None = None) -> list[str]:
     for words in found:
         log.warning("%s", words)
     return found
+
+
+@retryable("read records", retries=0)
+def require_readable() -> None:
+    """IntegrityError for the first record of a recovery, or of a VM that runs from the store, that cannot be read."""
+    claims.claimed(places.store())
 
 
 @retryable("report recovery", "report the recovery of {recovered.name}", retries=1)

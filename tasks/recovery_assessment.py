@@ -169,8 +169,11 @@ def _there(name: str, domain: Domain, order: Order, identity: Identity) -> Findi
 
 
 def _from_the_store(domain: Domain, order: Order) -> list[Finding]:
-    """Whether an instant recovery of the VM has not ended: what it wrote is nowhere else, and it can start again."""
-    record = None if order.apart else instant_records.find(places.store(), domain.uuid)
+    """Whether an instant recovery of the VM has not ended: what it wrote is nowhere else, and it can start again.
+
+    IntegrityError when that cannot be told.
+    """
+    record = None if order.apart else instant_records.of(places.store(), domain.uuid)
     if record is None:
         return []
     fix = f"end that first: gbs instant keep {record.vm}, or gbs instant abandon {record.vm}"
@@ -233,7 +236,8 @@ def assess_at_once(original: Original, order: Order, plan: Plan, run: str) -> Re
         with places.hypervisor(plan.kvm_host) as (host, shell):
             target = Target(host, shell)
             there = recovery_target.pools(target, _pool_names(original))
-            findings = recovery_target.clashes(target, plan, domain, volumes, there)
+            findings = _from_the_store(domain, order)
+            findings += recovery_target.clashes(target, plan, domain, volumes, there)
             if all(finding.subject != "folder" for finding in findings):
                 findings += recovery_target.room(target, plan, _needed(original, {}))
             fit, lacks = recovery_target.capabilities(target, domain, tpm=False)

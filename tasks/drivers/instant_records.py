@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tasks.drivers import instant_export
-from tasks.drivers.store import Store, listed_model, sync_folder, write_model
+from tasks.drivers.store import Store, listed_model, read_model, sync_folder, write_model
 from tasks.model.instant import InstantRow, InstantState, InstantVm
 from tasks.model.names import slug
 
@@ -32,6 +32,11 @@ def all_of(store: Store) -> list[InstantVm]:
 def find(store: Store, vm: str) -> InstantVm | None:
     """The record of the VM with that name or UUID, or None."""
     return next((record for record in all_of(store) if vm in (record.vm, record.uuid)), None)
+
+
+def of(store: Store, uuid: str) -> InstantVm | None:
+    """The record of the VM with that UUID, or None when there is none; IntegrityError when it cannot be read."""
+    return read_model(folder_of(store) / f"{slug(uuid)}.json", InstantVm)
 
 
 def write(store: Store, record: InstantVm, state: InstantState) -> InstantVm:
