@@ -1,6 +1,8 @@
 """After a crash: unfinished snapshot windows are settled, VMs that run from the store go on, drills are taken away."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prefect import flow
 
@@ -9,7 +11,7 @@ from flows.instant_vm import reconcile_instant
 from flows.run_name import named
 from flows.vm_name import VmName
 from tasks import places, recovery, windows
-from tasks.errors import LeftBehind, Locked, WindowOpen
+from tasks.errors import GbsError, LeftBehind, Locked, WindowOpen, is_transient
 from tasks.windows import DiskOutcome
 
 log = logging.getLogger(__name__)
@@ -43,27 +45,37 @@ def reconcile(vm: VmName | None = None) -> list[DiskOutcome]:
 
     A VM that runs from the store has its disks exported again where that ended, and goes on. What a drill that was
     interrupted left is taken away, a recovery that was cut off is told. A snapshot that an operator made is left alone,
-    and so is a VM on which a run works now.
+    and so is a VM on which a run works now. Raises the first of what failed, once all were looked at.
 
     Args:
         vm: The VM, as libvirt names it. None means all.
     """
     outcomes: list[DiskOutcome] = []
-    for host, plan in windows.open_windows():
-        if vm not in (None, plan.vm, plan.uuid) or plan.run.startswith(windows.KVMSNAP):
-            continue
-        try:
-            with places.locked("vm", plan.uuid):
-                outcomes += windows.settle(host, plan.uuid)
-        except Locked as exc:
-            log.info("%s: a run works on it now", exc)
-    recovery.tell_interrupted(vm)
-    try:
-        reconcile_instant(vm)
-    finally:
-        reconcile_drills(vm)
-    unsettled = [outcome for outcome in outcomes if not outcome.settled]
-    if unsettled:
-        first = unsettled[0]
-        raise LeftBehind(f"VM {first.vm}, disk {first.target}", first.reason, first.undo or "gbs reconcile")
+    problems: list[GbsError] = []
+    with _collecting(problems):
+        for host, plan in windows.open_windows():
+            if vm in (None, plan.vm, plan.uuid) and not plan.run.startswith(windows.KVMSNAP):
+                with _collecting(problems), places.locked("vm", plan.uuid):
+                    settled = windows.settle(host, plan.uuid)
+                    outcomes += settled
+                    require_all(host, settled)
+    for part in (recovery.tell_interrupted, reconcile_instant, reconcile_drills):
+        with _collecting(problems):
+            part(vm)
+    with _collecting(problems):
+        recovery.require_readable()
+    if problems:
+        raise min(problems, key=is_transient)  # a host that is away may hide what needs an operator
     return outcomes
+
+
+@contextmanager
+def _collecting(problems: list[GbsError]) -> Iterator[None]:
+    """What fails is told, and no reason to leave the rest as it is."""
+    try:
+        yield
+    except Locked as exc:
+        log.info("%s: a run works on it now", exc)
+    except GbsError as exc:
+        log.error("%s", exc)
+        problems.append(exc)

@@ -102,11 +102,15 @@ def _recover(run: RecoveryRun) -> Recovered:
 
 
 def _go_on(run: RecoveryRun, earlier: PutRecord) -> bool:
-    """Whether somebody may have used the VM since an earlier run defined it; LeftBehind when it does not answer now."""
-    run.image = earlier.image
+    """Whether somebody may have used the VM since an earlier run defined it; LeftBehind when it does not answer now.
+
+    RecoveryRefused for one that does not run while it is elsewhere, maybe since.
+    """
+    run.image, run.dropped, run.gone_on = earlier.image, earlier.dropped, True
+    run.warnings += earlier.warnings
     runs = recovery.is_running(earlier)
-    if not (run.order.apart or runs):
-        recovery.require_silent(run.sources.client)
+    if not runs:
+        recovery_assessment.require_startable(run.sources, run.order, run.plan)
     try:
         with run.steps.step(DEFINE):
             recovery.go_on(earlier)
@@ -149,6 +153,7 @@ def _finish(run: RecoveryRun, used: PutRecord | None = None) -> Recovered:
         bytes_moved=run.bytes_moved,
         warnings=tuple(run.warnings),
         problems=tuple(run.problems),
+        gone_on=run.gone_on,
     )
     recovery.report(recovered)
     _publish(recovered)

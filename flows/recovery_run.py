@@ -55,6 +55,8 @@ class RecoveryRun:
     instead_of: str = ""
     """The image that was chosen first, where it was given up for an older one."""
     bytes_moved: int = 0
+    gone_on: bool = False
+    """An earlier run had put the VM there."""
 
 
 def planned(sources: Sources, order: Order) -> RecoveryRun:
@@ -74,7 +76,7 @@ def begin(run: RecoveryRun, instead_of: str | None = None) -> Rewritten:
         if finding.verdict != "refused":
             log.warning("%s", finding.words)
     assessment.require_possible()
-    recovery.begin(run.sources, run.plan, run_id, instead_of)
+    recovery.begin(run.sources, run.plan, run_id, instead_of, rewritten.dropped)
     return rewritten
 
 

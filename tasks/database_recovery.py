@@ -184,6 +184,8 @@ def _take_back(shell: Shell, aim: Aim, change: _Change, deadline_s: float, cause
             databases.restore(shell, aim.server, [old], deadline_s)
         elif isinstance(old, str) and recovering.is_there(shell, aim.server, old):
             recovering.rename(shell, aim.server, old, aim.name, deadline_s)
+        elif isinstance(old, str) and (change.cleared or not recovering.is_there(shell, aim.server, aim.name)):
+            raise RestoreFailed(f"{aim.server.engine} database {old!r} on {aim.client}", "it is not there any more")
     except GbsError as exc:
         what = f"database {aim.name} of {aim.client}"
         raise LeftBehind(what, f"{cause}; then {exc}", change.undo) from exc

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from tasks import places
-from tasks.drivers import guest_agent, host_files, probes, recovery_put, rsync, ssh
+from tasks.drivers import claims, guest_agent, host_files, probes, recovery_put, rsync, ssh
 from tasks.drivers.databases.back import bring_back, names_of
 from tasks.drivers.databases.recovering import RECOVERING
 from tasks.drivers.host_shell import LocalShell
@@ -68,20 +68,21 @@ def new_run() -> str:
 
 
 @retryable("begin recovery", "note the recovery of {sources.vm} to {plan.kvm_host}", retries=0)
-def begin(sources: Sources, plan: Plan, run: str, instead_of: str | None = None) -> None:
+def begin(sources: Sources, plan: Plan, run: str, instead_of: str | None = None, dropped: tuple[str, ...] = ()) -> None:
     """Note what will be put where, before anything is; `instead_of`: the image that was chosen first."""
     record = record_of(plan, run, sources.vm, sources.image.id, sources.night.id)
-    record = record.model_copy(update={"instead_of": instead_of})
+    record = record.model_copy(update={"instead_of": instead_of, "dropped": dropped})
     ledger(plan.kvm_host, plan.identity.uuid).write(record)
 
 
 @retryable("note working copy", retries=0)
 def note_working_copy(plan: Plan, updated: UpdatedImage) -> None:
-    """Note which updated image is this recovery's own."""
+    """Note which updated image is this recovery's own, and what is to be known of it."""
     kept = ledger(plan.kvm_host, plan.identity.uuid)
     record = kept.read()
     if record is not None:
-        kept.write(record.model_copy(update={"working_copy": str(updated.folder)}))
+        noted = {"working_copy": str(updated.folder), "warnings": updated.warnings}
+        kept.write(record.model_copy(update=noted))
 
 
 @retryable("send disk", "send {place.role} of {updated.vm} to {plan.kvm_host}")
@@ -265,6 +266,12 @@ def tell_interrupted(vm: str | None = None) -> list[str]:
     for words in found:
         log.warning("%s", words)
     return found
+
+
+@retryable("read records", retries=0)
+def require_readable() -> None:
+    """IntegrityError for the first record of a recovery, or of a VM that runs from the store, that cannot be read."""
+    claims.claimed(places.store())
 
 
 @retryable("report recovery", "report the recovery of {recovered.name}", retries=1)

@@ -169,8 +169,11 @@ def _there(name: str, domain: Domain, order: Order, identity: Identity) -> Findi
 
 
 def _from_the_store(domain: Domain, order: Order) -> list[Finding]:
-    """Whether an instant recovery of the VM has not ended: what it wrote is nowhere else, and it can start again."""
-    record = None if order.apart else instant_records.find(places.store(), domain.uuid)
+    """Whether an instant recovery of the VM has not ended: what it wrote is nowhere else, and it can start again.
+
+    IntegrityError when that cannot be told.
+    """
+    record = None if order.apart else instant_records.of(places.store(), domain.uuid)
     if record is None:
         return []
     fix = f"end that first: gbs instant keep {record.vm}, or gbs instant abandon {record.vm}"
@@ -213,9 +216,10 @@ def work_of(sources: Sources, plan: Plan) -> Work:
 
 
 def _past() -> list[Recovered]:
-    """The recoveries that were measured, newest last."""
+    """The recoveries that were measured from their beginning, newest last."""
     paths = sorted((places.store().reports / "recoveries").glob("*.json"))
-    return [found for path in paths[-200:] if (found := listed_model(path, Recovered)) is not None]
+    found = (listed_model(path, Recovered) for path in paths[-200:])
+    return [recovered for recovered in found if recovered is not None and not recovered.gone_on]
 
 
 @retryable("assess", "assess instant recovery of {original.vm} on {plan.kvm_host}")
@@ -232,7 +236,8 @@ def assess_at_once(original: Original, order: Order, plan: Plan, run: str) -> Re
         with places.hypervisor(plan.kvm_host) as (host, shell):
             target = Target(host, shell)
             there = recovery_target.pools(target, _pool_names(original))
-            findings = recovery_target.clashes(target, plan, domain, volumes, there)
+            findings = _from_the_store(domain, order)
+            findings += recovery_target.clashes(target, plan, domain, volumes, there)
             if all(finding.subject != "folder" for finding in findings):
                 findings += recovery_target.room(target, plan, _needed(original, {}))
             tpm = original.image.parts.tpm_state is not None
@@ -252,6 +257,18 @@ def require_nowhere_else(record: InstantVm) -> None:
     client = places.inventory().vms.get(record.vm)
     findings = _elsewhere(domain, order, Identity(name=record.vm, uuid=record.uuid))
     _require_possible(record.vm, [*findings, *(_answering(client, order, second=True) if client else ())])
+
+
+@retryable("look again", "see that {plan.identity.name} is nowhere else")
+def require_startable(sources: Sources, order: Order, plan: Plan) -> None:
+    """RecoveryRefused while the VM that an earlier run had defined is elsewhere, or runs from the store.
+
+    To be asked right before it is started, while it does not run.
+    """
+    domain = parse_domain(sources.xml)
+    findings = _answering(sources.client, order, second=sources.template is None)
+    findings += _elsewhere(domain, order, plan.identity)
+    _require_possible(plan.identity.name, [*findings, *_from_the_store(domain, order)])
 
 
 def _require_possible(vm: str, findings: list[Finding]) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks import places
-from tasks.drivers import appliance, instant_records, qemu_img, recovery_put, whole_disk
+from tasks.drivers import appliance, claims, qemu_img, whole_disk
 from tasks.drivers.appliance import DiskFile, UpdateResult
 from tasks.drivers.digest import record, verify_record
 from tasks.drivers.host_shell import LocalShell
@@ -126,17 +126,19 @@ def begin(sources: Sources) -> Path:
 def _unclaimed(store: Store, parent: Path) -> list[Path]:
     """The copies that recoveries made for themselves and that no record names: killed before they noted theirs.
 
-    By the records' text, as one that cannot be read may be that of a VM that runs from its copy.
+    None of them while a record cannot be read: it may be that of a VM that runs from its copy.
     """
     copies = []
     for path in parent.glob(f"[!.]*/{MANIFEST}"):
         updated = listed_model(path, UpdatedImage)
         if updated is not None and updated.passing:
             copies.append(path.parent)
-    if not copies:
+    try:
+        in_use = claims.claimed(store)
+    except IntegrityError as exc:
+        log.error("%s", exc)
         return []
-    texts = [path.read_text() for path in (*recovery_put.paths(store), *instant_records.paths(store))]
-    return [copy for copy in copies if not any(str(copy) in text for text in texts)]
+    return [copy for copy in copies if copy not in in_use]
 
 
 @retryable("update image", "update {sources.vm} to night {sources.night.id}", retries=0)

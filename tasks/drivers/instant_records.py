@@ -35,6 +35,11 @@ def find(store: Store, vm: str) -> InstantVm | None:
     return next((record for record in all_of(store) if vm in (record.vm, record.uuid)), None)
 
 
+def of(store: Store, uuid: str) -> InstantVm | None:
+    """The record of the VM with that UUID, or None when there is none; IntegrityError when it cannot be read."""
+    return read_model(folder_of(store) / f"{slug(uuid)}.json", InstantVm)
+
+
 def write(store: Store, record: InstantVm, state: InstantState) -> InstantVm:
     """Note how far a VM has come; the record as it is now."""
     record = record.model_copy(update={"state": state})

@@ -206,15 +206,18 @@ def define_and_start(host: Host, ledger: Ledger, xml: str, pools: Sequence[str],
             reason = f"a VM of its UUID has come to {record.kvm_host} meanwhile"
             raise RecoveryRefused(f"VM {record.name}", reason, "look at it: virsh list --all --uuid --name")
         host.define(xml, record.name)
-    start(host, ledger)
-    if autostart:
-        host.domain(record.uuid).call("set autostart", lambda handle: handle.setAutostart(1))
+    start(host, ledger, autostart=autostart)
 
 
-def start(host: Host, ledger: Ledger) -> None:
-    """Start the recovery's VM unless it runs; that is noted before, as somebody may use it from then on."""
+def start(host: Host, ledger: Ledger, *, autostart: bool = False) -> None:
+    """Start the recovery's VM unless it runs; that is noted before, as somebody may use it from then on.
+
+    With `autostart` its host starts it from then on, too.
+    """
     record = _required(ledger)
     ledger.write(record.model_copy(update={"started": True}))
+    if autostart:
+        host.domain(record.uuid).call("set autostart", lambda handle: handle.setAutostart(1))
     host.domain(record.uuid).call("start", lambda handle: handle.isActive() or handle.create())
 
 

@@ -122,3 +122,5 @@ class Recovered(_Frozen):
     """What is to be known of it, all the same: an older image, what was repaired so that it boots."""
     problems: tuple[str, ...] = ()
     """What did not come back, or does not answer."""
+    gone_on: bool = False
+    """An earlier run, which was cut off, had put the VM there: the steps are not all that it takes."""

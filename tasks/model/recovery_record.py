@@ -70,6 +70,10 @@ class PutRecord(BaseModel):
     """It is or was about to be started: from then on somebody may use the VM."""
     restored: tuple[str, ...] = ()
     """The engines and commands (`DumpRecord.called`) whose dumps it has loaded."""
+    dropped: tuple[str, ...] = ()
+    """What the definition lost on its way through the whitelist."""
+    warnings: tuple[str, ...] = ()
+    """What is to be known of the image that was updated, also by a run that goes on with this one."""
 
     @property
     def is_drill(self) -> bool:

@@ -22,10 +22,12 @@ from tasks.drivers.appliance import DiskFile, UpdateResult
 from tasks.drivers.recovery_put import Ledger
 from tasks.drivers.store import write_model
 from tasks.errors import ImageUnfit, IntegrityError, NothingToRecover, StoreError, UnknownName
+from tasks.model.instant import InstantState, InstantVm
 from tasks.model.manifest import MANIFEST, ImageManifest
 from tasks.model.names import new_id
 from tasks.model.recovery_record import PutRecord
 from tests.flows.fake_site import UUID, FakeSite
+from tests.unit.records import NIGHT
 
 nightly: Any = nightly_flow
 kvmimg_update: Any = kvmimg_update_flow
@@ -101,15 +103,20 @@ def test_copy_of_a_recovery_that_was_killed_before_it_was_noted_goes_with_the_ne
     made = kvmimg_update("web1")
     copy = made.model_copy(update={"passing": True, "folder": made.folder.with_name("20260101T000000Z")})
     write_model(made.folder.rename(copy.folder) / MANIFEST, copy)
-    store, text = places.store(), f'{{"working_copy": "{copy.folder}"}}'
+    store = places.store()
     if named == "by a recovery":
         known = {"run": "r", "vm": "web1", "kvm_host": "kvm1", "name": "web1", "uuid": UUID, "image": "i"}
         record = PutRecord(**known, night="n", isolated=False, files=(), working_copy=str(copy.folder))
         Ledger(store, "kvm1", UUID).write(record)
-    elif named != "by nothing":
+    elif named == "by a VM that runs":
+        of: dict[str, Any] = {"run": "r", "vm": "web1", "uuid": UUID, "kvm_host": "kvm1", "image": "i", "xml": ""}
+        of |= {"image_folder": Path("/i"), "night": "n", "started": NIGHT, "disks": (), "dropped": ()}
+        held = InstantVm(**of, state=InstantState.OFF, working_copy=copy.folder)
+        instant_records.write(store, held, InstantState.OFF)
+    elif named == "by what cannot be read":  # nothing of what it named is left in it
         path = instant_records.folder_of(store) / f"{UUID}.json"
         path.parent.mkdir(parents=True)
-        path.write_text(text if named == "by a VM that runs" else f"{text} and more")
+        path.write_text("")
     other = kvmimg_update("web1")
     assert other.folder != copy.folder
     assert other.folder.is_dir()

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
+from flows import reconcile as reconcile_module
 from flows.kvmimg_get import image_if_due, kvmimg_get
 from flows.kvmsnap_create import kvmsnap_create
 from flows.kvmsnap_purge import kvmsnap_purge
 from flows.nightly import nightly
 from flows.reconcile import reconcile
 from flows.verify_images import verify_images
-from tasks import catalogue, places
+from tasks import catalogue, declaration, places
 from tasks.errors import (
     ClientsFailed,
     HypervisorError,
@@ -19,9 +20,11 @@ from tasks.errors import (
     NothingToRecover,
     TransferInterrupted,
     UnknownName,
+    Unreachable,
     WindowOpen,
 )
 from tasks.model.outcome import Outcome
+from tasks.model.window import Step
 from tasks.model.window_decision import Power
 from tests.flows.fake_site import DISK_BYTES, UUID, FakeSite
 
@@ -152,6 +155,28 @@ def test_reconcile_window_left_by_a_crash_settled_once(site: FakeSite) -> None:
         assert reconcile() == [], "a run works on it now"
     assert [outcome.target for outcome in reconcile("web1")] == ["vda"]
     assert reconcile() == []
+
+
+def test_reconcile_of_a_host_that_is_away_does_all_the_rest_and_is_told_at_the_end(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = {name: {"address": f"{name}.test", "paths": ["/etc"]} for name in ("kvm1", "kvm2")}
+    site.declare(hosts, site.clients())
+    declaration.apply(declaration.load(site.inventory))
+    places.forget_blocks()
+    other = UUID.replace("6d", "7d")
+    plan = site.open_window(None, None, site.journal(), "web1", "20260101T000000Z").plan
+    journal = places.journal("kvm2", other)
+    journal.append(Step.PREPARE, plan=plan.model_copy(update={"uuid": other, "vm": "web2"}))
+    did = list[Any]()
+    for part in ("reconcile_instant", "reconcile_drills"):
+        monkeypatch.setattr(reconcile_module, part, did.append)
+    site.fail("libvirt", "kvm1", *[Unreachable("kvm1", "no route") for _ in range(9)])
+    with pytest.raises(Unreachable, match="no route"):
+        reconcile()
+    assert did == [None, None]
+    assert journal.open_window() is None
+    assert site.journal().open_window() is not None
 
 
 def test_kvmimg_get_window_left_by_a_crash_settled_first(site: FakeSite) -> None:

@@ -328,6 +328,25 @@ def test_recovery_is_refused_while_the_vm_is_held_in_the_store_but_not_a_second_
     assert run("recover", "vm", "web1", "--dry-run").code == 0
 
 
+def test_record_that_cannot_be_read_keeps_the_vm_from_being_started_a_second_time(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+) -> None:
+    pull_web1(run)
+    assert run("instant", "start", "web1", "--hold").code == 0
+    (path,) = instant_records.paths(Store(site.store))
+    path.write_text("{")
+    kvm.known = kvm.active = False
+    kvm.did.clear()
+    for words in (("recover", "vm", "web1", "--yes"), ("instant", "start", "web1"), ("reconcile",)):
+        ended = run(*words)
+        assert ended.code != 0
+        assert f"{path} is damaged: expected a InstantVm" in ended.errors[-1]
+    assert kvm.did == []
+    assert path.read_text() == "{"
+
+
 def test_vm_that_is_kept_while_it_is_off_is_not_said_to_run(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
     assert run("instant", "start", "web1", "--hold").code == 0
     kvm.active = False

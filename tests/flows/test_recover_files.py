@@ -505,6 +505,32 @@ def test_undo_of_a_drop_of_which_it_is_not_known_what_it_did_says_how_to_see_it(
     assert re.search(r"undo with: leave it if it has its 1 tables; else drop what .* kept as /var", str(left.value))
 
 
+@pytest.mark.parametrize("gone", [False, True], ids=["no answer", "at neither name"])
+def test_old_database_that_is_not_found_again_is_left_behind_with_its_other_name(
+    nights: FakeSite, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """No server is asked: what it would say is given."""
+    called = iter([True] if not gone else [True, False])
+
+    def is_there(*_: Any) -> bool:
+        found = next(called, None)
+        if found is None:
+            raise RestoreFailed("postgresql database 'crm' on db1", "the server does not answer")
+        return found
+
+    def breaks(*_: Any, **__: Any) -> None:
+        raise RestoreFailed("postgresql database 'crm' on db1", "it does not load")
+
+    monkeypatch.setattr(recovering, "is_there", is_there)
+    monkeypatch.setattr(recovering, "rename", lambda *_: None)
+    monkeypatch.setattr(recovering, "load", breaks)
+    monkeypatch.setattr(databases, "list_databases", lambda *_: {"crm": 7})
+    dump = DumpRecord(engine="postgresql", kind="database", database="crm", path="/d", size_bytes=1, sha256="0" * 64)
+    aim = database_recovery.Aim("db1", Server("postgresql"), "crm", "now")
+    with pytest.raises(LeftBehind, match=r"it does not load; then .*bring back the old one, kept as crm-replaced-now"):
+        database_recovery.load.fn(dump, aim, replace=True)
+
+
 def test_database_that_came_while_the_dump_was_sent_refuses_the_run(
     nights: FakeSite, db1: DatabaseClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

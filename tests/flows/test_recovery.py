@@ -22,7 +22,7 @@ from flows.kvmimg_get import kvmimg_get
 from flows.nightly import nightly as nightly_flow
 from flows.recover_vm import recover_vm as recover_vm_flow
 from tasks import declaration, places, recovery
-from tasks.drivers import appliance, libvirt_host, recovery_files, recovery_put, recovery_target
+from tasks.drivers import appliance, instant_records, libvirt_host, recovery_files, recovery_put, recovery_target
 from tasks.drivers.appliance import UpdateResult
 from tasks.drivers.digest import record
 from tasks.drivers.recovery_target import refused
@@ -32,6 +32,7 @@ from tasks.model.assessment import Assessment, Finding
 from tasks.model.domain_capabilities import Fit
 from tasks.model.domain_recovery import run_of
 from tasks.model.domain_xml import parse_domain
+from tasks.model.instant import InstantState, InstantVm
 from tasks.model.manifest import MANIFEST
 from tasks.model.names import new_id
 from tasks.model.recovery_record import PutRecord
@@ -287,6 +288,62 @@ def test_recovery_that_is_cut_off_while_it_serves_is_gone_on_with(
     assert recovery.ledger("kvm1", UUID).read() is None
 
 
+def test_recovery_that_is_gone_on_with_keeps_its_warnings_and_measures_nothing(
+    site: FakeSite,
+    target: Target,
+    run: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    damaged, expected = newer_and_damaged(), recover_vm("web1", dry_run=True).expected
+    with monkeypatch.context() as patch:
+        patch.setattr(recover_vm_module, "serve", lambda *_: sys.exit(9))
+        with pytest.raises(BaseException, match="9"):
+            recover_vm("web1")
+    record = recovery.ledger("kvm1", UUID).read()
+    assert record is not None
+    recovery.ledger("kvm1", UUID).write(record.model_copy(update={"dropped": ("a host device",)}))
+    target.made = types.SimpleNamespace(call=lambda *_: True)
+    ended = run("recover", "vm", "web1", "--yes", "--json")
+    done = json.loads(ended.out)
+    assert (ended.code, done["dropped"], done["gone_on"]) == (3, ["a host device"], True)
+    (warning,) = done["warnings"]
+    assert damaged in warning
+    target.made = None
+    assert recover_vm("web1", dry_run=True).expected == expected
+
+
+def test_vm_of_a_killed_run_is_not_started_while_it_is_held_in_the_store_of_another_host(
+    site: FakeSite, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery_put, "define_and_start", lambda *_, **__: sys.exit(9))
+        patch.setattr(recovery_put, "clear", lambda *_: [])  # as if it had been killed
+        with pytest.raises(BaseException, match="9"):
+            recover_vm("web1")
+    target.made = types.SimpleNamespace(call=lambda *_: False)
+    assert recovery_put.unfinished(places.store())[0].started is False
+    held = InstantVm(
+        run="other",
+        vm="web1",
+        uuid=UUID,
+        kvm_host="kvm2",
+        image="image",
+        image_folder=site.store,
+        night=None,
+        state=InstantState.OFF,
+        started=datetime.now(UTC),
+        disks=(),
+        xml="",
+        dropped=(),
+    )
+    instant_records.write(places.store(), held, InstantState.OFF)
+    with pytest.raises(RecoveryRefused, match="it has run from the store on kvm2 and is off"):
+        recover_vm("web1")
+    assert "start again" not in target.done
+    instant_records.forget(places.store(), held)
+    assert recover_vm("web1").gone_on
+
+
 @pytest.fixture
 def loading(site: FakeSite, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The dumps that were loaded into web1, which has two engines; the second's break off."""
@@ -391,7 +448,7 @@ def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSit
     target.made = types.SimpleNamespace(call=lambda *_: True)
     site.answering, target.clashes = {"web1"}, [refused("UUID", "it is there", "x")]
     assert recover_vm("web1", dry_run=True).refusals == (), "it is the VM that answers"
-    with pytest.raises(RecoveryRefused, match="something answers at its address"):
+    with pytest.raises(RecoveryRefused, match="web1 still answers at its address"):
         recover_vm("web1")  # its libvirt is a fake that says of every VM that it does not run
     site.answering, target.clashes = set(), []
     recovered = recover_vm("web1")

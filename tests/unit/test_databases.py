@@ -6,12 +6,13 @@ import hashlib
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tasks.drivers import databases
-from tasks.drivers.databases import script
+from tasks.drivers.databases import recovering, script
 from tasks.drivers.ssh import Output
 from tasks.errors import CommandFailed, DumpFailed, RestoreFailed
 from tasks.model.databases import EngineName, Server
@@ -197,6 +198,27 @@ def test_server_that_does_not_answer_is_told(shell: Any, engine: EngineName) -> 
     assert not databases.is_ready(shell, Server(engine))
     with pytest.raises(DumpFailed, match=f"{engine} on db1.*it failed"):
         databases.list_databases(shell, Server(engine))
+
+
+@pytest.mark.parametrize("engine", STUBBED)
+def test_server_that_does_not_answer_is_not_one_without_the_database(shell: Any, engine: EngineName) -> None:
+    shell.answer(psql=None, mariadb=None)
+    shell.target = SimpleNamespace(name="db1")
+    with pytest.raises(RestoreFailed, match=f"{engine} database 'shop' on db1.*it failed"):
+        recovering.is_there(shell, Server(engine), "shop")
+    with pytest.raises(RestoreFailed, match="it failed"):
+        recovering.drop(shell, Server(engine), "shop", 30)
+    shell.answer(psql="", mariadb="")
+    assert not recovering.is_there(shell, Server(engine), "shop")
+
+
+def test_openldap_whose_configuration_cannot_be_read_has_not_no_databases(shell: Any) -> None:
+    (shell.bin / "ps").write_text("#!/bin/sh\necho slapd\n")
+    (shell.bin / "slapcat").write_text(STUB)
+    for name in ("ps", "slapcat"):
+        (shell.bin / name).chmod(0o755)
+    with pytest.raises(DumpFailed, match=r"openldap on db1.*it failed"):
+        databases.list_databases(shell, Server("openldap"))
 
 
 def test_script_passes_arguments_as_arguments(tmp_path: Path) -> None:

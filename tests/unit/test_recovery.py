@@ -52,6 +52,28 @@ def sources(*disks: DiskRecord, parts: VmParts | None = None, uuid: str = UUID) 
     )
 
 
+def test_start_that_is_cut_off_has_set_autostart_and_noted_that_somebody_may_use_the_vm(tmp_path: Path) -> None:
+    ledger = Ledger(Store(tmp_path), "kvm1", UUID)
+    ledger.write(record_of(planned(), "run1", "web1", "image", "night"))
+    seen = list[Any]()
+
+    def create() -> None:
+        raise KeyboardInterrupt
+
+    def autostarts(on: int) -> None:
+        assert ledger.read().started, "its host may start it by itself from now on"  # type: ignore[union-attr]
+        seen.append(on)
+
+    handle = types.SimpleNamespace(isActive=lambda: 0, create=create, setAutostart=autostarts)
+    domain = types.SimpleNamespace(call=lambda _, function: function(handle))
+    host: Any = types.SimpleNamespace(
+        call=lambda *_, **__: None, find_uuid=lambda _: None, define=lambda *_: None, domain=lambda _: domain
+    )
+    with pytest.raises(KeyboardInterrupt):
+        recovery_put.define_and_start(host, ledger, "<domain/>", [], autostart=True)
+    assert seen == [1]
+
+
 def planned(
     *disks: DiskRecord, pools: dict[str, Pool] | None = None, parts: VmParts | None = None, **order: Any
 ) -> Plan:

@@ -29,6 +29,7 @@ OPENLDAP = Engine(
     ready="ps -eo comm= | grep -qx slapd && slapcat -n 0 > /dev/null",
     databases=f"""{_DATABASES}
 ps -eo comm= | grep -qx slapd || {{ echo "slapd does not run" >&2; exit 1; }}
+slapcat -n 0 > /dev/null
 databases | while read -r suffix folder; do
     size=$(du -sB1 -- "$folder")
     printf '%s %s\\n' "$suffix" "${{size%%[!0-9]*}}"

@@ -29,7 +29,10 @@ alone() { # DATABASE: nobody is connected to it, nor can be until `open_to_all`
     done
     [ "$left" = 0 ]
 }
-is_there() { [ -n "$(sql "$1" "SELECT 1 FROM pg_database WHERE datname = :'db';")" ]; }
+is_there() { # DATABASE; a server that does not answer ends the script, also where this is a condition
+    found=$(sql "$1" "SELECT 1 FROM pg_database WHERE datname = :'db';") || exit
+    [ -n "$found" ]
+}
 dropped() { # DATABASE, if it is there
     is_there "$1" || return 0
     alone "$1" && sql "$1" 'DROP DATABASE :"db";' || { open_to_all "$1"; return 1; }
