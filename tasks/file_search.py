@@ -42,7 +42,8 @@ def find(client: str, nights: Sequence[Night], pattern: str) -> tuple[list[FileH
             failed[f"night {night.manifest.id} ({night.name}) was not searched"] = exc
     unsearched = tuple(f"{what}: {exc}" for what, exc in failed.items())
     if not found:
-        none = NothingToRecover(f"client {client}", "; ".join(["it has no night whose listing can be read", *unsearched]))
+        why = "; ".join(["it has no night whose listing can be read", *unsearched])
+        none = NothingToRecover(f"client {client}", why)
         raise next((exc for exc in failed.values() if isinstance(exc, StoreError)), none)
     return histories([*found], found), unsearched
 
