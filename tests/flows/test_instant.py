@@ -160,10 +160,15 @@ def test_vm_that_runs_on_another_host_is_not_started_a_second_time(
     monkeypatch.setattr(recovery_target, "runs", lambda host, _: running if host.name == "kvm2" else None)
     ended = run("instant", "start", "web1")
     assert (ended.code, kvm.did, record_of(site)) == (1, [], None)
+    beside = "bring it back beside it: gbs recover vm web1 --isolated"
     assert "it still runs on kvm2" in ended.errors[0]
+    assert ended.errors[0].endswith(beside)
+    monkeypatch.setattr(recovery_target, "runs", lambda *_: None)
     assert "kvm3: it cannot be asked for the VM" in caplog.text
     site.answering = {"web1"}
-    assert "web1 still answers at its address" in run("instant", "start", "web1").errors[0]
+    (refusal,) = run("instant", "start", "web1").errors
+    assert "web1 still answers at its address" in refusal
+    assert refusal.endswith(f"switch it off, or {beside}")
     assert (kvm.did, record_of(site)) == ([], None)
 
 
