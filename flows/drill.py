@@ -12,13 +12,14 @@ from flows.stage import stage
 from flows.vm_name import KvmHostName, VmName
 from tasks import drill as drilling
 from tasks import places, recovery
-from tasks.errors import DrillFailed, GbsError, GuestAgentError, LeftBehind, Locked, Unreachable
+from tasks.errors import DrillFailed, GbsError, GuestAgentError, LeftBehind, Locked, UnknownName, Unreachable
 from tasks.model.assessment import BOOT
 from tasks.model.domain_xml import parse_domain
 from tasks.model.drill import PICTURE, PREFIX, Drilled, UnfinishedDrill
 from tasks.model.names import new_id
 from tasks.model.outcome import Outcome, StageResult
 from tasks.model.recovery_plan import Order, Plan
+from tasks.model.recovery_record import record_name
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def _clear(plan: Plan) -> None:
         if left.uuid == plan.identity.uuid:
             try:
                 drilling.clear(left)
-            except Unreachable as exc:
+            except (Unreachable, UnknownName) as exc:  # it may be in the inventory no more
                 if left.kvm_host == plan.kvm_host:
                     raise
                 # It is this drill that holds the lock by which one is known to run.
@@ -167,4 +168,8 @@ def reconcile_drills(vm: str | None) -> None:
             log.error("%s", exc)
             problems.append((left, exc))
     for left, problem in problems:
-        raise LeftBehind(f"{left.name} on {left.kvm_host}", str(problem), "gbs reconcile, when that is put right")
+        undo = "gbs reconcile, when that is put right"
+        if isinstance(problem, UnknownName):
+            record = f"recovery/.put/{record_name(left.kvm_host, left.uuid)}"
+            undo += f"; of a host that is gone for good: remove {record} from the store"
+        raise LeftBehind(f"{left.name} on {left.kvm_host}", str(problem), undo)

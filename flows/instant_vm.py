@@ -12,7 +12,7 @@ from flows.recovery_run import Steps
 from flows.vm_name import KvmHostName, VmName
 from tasks import images, instant, places, recovery, recovery_assessment, updating
 from tasks.errors import GbsError, IntegrityError, LeftBehind, Locked, RecoveredPartly, RecoveryRefused
-from tasks.model.instant import Instant, InstantState, InstantVm, how_to_go_on, notes_of, on_overlays
+from tasks.model.instant import Instant, InstantState, InstantVm, how_to_go_on, notes_of, on_overlays, warnings_of
 from tasks.model.recovery import UpdatedImage
 from tasks.model.recovery_plan import Order
 
@@ -111,7 +111,7 @@ def _begin(vm: str, night: str | None, to: str | None, hold: bool, steps: Steps)
             if (left := instant.find(record.uuid)) is not None:
                 _abandon(left)
             raise
-        for note in notes_of(record):
+        for note in (*notes_of(record), *warnings_of(record)):
             log.warning("VM %s: %s", record.vm, note)
         return _result(record, "started", steps) if hold else _keep(record, steps)
 
@@ -128,7 +128,8 @@ def _keep(record: InstantVm, steps: Steps) -> Instant:
     with steps.step(f"move to {record.kvm_host}"):
         record, runs = instant.move(record)
     kept = _end_move(record, "keep", steps)
-    return kept if runs else kept.model_copy(update={"notes": (*kept.notes, f"{record.vm} is shut off: virsh start")})
+    off = (*kept.warnings, f"{record.vm} is shut off: virsh start")
+    return kept if runs else kept.model_copy(update={"warnings": off})
 
 
 def _end_move(record: InstantVm, action: Action, steps: Steps) -> Instant:
@@ -207,5 +208,6 @@ def _result(record: InstantVm, done: Literal["started", "kept", "abandoned"], st
         night=record.night,
         disks=tuple(disk.overlay for disk in record.disks),
         notes=notes_of(record) if done != "abandoned" else (),
+        warnings=warnings_of(record) if done != "abandoned" else (),
         steps=tuple(steps.taken),
     )

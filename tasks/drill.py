@@ -44,12 +44,15 @@ def unfinished() -> list[UnfinishedDrill]:
 
 @retryable("clear interrupted drill", "clear what a drill left as {left.name} on {left.kvm_host}")
 def clear(left: UnfinishedDrill) -> None:
-    """Remove what a drill that was interrupted left, and keep that it did not end. The VM's lock is held."""
+    """Remove what a drill left, and keep that it was interrupted unless it ended. The VM's lock is held."""
     store, declared = places.store(), places.inventory()
     with places.hypervisor(left.kvm_host) as (host, shell):
         removed = recovery_put.clear(host, shell, recovery_put.Ledger(store, left.kvm_host, left.uuid))
     for what in removed:
         log.info("left by an interrupted drill of %s, removed: %s", left.vm, what)
+    # `since` is of whole seconds.
+    if any(one.started.replace(microsecond=0) <= left.since <= one.ended for one in drills_of(store, left.vm)):
+        return
     told = Drilled(
         id=new_id(left.since),
         vm=left.vm,

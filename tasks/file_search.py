@@ -1,7 +1,6 @@
 """Files across nights, by their listings alone. Needs no Prefect run."""
 
 import difflib
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,34 +12,40 @@ from tasks.drivers import inventory_file, listings, permanent
 from tasks.drivers.digest import read_below
 from tasks.drivers.engines.chosen import engine_of
 from tasks.drivers.listings import ListedNight
-from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused
+from tasks.errors import IntegrityError, NothingToRecover, RecoveryRefused, StoreError
 from tasks.model.file_history import Difference, FileHistory, Found, histories
 from tasks.model.inventory import Inventory
 from tasks.model.manifest import LISTING
 from tasks.model.name_pattern import NamePattern
 from tasks.model.night_choice import Night, choose
 
-log = logging.getLogger(__name__)
 MOST_TEXT_BYTES = 8 << 20
 WHOLE_ONLY = "its backup application gives back whole nights only; see: gbs recover files"
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def find(client: str, nights: Sequence[Night], pattern: str) -> list[FileHistory]:
-    """The files that the pattern means, through the client's nights; a night without a listing to read is told."""
+def find(client: str, nights: Sequence[Night], pattern: str) -> tuple[list[FileHistory], tuple[str, ...]]:
+    """The files that the pattern means, through the client's nights.
+
+    With it the nights that could not be searched, in words. NothingToRecover or StoreError when none could.
+    """
     declared, distinct = inventory_file.load(), _distinct(nights)
     wanted = NamePattern(pattern)
     found: dict[str, dict[str, Found]] = {}
+    failed: dict[str, Exception] = {}
     for night in distinct:
         try:
             with _listed(declared, client, night) as listed:
                 found |= _at(declared, night, listings.search, [listed], wanted)
-        except (IntegrityError, NothingToRecover) as exc:
-            log.warning("night %s (%s) was not searched: %s", night.manifest.id, night.name, exc)
+        except (IntegrityError, NothingToRecover, StoreError, OSError) as exc:
+            failed[f"night {night.manifest.id} ({night.name}) was not searched"] = exc
+    unsearched = tuple(f"{what}: {exc}" for what, exc in failed.items())
     if not found:
-        raise NothingToRecover(f"client {client}", "it has no night whose listing can be read")
-    return histories([*found], found)
+        why = "; ".join(["it has no night whose listing can be read", *unsearched])
+        none = NothingToRecover(f"client {client}", why)
+        raise next((exc for exc in failed.values() if isinstance(exc, StoreError)), none)
+    return histories([*found], found), unsearched
 
 
 def diff(client: str, nights: Sequence[Night], old: str, new: str, below: str) -> list[Difference]:

@@ -54,10 +54,7 @@ def assess(sources: Sources, order: Order, plan: Plan, run: str = "") -> tuple[A
         if settled.verdict != "go on":
             findings += [*_in_the_way(target, sources, plan, domain, earlier), *lacks]
     rewritten = _rewrite(sources, plan, domain, fit, run)
-    if not settled.runs:
-        findings += _answering(sources.client, order, second=sources.template is None)
-    findings += _elsewhere(domain, order, plan.identity)
-    findings += _from_the_store(domain, order)
+    findings += _there_after_all(sources, order, plan, domain, runs=settled.runs)
     client = places.client(sources.client)
     facts = read_model(places.store().overnight(sources.client) / "facts.json", Facts)
     findings += [*missing(sources, order, domain, client, facts), *unreached(sources, plan, domain, client)]
@@ -132,25 +129,35 @@ def _rewrite(sources: Original, plan: Plan, domain: Domain, fit: Fit, run: str) 
     )
 
 
-def _answering(client: str, order: Order, *, second: bool) -> list[Finding]:
-    """Whether the lost system is there after all: what is restored and probed by its address would be that."""
+def _there_after_all(sources: Sources, order: Order, plan: Plan, domain: Domain, *, runs: bool) -> list[Finding]:
+    """Whether the lost system is somewhere: at its address, unless what an earlier run started `runs`; on a host."""
+    beside = "--isolated or --as" if sources.vm in places.inventory().vms else "--isolated"
+    answering = [] if runs else _answering(sources.client, order, beside)
+    return [*answering, *_elsewhere(domain, order, plan.identity, beside), *_from_the_store(domain, order)]
+
+
+def _answering(client: str, order: Order, beside: str) -> list[Finding]:
+    """Whether the lost system is there after all: what is restored and probed by its address would be that.
+
+    `beside` is what brings it back beside that.
+    """
     if order.apart or not ssh.answers(places.target_of(client)):
         return []
-    fix = "switch it off, or bring it back beside it: --isolated" + (" or --as" if second else "")
+    fix = f"switch it off, or bring it back beside it: {beside}"
     return [refused("client", f"{client} still answers at its address", fix)]
 
 
-def _elsewhere(domain: Domain, order: Order, identity: Identity) -> list[Finding]:
+def _elsewhere(domain: Domain, order: Order, identity: Identity, beside: str) -> list[Finding]:
     """Whether the VM still runs on a KVM host of the inventory, or the second one is there; a silent host is said."""
     # On the host that it comes to a VM of its name or UUID clashes, whether it runs or not.
     names = [] if order.isolated else [name for name in places.inventory().kvm_hosts if name != order.kvm_host]
     # Side by side: of one that is dead this is known after 15 s.
     with ThreadPoolExecutor(len(names) or 1) as threads:
-        asked = [threads.submit(copy_context().run, _there, name, domain, order, identity) for name in names]
+        asked = [threads.submit(copy_context().run, _there, name, domain, order, identity, beside) for name in names]
     return [finding for answer in asked if (finding := answer.result()) is not None]
 
 
-def _there(name: str, domain: Domain, order: Order, identity: Identity) -> Finding | None:
+def _there(name: str, domain: Domain, order: Order, identity: Identity, beside: str) -> Finding | None:
     try:
         with places.hypervisor(name) as (host, _):
             if order.as_name is None:
@@ -164,7 +171,7 @@ def _there(name: str, domain: Domain, order: Order, identity: Identity) -> Findi
     if order.as_name is not None:
         reason = f"{name} has VM {found.name}: its name, UUID and MACs would be there twice"
         return refused("second VM", reason, "choose another name, or --isolated")
-    fix = f"stop it (virsh shutdown {found.name}), or bring it back beside it: --isolated or --as"
+    fix = f"stop it (virsh shutdown {found.name}), or bring it back beside it: {beside}"
     return refused("source VM", f"it still runs on {name}", fix)
 
 
@@ -229,10 +236,10 @@ def assess_at_once(original: Original, order: Order, plan: Plan, run: str) -> Re
     RecoveryRefused with all that is in its way.
     """
     domain, volumes = parse_domain(original.xml), [disk.volume for disk in original.image.disks]
-    client = places.inventory().vms.get(original.vm)
+    client, beside = places.inventory().vms.get(original.vm), _beside(original.vm)
     with ThreadPoolExecutor(1) as threads:
         # Meanwhile: of an address where nothing is this is known after 20 s.
-        answers = threads.submit(copy_context().run, _answering, client, order, second=True) if client else None
+        answers = threads.submit(copy_context().run, _answering, client, order, beside) if client else None
         with places.hypervisor(plan.kvm_host) as (host, shell):
             target = Target(host, shell)
             there = recovery_target.pools(target, _pool_names(original))
@@ -242,7 +249,7 @@ def assess_at_once(original: Original, order: Order, plan: Plan, run: str) -> Re
                 findings += recovery_target.room(target, plan, _needed(original, {}))
             tpm = original.image.parts.tpm_state is not None
             fit, lacks = recovery_target.capabilities(target, domain, tpm=tpm)
-        findings += [*lacks, *_elsewhere(domain, order, plan.identity), *(answers.result() if answers else ())]
+        findings += [*lacks, *_elsewhere(domain, order, plan.identity, beside), *(answers.result() if answers else ())]
     _require_possible(original.vm, findings)
     return _rewrite(original, plan, domain, fit, run)
 
@@ -254,9 +261,14 @@ def require_nowhere_else(record: InstantVm) -> None:
     To be asked right before it is started, while it does not run.
     """
     order, domain = Order(kvm_host=record.kvm_host), parse_domain(record.xml)
-    client = places.inventory().vms.get(record.vm)
-    findings = _elsewhere(domain, order, Identity(name=record.vm, uuid=record.uuid))
-    _require_possible(record.vm, [*findings, *(_answering(client, order, second=True) if client else ())])
+    client, beside = places.inventory().vms.get(record.vm), _beside(record.vm)
+    findings = _elsewhere(domain, order, Identity(name=record.vm, uuid=record.uuid), beside)
+    _require_possible(record.vm, [*findings, *(_answering(client, order, beside) if client else ())])
+
+
+def _beside(vm: str) -> str:
+    """Instant recovery itself only ever brings back the VM in its place."""
+    return f"gbs recover vm {vm} --isolated"
 
 
 @retryable("look again", "see that {plan.identity.name} is nowhere else")
@@ -265,10 +277,8 @@ def require_startable(sources: Sources, order: Order, plan: Plan) -> None:
 
     To be asked right before it is started, while it does not run.
     """
-    domain = parse_domain(sources.xml)
-    findings = _answering(sources.client, order, second=sources.template is None)
-    findings += _elsewhere(domain, order, plan.identity)
-    _require_possible(plan.identity.name, [*findings, *_from_the_store(domain, order)])
+    findings = _there_after_all(sources, order, plan, parse_domain(sources.xml), runs=False)
+    _require_possible(plan.identity.name, findings)
 
 
 def _require_possible(vm: str, findings: list[Finding]) -> None:

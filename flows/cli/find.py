@@ -54,7 +54,7 @@ def files(client: str, pattern: str, images: bool, chosen: tuple[str, ...], as_j
     if inside:
         found, warnings = image_search.find(client, pattern, chosen)
     else:
-        found, warnings = file_search.find(client, catalogue.nights(client), pattern), ()
+        found, warnings = file_search.find(client, catalogue.nights(client), pattern)
     code = _warned(warnings) or (0 if found else 10)
     if as_json:
         print(json.dumps([asdict(row) for row in found], indent=1))

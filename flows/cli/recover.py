@@ -64,8 +64,7 @@ def vm(
     recover_vm: Any = module.recover_vm
     wanted = {"night": night, "to": host, "as_name": as_name, "networks": list(networks), "isolated": isolated}
     if instant:
-        show_instant(name, recover_vm(name, **wanted, dry_run=dry_run, instant=True), as_json)
-        return 0
+        return show_instant(name, recover_vm(name, **wanted, dry_run=dry_run, instant=True), as_json)
     return _ask_and_do(name, partial(recover_vm, name, **wanted), dry_run=dry_run, yes=yes, as_json=as_json)
 
 

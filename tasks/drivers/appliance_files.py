@@ -16,7 +16,8 @@ from tasks.drivers.appliance import DiskFile, OnProgress
 from tasks.drivers.appliance_session import Reporter, launched
 from tasks.drivers.process import no_room
 from tasks.drivers.space import require_space
-from tasks.errors import CommandFailed, IntegrityError, NothingToRecover, StoreFilled
+from tasks.errors import CommandFailed, IntegrityError, NothingToRecover, RecoveryRefused, StoreFilled
+from tasks.model.file_history import is_hidden
 
 SYSROOT = "/sysroot"
 _SEND = f"""cd /tmp
@@ -47,8 +48,9 @@ def copy_out(
     """Copy paths (without slashes around them) of the guest in an image into a folder of ours, with their full names.
 
     Owners, ACLs, xattrs, hard links and holes are kept, with `fake_super` in rsync's xattr. The image is only read.
-    Raises NothingToRecover for a path that is not there, IntegrityError for an image without a file system that can be
-    mounted, StoreFull without room for the files and `reserve_bytes` beside them, CommandFailed.
+    Raises NothingToRecover for a path that is not there, RecoveryRefused for one in a file system that cannot be
+    mounted, IntegrityError for an image without one that can be, StoreFull without room for the files and
+    `reserve_bytes` beside them, CommandFailed.
     """
     request = {
         "do": "files",
@@ -71,6 +73,7 @@ def send(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         reporter.now("mounting the image's file systems")
         unmounted = mount_all(handle, image)
         for path in request["paths"]:
+            _require_mounted(image, f"/{path}", unmounted)
             _require(handle, image, f"/{path}")
         needed_kib = sum(handle.du(f"/{path}") for path in request["paths"])
         require_space(destination, needed_kib << 10, request["reserve_bytes"])
@@ -111,6 +114,14 @@ def mount_all(handle: Any, image: str) -> dict[str, str]:
                 raise
             unmounted[place] = str(exc)
     return unmounted
+
+
+def _require_mounted(image: str, path: str, unmounted: dict[str, str]) -> None:
+    """What lies in the folder that a file system would be mounted on is not what the guest has there."""
+    for place, reason in unmounted.items():
+        if is_hidden(path, [place]):
+            why = f"the guest's file system at {place} could not be mounted: {reason}"
+            raise RecoveryRefused(f"{path} from image {image}", why, "take another image (--from)")
 
 
 def _require(handle: Any, image: str, path: str) -> None:

@@ -66,8 +66,8 @@ class Exports:
 
     @property
     def mark(self) -> str:
-        """What is served, in short; the lock's holder says it."""
-        served = json.dumps([self.owner, self.sockets], sort_keys=True)
+        """What is served and to whom, in short; the lock's holder says it."""
+        served = json.dumps([asdict(self.target), self.owner, self.sockets], sort_keys=True, default=str)
         return f"serves {hashlib.sha256(served.encode()).hexdigest()[:16]}"
 
     def to_json(self) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from tasks.errors import Locked
 
 POLL_S = 1.0
+LOOKED_AT_S = 0.05
+"""Who looks whether a lock is held has it for a moment (`is_held`)."""
 TURN_S = 120.0
 _log = logging.getLogger(__name__)
 
@@ -23,10 +25,7 @@ def hold(path: Path, what: str, run: str = "") -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise Locked(what, _holder(path)) from exc
+        _take(handle, path, what)
         os.ftruncate(handle, 0)
         holder = {"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds"), "run": run}
         os.pwrite(handle, json.dumps(holder).encode(), 0)
@@ -36,6 +35,18 @@ def hold(path: Path, what: str, run: str = "") -> Iterator[None]:
         # handle, which would keep the lock for some milliseconds, and our next stage would find it locked by ourselves.
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+def _take(handle: int, path: Path, what: str) -> None:
+    ends_at = time.monotonic() + LOOKED_AT_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as exc:
+            if time.monotonic() > ends_at:
+                raise Locked(what, _holder(path)) from exc
+        time.sleep(0.002)
 
 
 def turn(path: Path, what: str) -> AbstractContextManager[None]:

@@ -156,6 +156,8 @@ class Instant(_Frozen):
     disks: tuple[str, ...]
     notes: tuple[str, ...]
     """What the operator should know: whose files these are, what was proven, what was dropped."""
+    warnings: tuple[str, ...] = ()
+    """What is not as it was asked for."""
     steps: tuple[Step, ...] = ()
 
 
@@ -191,11 +193,15 @@ def overlay_of(disk: DiskRecord, path: str) -> str:
 
 def notes_of(record: InstantVm) -> tuple[str, ...]:
     """What the operator should know of a VM that was started from the store."""
-    lost = (*record.warnings, *(f"dropped from its definition: {what}" for what in record.dropped))
-    if record.state is InstantState.OFF:
-        lost = (f"it is shut off: {how_to_go_on(record.vm)}", *lost)
+    lost = tuple(f"dropped from its definition: {what}" for what in record.dropped)
     if record.night is None:
         files = f"it has the files of image {record.image}, of no later night"
         return (files, "the image was not read before the start: its checksums are compared once the VM is kept", *lost)
     databases = "its databases are those of the image: the night's dumps lie in it and were not loaded"
     return (f"it has the files of night {record.night}", databases, *lost)
+
+
+def warnings_of(record: InstantVm) -> tuple[str, ...]:
+    """What of a VM that was started from the store is not as it was asked for."""
+    off = record.state is InstantState.OFF
+    return (*((f"it is shut off: {how_to_go_on(record.vm)}",) if off else ()), *record.warnings)

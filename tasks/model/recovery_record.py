@@ -163,7 +163,7 @@ def what_to_do(record: PutRecord, *, physical: bool) -> str:
         command += f" --as {shlex.quote(record.name)}"
     if record.isolated:
         command += " --isolated"
-    elif physical or record.networks is not None:
+    if physical or (record.networks is not None and not record.isolated):
         command += " and its --network"
     used = "goes on with its VM, which may be in use, and loads no dumps over it"
     does = used if record.started else "removes what it left first"

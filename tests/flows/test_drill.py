@@ -117,6 +117,35 @@ def test_drill_that_was_interrupted_is_seen_and_taken_away(site: FakeSite, drill
     assert "interrupted" not in run("status").err
 
 
+def test_drill_left_on_a_host_that_is_declared_no_more_blocks_no_other_and_its_record_is_told(
+    site: FakeSite,
+    drilled: Target,
+    run: Any,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Symptom: once its KVM host was taken from the inventory, no drill of that VM ran any more."""
+    left = PutRecord(
+        run=recovery.new_run(),
+        vm="web1",
+        kvm_host="gone",
+        name="gbs-drill-web1",
+        uuid=DRILL_UUID,
+        image="i",
+        night="n",
+        isolated=True,
+        files=(),
+    )
+    recovery.ledger("gone", DRILL_UUID).write(left)
+    plan: Any = types.SimpleNamespace(kvm_host="kvm1", identity=types.SimpleNamespace(uuid=DRILL_UUID))
+    drill_module._clear(plan)
+    assert any("gbs-drill-web1 is left on gone" in message for message in caplog.messages)
+    ended = run("reconcile")
+    (told,) = ended.errors
+    assert "gbs-drill-web1 on gone was left behind: no KVM host named 'gone': known are kvm1" in told
+    record = recovery.ledger("gone", DRILL_UUID).path.relative_to(site.store)
+    assert f"remove {record} from the store" in told
+
+
 @pytest.fixture
 def proving(site: FakeSite, drilled: Target, monkeypatch: pytest.MonkeyPatch) -> Target:
     """The drill's VM runs, its agent answers, and it has a probe that holds."""
@@ -127,6 +156,23 @@ def proving(site: FakeSite, drilled: Target, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(console, "picture", lambda _: b"picture")
     monkeypatch.setattr(recovery_put, "isolate", lambda *_: None)
     return drilled
+
+
+def test_drill_that_ended_and_could_not_be_undone_is_not_said_to_be_interrupted_once_it_is(
+    site: FakeSite,
+    proving: Target,
+    run: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def silent(_: Any) -> None:
+        raise Unreachable("kvm1", "no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "undo", silent)
+        assert run("drill", "web1").code == 1
+    assert run("reconcile").code == 0
+    assert proving.done[-1] == "clear"
+    assert [row["outcome"] for row in listed(run)] == ["FAILED"]
 
 
 def test_drill_of_an_older_image_than_the_newest_proves_nothing_of_that(

@@ -130,7 +130,7 @@ def test_files_are_found_compared_and_brought_back_from_nights_in_no_folder(site
     site.files["db1"]["/srv/page"] = b"two\n"
     nightly(["db1"])
     listed = catalogue.nights("db1")
-    (page,) = file_search.find("db1", listed, "srv/page")
+    (page,), _ = file_search.find("db1", listed, "srv/page")
     assert len(page.versions) == (2 if kind == "restic" else 1)
     if kind == "restic":
         assert [row.path for row in file_search.diff("db1", listed, "daily.1", "latest", "/srv")] == ["/srv/page"]

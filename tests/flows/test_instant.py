@@ -18,7 +18,7 @@ from tasks.drivers.store import Store
 from tasks.errors import HypervisorError, RecoveryRefused, StoreError, Unreachable
 from tasks.model.assessment import Finding
 from tasks.model.domain_capabilities import Fit
-from tasks.model.instant import InstantState, InstantVm, notes_of
+from tasks.model.instant import InstantState, InstantVm, warnings_of
 from tasks.model.manifest import VmParts
 from tasks.model.recovery import UpdatedImage
 from tasks.model.recovery_plan import Place
@@ -163,10 +163,15 @@ def test_vm_that_runs_on_another_host_is_not_started_a_second_time(
     monkeypatch.setattr(recovery_target, "runs", lambda host, _: running if host.name == "kvm2" else None)
     ended = run("instant", "start", "web1")
     assert (ended.code, kvm.did, record_of(site)) == (1, [], None)
+    beside = "bring it back beside it: gbs recover vm web1 --isolated"
     assert "it still runs on kvm2" in ended.errors[0]
+    assert ended.errors[0].endswith(beside)
+    monkeypatch.setattr(recovery_target, "runs", lambda *_: None)
     assert "kvm3: it cannot be asked for the VM" in caplog.text
     site.answering = {"web1"}
-    assert "web1 still answers at its address" in run("instant", "start", "web1").errors[0]
+    (refusal,) = run("instant", "start", "web1").errors
+    assert "web1 still answers at its address" in refusal
+    assert refusal.endswith(f"switch it off, or {beside}")
     assert (kvm.did, record_of(site)) == ([], None)
 
 
@@ -350,8 +355,25 @@ def test_record_that_cannot_be_read_keeps_the_vm_from_being_started_a_second_tim
 def test_vm_that_is_kept_while_it_is_off_is_not_said_to_run(site: FakeSite, run: Any, kvm: FakeKvmHost) -> None:  # noqa: F811
     assert run("instant", "start", "web1", "--hold").code == 0
     kvm.active = False
-    kept = json.loads(run("instant", "keep", "web1", "--json").out)
-    assert (kept["done"], kvm.moved, kept["notes"][-1]) == ("kept", True, "web1 is shut off: virsh start")
+    ended = run("instant", "keep", "web1", "--json")
+    kept = json.loads(ended.out)
+    assert (kept["done"], kvm.moved, kept["warnings"]) == ("kept", True, ["web1 is shut off: virsh start"])
+    assert ended.code == 3
+
+
+@pytest.mark.parametrize("words", [["instant", "start", "web1"], ["recover", "vm", "web1", "--instant"]])
+def test_older_image_that_had_to_be_taken_is_a_warning_as_of_any_recovery(
+    site: FakeSite,
+    run: Any,  # noqa: F811
+    kvm: FakeKvmHost,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+) -> None:
+    pull_web1(run)
+    known = UpdateResult(1, 0, 4, 1.0, 1.0, warnings=("image newer is damaged",))
+    monkeypatch.setattr(appliance, "update_files", lambda *_, **__: known)
+    ended = run(*words, "--from", "latest")
+    assert (ended.code, "warning: image newer is damaged" in ended.out) == (3, True)
 
 
 def test_move_that_was_interrupted_before_its_image_was_verified_is_ended_by_reconcile(
@@ -416,7 +438,7 @@ def test_copy_of_an_older_image_is_said_to_be_that_and_one_with_other_disks_is_r
     values |= {"files_deleted": 0, "bytes_sent": 1, "warnings": ("image newer is damaged",), "disks": [disk]}
     copied = steps.from_copy(record, UpdatedImage.model_validate(values))
     assert (copied.image, copied.disks[0].size_bytes, copied.disks[0].served.format) == ("older", 3 << 20, "qcow2")
-    assert "image newer is damaged" in notes_of(copied)
+    assert warnings_of(copied) == ("image newer is damaged",)
     other = UpdatedImage.model_validate({**values, "disks": [{**disk, "target": "vdb"}]})
     with pytest.raises(RecoveryRefused, match="image older, which had to be taken, has disks vdb"):
         steps.from_copy(record, other)

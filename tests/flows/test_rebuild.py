@@ -11,6 +11,7 @@ from flows.kvmimg_update import choose_physical
 from flows.kvmimg_update import kvmimg_update as kvmimg_update_flow
 from flows.nightly import nightly as nightly_flow
 from flows.recover_physical import recover_physical as recover_physical_flow
+from flows.recover_vm import recover_vm as recover_vm_flow
 from flows.template_add import template_add as template_add_flow
 from tasks.drivers import adoption, appliance, libvirt_host, recovery_put
 from tasks.drivers.adoption import Bootable
@@ -30,6 +31,7 @@ from tests.flows.test_recovery import Target, target  # noqa: F401 - a fixture
 nightly: Any = nightly_flow
 kvmimg_update: Any = kvmimg_update_flow
 recover_physical: Any = recover_physical_flow
+recover_vm: Any = recover_vm_flow
 template_add: Any = template_add_flow
 
 
@@ -127,6 +129,19 @@ def test_a_physical_client_gets_a_definition_and_a_place(site: FakeSite, in_appl
     assert Store(site.store).night_of("db1") is not None
     with pytest.raises(RecoveryRefused, match="--memory"):
         choose_physical("db1", "latest", "kvm1", Machine("bridge:br0"))
+
+
+def test_a_vm_rebuilt_from_a_template_can_come_back_beside_the_one_that_answers(
+    site: FakeSite,
+    in_appliance: list[str],
+    target: Target,  # noqa: F811
+) -> None:
+    template_add("web1")
+    shutil.rmtree(site.store / "images")
+    site.answering = {"web1"}
+    with pytest.raises(RecoveryRefused, match=r"web1 still answers at its address: .*: --isolated or --as$"):
+        recover_vm("web1")
+    assert recover_vm("web1", as_name="web2", dry_run=True).refusals == ()
 
 
 def test_a_physical_client_comes_back_as_a_vm_and_not_while_it_answers(

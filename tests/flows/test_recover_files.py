@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from flows.cli.main import gbs
 from flows.recover_database import recover_database as recover_database_flow
 from flows.recover_files import recover_files as recover_files_flow
-from tasks import database_recovery, places
+from tasks import database_recovery, file_search, places
 from tasks.drivers import appliance_files, databases, ssh
 from tasks.drivers.appliance import DiskFile
 from tasks.drivers.databases import recovering
@@ -38,6 +39,7 @@ from tasks.errors import (
 )
 from tasks.model.databases import Server
 from tasks.model.manifest import DumpRecord, FileRecord, ImageManifest
+from tasks.model.night_choice import OVERNIGHT, Night
 from tests.flows.fake_site import FakeSite
 from tests.lab.database_client import DatabaseClient
 from tests.lab.leftovers import LABS
@@ -126,6 +128,32 @@ def test_commands_find_compare_and_recover(nights: FakeSite, tmp_path: Path) -> 
     assert gbs_says("diff", "db1", "daily.1", "latest", "/etc/hosts", "--content").endswith("-old\n+new\n \n")
     assert "are in" in gbs_says("recover", "files", "db1", "/etc/hosts", "--to", str(tmp_path / "to"))
     assert "dry run" in gbs_says("recover", "files", "db1", "/srv", "--to", str(tmp_path / "to"), "--dry-run")
+
+
+@pytest.mark.parametrize("damage", ["damaged", "unreadable"])
+def test_night_that_cannot_be_searched_is_a_warning_and_hides_no_other(
+    nights: FakeSite, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    if damage == "damaged":
+        (nights.permanent / "db1/daily.1/SHA256SUMS").write_text("x\n")
+    else:
+        read = file_search._at
+
+        def read_far_only(declared: Any, night: Night, *args: Any) -> Any:
+            if night.name == OVERNIGHT:
+                raise OSError(errno.EIO, "Input/output error")
+            return read(declared, night, *args)
+
+        monkeypatch.setattr(file_search, "_at", read_far_only)
+
+    def gbs_says(*words: str) -> tuple[int, Any, str]:
+        done = CliRunner().invoke(gbs, [*words, "--json"], catch_exceptions=False, standalone_mode=False)
+        return done.return_value, json.loads(done.stdout), " ".join(done.stderr.split())
+
+    code, rows, warned = gbs_says("find", "db1", "hosts")
+    assert (code, [len(row["versions"]) for row in rows]) == (3, [1])
+    assert re.search(r"warning: night \S+ \((daily.1|overnight)\) was not searched: ", warned)
+    assert gbs_says("find", "db1", "no such file")[:2] == (3, [])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,14 @@ def test_exports_whose_beginner_is_killed_before_he_saw_them_do_not_run_on(tmp_p
     assert done.returncode == 1
     assert "who began it was killed" in done.stderr
     assert not instant_export.runs(exports.lock)
+
+
+def test_exports_to_a_host_that_has_moved_are_not_taken_for_these() -> None:
+    """Symptom: once the KVM host had another address, its VM's exports were never served again."""
+    target = SshTarget("kvm1", "192.0.2.1", "root", 22, Path("key"), Path("known_hosts"))
+    moved = replace(target, address="192.0.2.2")
+    marks = [Exports("export of web1", Path("exports"), each, "0:0", {}).mark for each in (target, target, moved)]
+    assert marks[0] == marks[1] != marks[2]
 
 
 def test_only_whole_clusters_of_large_zeroes_are_noted_in_requests_that_qemu_takes() -> None:

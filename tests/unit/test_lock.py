@@ -62,6 +62,27 @@ def test_to_look_whether_it_is_held_leaves_it_free_though_a_child_has_a_copy_of_
             os.close(copy)
 
 
+def test_hold_somebody_looks_whether_it_is_held_is_not_kept_from_it(tmp_path: Path) -> None:
+    """Symptom: `gbs status`, asked by monitoring, made a night end as locked by another run."""
+    path, ended = tmp_path / "lock", threading.Event()
+    path.touch()
+
+    def look() -> None:
+        while not ended.is_set():
+            lock.is_held(path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(300):
+            with lock.hold(path, "client web1"):
+                pass
+            time.sleep(0.0005)
+    finally:
+        ended.set()
+        looking.join()
+
+
 def test_one_of_takes_any_that_is_free_and_waits_when_none_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "POLL_S", 0.01)
     slots = [tmp_path / f"slot-{number}" for number in range(2)]
