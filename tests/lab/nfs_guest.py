@@ -85,11 +85,22 @@ def run_near(folder: Path, arguments: Sequence[str], modules: Sequence[str] = ()
     return int((folder / "status").read_text(encoding="ascii"))
 
 
+def preloaded(folder: Path, name: str) -> Path:
+    """A library of the folder uml, built in `folder`, for LD_PRELOAD; LabError when it cannot be."""
+    library = folder / f"{name}.so"
+    argv = ["gcc", "-O2", "-Wall", "-shared", "-fPIC", "-o", str(library), str(_SCRIPTS / f"{name}.c")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LabError(f"{name}.c: {done.stderr}")
+    return library
+
+
 def _boot(folder: Path, modules: Sequence[str]) -> None:
     argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"]
-    argv += ["env", "-i", f"HOME={folder}", "TMPDIR=/dev/shm", str(KERNEL)]
+    argv += ["env", "-i", f"HOME={folder}", "TMPDIR=/dev/shm", f"LD_PRELOAD={preloaded(folder, 'whole_xstate')}"]
+    argv += [str(KERNEL)]
     argv += ["mem=1G", "root=/dev/root", "rootfstype=hostfs", "hostfs=/", "ro", f"init={_SCRIPTS}/init.sh"]
-    argv += [f"ubda={folder}/disk", f"uml_dir={folder}", "con=null", "con0=null,fd:1", "quiet"]
+    argv += [f"ubda={folder}/disk", f"uml_dir={folder}", "con=null", "con0=null,fd:1", "quiet", "panic=-1"]
     argv += [f"gbs_kernel={folder}/modules", f"gbs_folder={folder}", f"gbs_modules={','.join(modules)}"]
     with (
         (folder / "console").open("wb") as console,

@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.lab import newer_host
 from tests.lab.accelerator import cache_folder
 from tests.lab.leftovers import LABS, sweep
+from tests.lab.nfs_guest import preloaded
 from tests.lab.process import LabError, ProcessRecord
 from tests.lab.progress import phase
 
@@ -94,8 +95,8 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> None:
     with (folder / "disk").open("wb") as file:
         file.truncate(_DISK_BYTES)
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(folder / "disk")], check=True)
-    argv = ["gcc", "-O2", "-Wall", "-shared", "-fPIC", "-o", str(folder / "slow_clock.so")]
-    subprocess.run([*argv, str(_SCRIPTS / "slow_clock.c")], check=True)
+    for name in ("slow_clock", "whole_xstate"):
+        preloaded(folder, name)
 
 
 def _run(folder: Path, argv: Sequence[str]) -> None:

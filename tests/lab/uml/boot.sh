@@ -14,6 +14,6 @@ mount -t proc proc "$tree/proc"
 
 # Its memory is a file in TMPDIR. Its second has $slower of the machine's.
 exec chroot "$tree" /usr/bin/env -i HOME=/mnt/home TMPDIR=/dev/shm "SLOW_CLOCK=$slower" \
-    "LD_PRELOAD=/mnt/machine$folder/slow_clock.so" /mnt/kernel/usr/bin/linux.uml \
+    "LD_PRELOAD=/mnt/machine$folder/slow_clock.so:/mnt/machine$folder/whole_xstate.so" /mnt/kernel/usr/bin/linux.uml \
     mem=4G root=/dev/root rootfstype=hostfs hostfs=/mnt/machine ro "init=$init" "ubda=/mnt/machine$folder/disk" \
     uml_dir=/mnt/home con=null con0=null,fd:1 quiet "gbs_kernel=$kernel" "gbs_folder=$folder" gbs_modules=fuse,ipv6,tun
