@@ -139,16 +139,16 @@ def start(record: InstantVm, parts: Sequence[Place] = ()) -> InstantVm:
 
 def _bring(shell: Shell, target: SshTarget, record: InstantVm, parts: Sequence[Place]) -> InstantVm:
     """Bring UEFI variables, TPM state or a kernel to the host; the record with which files they are."""
-    image, store = read_model(record.image_folder / MANIFEST, ImageManifest) if parts else None, places.store()
+    store = places.store()
 
     def send(source: Path, path: str) -> int:
         return rsync.send_file(target, source, path, deadline_s=PART_DEADLINE_S).sent_bytes
 
     for place in parts:
-        sha256 = next((file.sha256 for file in image.files if file.path == place.file), None) if image else None
+        sha256 = next(file.sha256 for file in _image_of(record).files if file.path == place.file)
         kept = instant_records.Parts(store, record)
         recovery_put.place_file(shell, kept, place, record.image_folder / place.file, str(sha256), send)
-    return instant_records.find(store, record.uuid) or record
+    return instant_records.of(store, record.uuid) or record
 
 
 def _zeroes(record: InstantVm) -> dict[str, list[tuple[int, int]]]:
@@ -237,8 +237,13 @@ def forget(record: InstantVm) -> None:
 @retryable("verify image", "verify image {record.image} of {record.vm}", retries=0)
 def verify(record: InstantVm) -> None:
     """IntegrityError unless every file of the image, which the VM was read from, is as it was published."""
+    image = _image_of(record)
+    with reporting(log, f"verify image {image.id}"):
+        verify_image(record.image_folder, image)
+
+
+def _image_of(record: InstantVm) -> ImageManifest:
     image = read_model(record.image_folder / MANIFEST, ImageManifest)
     if image is None:
         raise IntegrityError(str(record.image_folder), "an image", "nothing")
-    with reporting(log, f"verify image {image.id}"):
-        verify_image(record.image_folder, image)
+    return image

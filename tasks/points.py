@@ -117,7 +117,9 @@ def verify(client: str, percent: float) -> list[Checked]:
     try:
         permanent.at(place, restore_points.note, root_of(client), nights, [row.night for row in found if row.night])
     except StoreError as exc:
-        raise damage or exc from exc
+        if damage is None:
+            raise
+        raise damage from exc
     if damage is not None:
         raise damage
     return found

@@ -37,7 +37,7 @@ def find(store: Store, vm: str) -> InstantVm | None:
 
 def of(store: Store, uuid: str) -> InstantVm | None:
     """The record of the VM with that UUID, or None when there is none; IntegrityError when it cannot be read."""
-    return read_model(folder_of(store) / f"{slug(uuid)}.json", InstantVm)
+    return read_model(_path(store, uuid), InstantVm)
 
 
 def write(store: Store, record: InstantVm, state: InstantState) -> InstantVm:
@@ -90,4 +90,8 @@ def rows(store: Store) -> list[InstantRow]:
 
 def path_of(store: Store, record: InstantVm) -> Path:
     """Where the record is."""
-    return folder_of(store) / f"{slug(record.uuid)}.json"
+    return _path(store, record.uuid)
+
+
+def _path(store: Store, uuid: str) -> Path:
+    return folder_of(store) / f"{slug(uuid)}.json"

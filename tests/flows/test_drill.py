@@ -21,6 +21,7 @@ from tasks.model.recovery_record import PutRecord
 from tests.flows.fake_site import DOMAIN_XML, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
 from tests.flows.test_recovery import Target, newer_and_damaged, target  # noqa: F401 - fixtures
+from tests.unit.records import put_record
 
 DRILL_UUID = "11111111-2222-4333-8444-555555555555"
 _CHANNEL = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
@@ -86,18 +87,13 @@ def test_picture_that_cannot_be_taken_hides_nothing(
     assert (told.screenshot, "the connection broke" in told.unseen) == ("", True)
 
 
+def drill_record(kvm_host: str) -> PutRecord:
+    name = "gbs-drill-web1"
+    return put_record(run=recovery.new_run(), kvm_host=kvm_host, name=name, uuid=DRILL_UUID, isolated=True)
+
+
 def test_drill_that_was_interrupted_is_seen_and_taken_away(site: FakeSite, drilled: Target, run: Any) -> None:  # noqa: F811
-    left = PutRecord(
-        run=recovery.new_run(),
-        vm="web1",
-        kvm_host="kvm1",
-        name="gbs-drill-web1",
-        uuid=DRILL_UUID,
-        image="i",
-        night="n",
-        isolated=True,
-        files=(),
-    )
+    left = drill_record("kvm1")
     recovery.ledger("kvm1", DRILL_UUID).write(left)
     with places.locked("vm", DRILL_UUID):
         assert [row["outcome"] for row in listed(run)] == ["running"]
@@ -124,17 +120,7 @@ def test_drill_left_on_a_host_that_is_declared_no_more_blocks_no_other_and_its_r
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Symptom: once its KVM host was taken from the inventory, no drill of that VM ran any more."""
-    left = PutRecord(
-        run=recovery.new_run(),
-        vm="web1",
-        kvm_host="gone",
-        name="gbs-drill-web1",
-        uuid=DRILL_UUID,
-        image="i",
-        night="n",
-        isolated=True,
-        files=(),
-    )
+    left = drill_record("gone")
     recovery.ledger("gone", DRILL_UUID).write(left)
     plan: Any = types.SimpleNamespace(kvm_host="kvm1", identity=types.SimpleNamespace(uuid=DRILL_UUID))
     drill_module._clear(plan)

@@ -35,9 +35,9 @@ from tasks.model.domain_xml import parse_domain
 from tasks.model.instant import InstantState, InstantVm
 from tasks.model.manifest import MANIFEST
 from tasks.model.names import new_id
-from tasks.model.recovery_record import PutRecord
 from tests.flows.fake_site import UUID, FakeSite
 from tests.flows.test_commands import run  # noqa: F401 - a fixture
+from tests.unit.records import put_record
 
 nightly: Any = nightly_flow
 recover_vm: Any = recover_vm_flow
@@ -238,19 +238,8 @@ def test_recovery_that_was_cut_off_is_told_until_it_is_ended(
     assessment = recover_vm("web1", dry_run=True)
     copy = site.store / "recovery/web1/copy"
     copy.mkdir(parents=True)
-    cut_off = PutRecord(
-        run=recovery.new_run(),
-        vm="web1",
-        kvm_host="kvm1",
-        name="web1",
-        uuid=UUID,
-        isolated=False,
-        files=(),
-        image=assessment.image,
-        night=assessment.night,
-        started=True,
-        working_copy=str(copy),
-    )
+    known = {"uuid": UUID, "image": assessment.image, "night": assessment.night}
+    cut_off = put_record(run=recovery.new_run(), **known, started=True, working_copy=str(copy))
     recovery.ledger("kvm1", UUID).write(cut_off)
     of_drill = {"name": "gbs-drill-web1", "uuid": UUID.replace("6d", "7d"), "isolated": True, "working_copy": None}
     left = recovery.ledger("kvm1", UUID.replace("6d", "7d"))
@@ -439,10 +428,7 @@ def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSit
         assessment = recover_vm("web1", dry_run=True)
         plan = assessment.plan
         values = {"image": assessment.image, "night": assessment.night, **changed}
-        record = PutRecord(
-            run="r", vm="web1", kvm_host="kvm1", name="web1", uuid=UUID, isolated=False, files=(), **values
-        )
-        recovery.ledger(plan.kvm_host, UUID).write(record)
+        recovery.ledger(plan.kvm_host, UUID).write(put_record(uuid=UUID, **values))
 
     left()
     target.made = types.SimpleNamespace(call=lambda *_: True)
@@ -474,9 +460,8 @@ def test_recovery_that_was_killed_is_gone_on_with_or_cleared_first(site: FakeSit
 def test_vm_that_a_killed_run_had_started_is_never_removed(site: FakeSite, target: Target) -> None:
     def left(**changed: Any) -> None:
         assessment = recover_vm("web1", dry_run=True)
-        values = {"image": assessment.image, "night": assessment.night, "isolated": False, "started": True} | changed
-        record = PutRecord(run="r", vm="web1", kvm_host="kvm1", name="web1", uuid=UUID, files=(), **values)
-        recovery.ledger("kvm1", UUID).write(record)
+        values = {"image": assessment.image, "night": assessment.night, "started": True} | changed
+        recovery.ledger("kvm1", UUID).write(put_record(uuid=UUID, **values))
 
     target.made = types.SimpleNamespace(call=lambda *_: False)
     for other in ({"night": "20200101T000000Z"}, {"isolated": True}, {"networks": {"lan": "user"}}):

@@ -9,6 +9,7 @@ from tasks.model.facts import Facts
 from tasks.model.facts_mounts import FileSystem
 from tasks.model.manifest import DiskRecord, FileRecord, ImageManifest, NightManifest
 from tasks.model.names import new_id
+from tasks.model.recovery_record import PutRecord
 
 NIGHT = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 ZEROS = "0" * 64
@@ -74,3 +75,9 @@ def facts(*systems: FileSystem, **changed: Any) -> Facts:
 
 def file_system(place: str, source: str, fstype: str, uuid: str) -> FileSystem:
     return FileSystem(mountpoint=place, source=source, fstype=fstype, uuid=uuid, size_bytes=1, used_bytes=1)
+
+
+def put_record(**changed: Any) -> PutRecord:
+    """A recovery of web1 to kvm1 that has put nothing there yet."""
+    values: dict[str, Any] = {"run": "r", "vm": "web1", "kvm_host": "kvm1", "name": "web1", "uuid": "u"}
+    return PutRecord(**{**values, "image": "i", "night": "n", "isolated": False, "files": (), **changed})

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tasks.model.recovery_record import PutRecord, what_to_do
+from tasks.model.recovery_record import what_to_do
+from tests.unit.records import put_record
 
 
 @pytest.mark.parametrize(
@@ -18,17 +19,6 @@ from tasks.model.recovery_record import PutRecord, what_to_do
 def test_told_command_has_the_options_that_it_needs(
     physical: bool, isolated: bool, networks: dict[str, str] | None, words: str
 ) -> None:
-    record = PutRecord(
-        run="r",
-        vm="db1",
-        kvm_host="kvm1",
-        name="db1",
-        uuid="u",
-        image="i",
-        night="n",
-        isolated=isolated,
-        networks=networks,
-        files=(),
-    )
+    record = put_record(vm="db1", name="db1", isolated=isolated, networks=networks)
     command = f"gbs recover {'physical' if physical else 'vm'} db1 --from n --to kvm1{words}"
     assert f"was cut off; {command} removes" in what_to_do(record, physical=physical)
