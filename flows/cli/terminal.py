@@ -104,7 +104,7 @@ def _server_unreachable(error: Exception) -> Unreachable | None:
     return Unreachable(f"the Prefect server {where}", f"{error}; start it with: prefect server start")
 
 
-WRAPPED = ("reason", "why", "which", "gap", "fields", "paths", "databases", "template has", "client has")
+WRAPPED = ("reason", "why", "which", "gap", "fields", "paths", "databases", "proven by", "template has", "client has")
 """Columns whose text may break: names and ids of the others are copied from the table."""
 
 
@@ -117,12 +117,16 @@ def rows(title: str, columns: Sequence[str], body: Sequence[Sequence[Any]], as_j
         out.print(f"{title}: {empty}")
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    needed = 0
     for place, column in enumerate(columns):
         wraps = column in WRAPPED
         width = 20 if wraps else max(len(str(row[place] or "")) for row in (*body, columns))
+        needed += width + 2
         table.add_column(column.upper(), overflow="fold", no_wrap=not wraps, min_width=width, header_style="dim")
     for row in body:
         table.add_row(*(_styled(str(value if value is not None else "")) for value in row))
+    if needed > out.width:  # what does not fit, rich would leave out without a word, column by column
+        table.width = needed
     out.print(table, crop=False)
 
 
