@@ -34,13 +34,15 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 def sha256_of(handle: int, on_bytes: Callable[[int], None] | None = None) -> str:
     """The hex sha256 of what is left to read of an open file, which is closed; `on_bytes` as `sha256_file`."""
     digest = hashlib.sha256()
-    with open(handle, "rb", buffering=0) as file:
-        # Of 100,000 files most are small: clearing 1 MiB for each would take longer than reading it.
-        buffer = bytearray(max(1, min(CHUNK, os.fstat(file.fileno()).st_size)))
-        while size := file.readinto(buffer):
+    try:
+        # Of 100,000 files most are small: a buffer of 1 MiB for each would take longer than reading it.
+        buffer = bytearray(min(CHUNK, os.fstat(handle).st_size + 1))
+        while size := os.readv(handle, [buffer]):
             digest.update(memoryview(buffer)[:size])
             if on_bytes is not None:
                 on_bytes(size)
+    finally:
+        os.close(handle)
     return digest.hexdigest()
 
 
@@ -125,6 +127,7 @@ class Entry(NamedTuple):
     path: bytes
     inode: int
     size_bytes: int | None
+    allocated_bytes: int
     known: bool
     """It is the same inode as its namesake in the tree before."""
 
@@ -143,9 +146,9 @@ def walk(root: int, last: int | None = None) -> Iterator[list[Entry]]:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
                     continue
-                size_bytes = entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else None
-                inode = entry.inode()
-                found.append(Entry(path, inode, size_bytes, before.get(entry.name) == inode))
+                state, inode = entry.stat(follow_symlinks=False), entry.inode()
+                size_bytes = state.st_size if stat.S_ISREG(state.st_mode) else None
+                found.append(Entry(path, inode, size_bytes, state.st_blocks * 512, before.get(entry.name) == inode))
         yield found
         pending.extend(reversed(folders))
 
@@ -209,9 +212,9 @@ def write_listing(root: Path, listing: Path, previous_root: Path | None, previou
             last = None
         for entries in walk(new, last):
             new_inodes += bool(entries)
-            for path, _, file_bytes, known in entries:
+            for path, _, file_bytes, allocated_bytes, known in entries:
                 if not known:
-                    new_inodes, new_bytes = new_inodes + 1, new_bytes + _allocated(new, path)
+                    new_inodes, new_bytes = new_inodes + 1, new_bytes + allocated_bytes
                     if last is not None:
                         fresh.append(path)
                 if file_bytes is not None:
@@ -221,10 +224,6 @@ def write_listing(root: Path, listing: Path, previous_root: Path | None, previou
         out.flush()
         os.fsync(out.fileno())
     return Listed(count, size_bytes, new_bytes, new_inodes, fresh if last is not None else None)
-
-
-def _allocated(root: int, path: bytes) -> int:
-    return os.stat(path, dir_fd=root, follow_symlinks=False).st_blocks * 512
 
 
 def _lines_by_path(listing: Path) -> dict[bytes, bytes]:

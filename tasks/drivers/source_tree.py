@@ -56,10 +56,9 @@ def bytes_by_place(source: Path, places: Iterable[str]) -> dict[str, int]:
             if not entries:
                 continue
             place = place_of_path("/" + os.fsdecode(entries[0].path.rpartition(b"/")[0]), places)
-            for path, inode, size_bytes, _ in entries:
+            for _, inode, size_bytes, allocated, _ in entries:
                 if size_bytes and inode not in seen:
                     seen.add(inode)
-                    allocated = os.stat(path, dir_fd=root, follow_symlinks=False).st_blocks * 512
                     found[place] = found.get(place, 0) + min(size_bytes, allocated)
     return found
 
