@@ -122,7 +122,7 @@ def read_below(root: Path, name: str, most_bytes: int) -> bytes | None:
 
 
 class Entry(NamedTuple):
-    """What is in a tree and is no folder: its path from the root, its inode, and its bytes if it is a regular file."""
+    """What is in a tree and is no folder: path from the root, inode, bytes if it is a regular file, bytes on disk."""
 
     path: bytes
     inode: int
